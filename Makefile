@@ -1,0 +1,37 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint bench schemas lock clean
+
+setup: $(VENV)/.ready
+
+# torch stands apart from the lock: one version is a CPU build here and a CUDA build there.
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	grep -oE '^[a-z0-9._-]+==[^ ;]+' requirements.lock | grep -vE '^numpy==' > $(VENV)/pins.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check 'torch==2.13.0' -c $(VENV)/pins.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/dnf-worker demo
+
+test: setup
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: setup
+	$(BIN)/dnf-detector bench
+
+schemas: setup
+	$(BIN)/python -m worker.messages deploy/schemas
+
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.in -o requirements.lock
+
+clean:
+	rm -rf $(VENV) demo
