@@ -1,0 +1,188 @@
+"""The demonstration: broker, object store and worker on this machine, samples in, verdicts out."""
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import environ
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from worker.embedded import EmbeddedServiceError, EmbeddedServices
+from worker.processes import GuardedProcess
+from worker.samples import BadUpload, Sample, bad_uploads, load_samples
+
+WORKER_READY_SECONDS = 180.0
+VERDICTS_SECONDS = 180.0
+INTERRUPTED = 130
+
+
+class DemoFailedError(RuntimeError):
+    """The demonstration could not come to its end; the message says what happened."""
+
+
+def run_demo(*, keep: bool, out: Path, bundle: str) -> int:
+    """Run the demonstration and return its exit status: 0, 1 when it failed, 130 when it was interrupted.
+
+    The contact sheet and the worker's log go to the folder `out`; `bundle` names the detector; with `keep`
+    the services and the worker stay up until Ctrl-C.
+    """
+    console = Console()
+    try:
+        with _interruptible():
+            _demonstrate(console, keep=keep, out=out, bundle=bundle)
+    except KeyboardInterrupt:
+        console.print("Stopped. Nothing is left running.")
+        return 0 if keep else INTERRUPTED
+    except (DemoFailedError, EmbeddedServiceError) as error:
+        console.print(f"[bold red]The demonstration failed.[/] {escape(str(error))}")
+        return 1
+    return 0
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """What is sent under one key: a sample or a bad upload."""
+
+    key: str
+    content: Sample | BadUpload
+
+    @property
+    def data(self) -> bytes | None:
+        return self.content.read() if isinstance(self.content, Sample) else self.content.data
+
+
+def _demonstrate(console: Console, *, keep: bool, out: Path, bundle: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "worker.log"
+    log.unlink(missing_ok=True)
+    with EmbeddedServices() as services:
+        console.print(f"Valkey at {services.redis_url}, SeaweedFS at {services.s3_endpoint}")
+        variables = {**services.environment(), "DNF_BUNDLE": bundle, "DNF_LOG_FORMAT": "json"}
+        with _environment(variables), _worker(log) as worker:
+            outcomes = _examine(console, services, worker)
+            _show(console, outcomes)
+            _write_sheets(console, outcomes, out)
+            console.print(f"The worker's log is at {log}", soft_wrap=True, highlight=False)
+            if keep:
+                _stay_up(console, worker, variables)
+
+
+def _examine(console: Console, services: EmbeddedServices, worker: GuardedProcess) -> list[Outcome]:
+    """Upload and enqueue everything, and return what came of each upload, in the order of sending."""
+    client = Client(Settings())
+    store = services.seaweedfs.client()
+    uploads = [_Upload(f"demo/{item.file}", item) for item in [*load_samples(), *bad_uploads()]]
+    with _progress(console) as progress:
+        sending = progress.add_task("Uploading and enqueueing", total=len(uploads))
+        sent: dict[str, _Upload] = {}
+        for upload in uploads:
+            if upload.data is not None:
+                store.put_object(Bucket=services.bucket, Key=upload.key, Body=upload.data)
+            sent[client.submit(services.bucket, upload.key)] = upload
+            progress.advance(sending)
+        loading = progress.add_task("The worker loads its model", total=1)
+        _wait_until_ready(worker)
+        progress.advance(loading)
+        judging = progress.add_task("Verdicts", total=len(sent))
+        outcomes: dict[str, Outcome] = {}
+        deadline = time.monotonic() + VERDICTS_SECONDS
+        for check_id, upload in sent.items():
+            outcomes[check_id] = _outcome(client, worker, check_id, upload, deadline)
+            progress.advance(judging)
+    return list(outcomes.values())
+
+
+def _wait_until_ready(worker: GuardedProcess) -> None:
+    deadline = time.monotonic() + WORKER_READY_SECONDS
+    while '"worker_ready"' not in worker.log.read_text(encoding="utf-8", errors="replace"):
+        _require_alive(worker)
+        if time.monotonic() > deadline:
+            raise DemoFailedError(
+                f"The worker was not ready within {WORKER_READY_SECONDS:.0f} seconds.\n{worker.tail(15)}"
+            )
+        time.sleep(0.1)
+
+
+def _require_alive(worker: GuardedProcess) -> None:
+    if not worker.alive:
+        raise DemoFailedError(
+            f"The worker ended with status {worker.popen.returncode}. Its last words:\n{worker.tail(15)}"
+        )
+
+
+def _progress(console: Console) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), console=console)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, for this process and its children, while the block runs."""
+    before = {name: environ.get(name) for name in variables}
+    environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del environ[name]
+            else:
+                environ[name] = value
+
+
+@contextmanager
+def _worker(log: Path) -> Iterator[GuardedProcess]:
+    """Run a worker process of its own while the block runs."""
+    worker = GuardedProcess([sys.executable, "-m", "worker.cli", "run"], log=log)
+    try:
+        yield worker
+    finally:
+        worker.stop(grace_seconds=15.0)
+
+
+def _stay_up(console: Console, worker: GuardedProcess, variables: Mapping[str, str]) -> None:
+    """Print how to submit pictures from another terminal, and wait for Ctrl-C."""
+    command = shlex.quote(str(Path(sys.executable).with_name("dnf-worker")))
+    console.print("\nThe services and the worker stay up until Ctrl-C. In another terminal:\n", style="bold")
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    for line in [*lines, f"{command} submit --wait PICTURE.jpg", f"{command} verdicts --follow"]:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print("\nThe keys open these throw-away services only.")
+    while True:
+        _require_alive(worker)
+        time.sleep(0.2)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Make SIGTERM and Ctrl-C alike: the first one unwinds, later ones do not disturb the cleaning up."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
