@@ -6,42 +6,20 @@ along a DDIM inversion (Song et al., "Denoising Diffusion Implicit Models", ICLR
 eta = 0, run from the picture towards the noise).
 """
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from detector.manifest import DnfConfig
+
 TRAINING_TIMESTEPS = 1000
-
-Variant = Literal["first", "last", "mean", "stack"]
-
 
 class NoiseEstimator(Protocol):
     """A diffusion U-Net: pictures (B, 3, H, W) in -1..1 and timesteps (B,) to noise (B, 3, H, W)."""
 
     def __call__(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Return the estimated noise."""
-
-
-class DnfConfig(BaseModel):
-    """How the feature is computed.
-
-    `variant` names what is kept of the `steps` estimates along the inversion; with "first" only one
-    forward pass is made, at t = 0. `quantise` reproduces the published pipeline, which clamps the feature
-    to 0..1 and stores it as bytes between the two networks; it exists for parity.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    variant: Variant = "first"
-    steps: int = Field(default=20, ge=1, le=TRAINING_TIMESTEPS)
-    quantise: bool = False
-
-    @property
-    def channels(self) -> int:
-        """How many channels the feature has."""
-        return 3 * self.steps if self.variant == "stack" else 3
 
 
 def signal_levels(device: torch.device | str = "cpu") -> Tensor:

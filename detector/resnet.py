@@ -5,26 +5,11 @@ He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; the bottle
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-
-class ResNetConfig(BaseModel):
-    """Which ResNet: `depth` 18 or 50; `width` channels after the stem; `stem_pool` the stem's max-pooling.
-
-    64 and True are the published network. Without the pooling every stage works at twice the resolution,
-    which keeps fine residuals; at half the width it costs the same.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    depth: Literal[18, 50] = 50
-    width: int = Field(default=64, ge=8, le=128)
-    stem_pool: bool = True
-    in_channels: int = Field(default=3, ge=1)
+from detector.manifest import ResNetConfig
 
 
 class BasicBlock(nn.Module):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -60,7 +61,7 @@ class Unet(nn.Module):
         return cast("Tensor", self.network(x.to(dtype), timesteps, return_dict=False)[0])
 
 
-def load_unet(source: str | Path) -> Unet:
+def load_unet(source: str | Path, revision: str | None = None) -> Unet:
     """Load a U-Net from a diffusers folder or a hub id such as `google/ddpm-bedroom-256`, in float32.
 
     Only safetensors weights are read from a folder. Raises `UnetRejected` when there is no such U-Net.
@@ -68,15 +69,18 @@ def load_unet(source: str | Path) -> Unet:
     from diffusers import UNet2DModel
 
     try:
-        network = UNet2DModel.from_pretrained(str(source), use_safetensors=True, low_cpu_mem_usage=False)
+        network = UNet2DModel.from_pretrained(
+            str(source), use_safetensors=True, revision=revision, low_cpu_mem_usage=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise UnetRejected(f"no diffusion U-Net can be loaded from {source}: {error}") from error
-    return Unet(network).eval()
+    # The weights may be stored in float16; the computation chooses its own type.
+    return Unet(network.float()).eval()
 
 
 def save_unet(unet: Unet, folder: Path, *, half: bool = False) -> None:
     """Write the U-Net as a diffusers folder with safetensors weights, in float16 when `half`."""
-    network = unet.network.half() if half else unet.network
+    network = deepcopy(unet.network).half() if half else unet.network
     network.save_pretrained(str(folder), safe_serialization=True)
 
 

@@ -1,0 +1,149 @@
+"""Train a small diffusion U-Net on photographs (Ho et al., "Denoising Diffusion Probabilistic Models", 2020).
+
+The feature is the estimate at t = 0, so half of the training timesteps are drawn from the least noisy
+part of the schedule; the other half are uniform as in the paper.
+"""
+
+import json
+import time
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+
+from detector.dnf import TRAINING_TIMESTEPS, signal_levels
+from detector.images import decode
+from detector.training.augmentation import CodecChain
+from detector.training.corpus import Sample
+from detector.unet import Unet, save_unet
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class UnetTraining:
+    """The recipe: sizes in pixels, `minutes` of wall clock, `low_timesteps` the bound of the favoured part."""
+
+    channels: tuple[int, ...] = (32, 64, 96)
+    size: int = 64
+    batch: int = 24
+    minutes: float = 60.0
+    learning_rate: float = 4e-4
+    low_timesteps: int = 40
+    ema: float = 0.998
+    seed: int = 1
+    checkpoint_minutes: float = 3.0
+
+
+def build_unet(channels: tuple[int, ...], size: int) -> Unet:
+    """Return an untrained, attention-free U-Net that takes pictures of any size divisible by 2^levels."""
+    levels = len(channels)
+    return Unet(
+        UNet2DModel(
+            sample_size=size,
+            block_out_channels=channels,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D",) * levels,
+            up_block_types=("UpBlock2D",) * levels,
+            norm_num_groups=16,
+            norm_eps=1e-6,
+            add_attention=False,
+        )
+    )
+
+
+def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) -> Unet:
+    """Train until the minutes are used up and write the averaged weights to `folder`; resume if begun there.
+
+    `photographs` are real pictures only. Returns the averaged U-Net.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(recipe.seed)
+    torch.manual_seed(recipe.seed)
+    pictures = [decode(sample.path.read_bytes()).pixels for sample in photographs if not sample.generated]
+    chain = CodecChain()
+    unet = build_unet(recipe.channels, recipe.size)
+    averaged = deepcopy(unet)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
+    levels = signal_levels()
+    state = _resume(folder, unet, averaged, optimizer)
+    began, saved = time.monotonic() - state["seconds"], time.monotonic()
+    losses: list[float] = state["losses"]
+    while (elapsed := time.monotonic() - began) < recipe.minutes * 60:
+        progress = elapsed / (recipe.minutes * 60)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * min(1, (len(losses) + 1) / 100) * (1 - 0.95 * progress)
+        chosen = rng.integers(0, len(pictures), recipe.batch)
+        x = torch.from_numpy(np.stack([chain(pictures[i], recipe.size, rng) for i in chosen]))
+        loss = _step(unet, x.permute(0, 3, 1, 2), levels, recipe)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        decay = min(recipe.ema, (1 + len(losses)) / (10 + len(losses)))
+        for average, current in zip(averaged.parameters(), unet.parameters(), strict=True):
+            average.data.lerp_(current.data, 1 - decay)
+        losses.append(loss.item())
+        if len(losses) % 100 == 0:
+            log.info(
+                "unet_trained",
+                step=len(losses),
+                loss=round(float(np.mean(losses[-100:])), 4),
+                pictures_per_second=round(len(losses) * recipe.batch / elapsed, 1),
+                minutes_left=round(recipe.minutes - elapsed / 60, 1),
+            )
+        if time.monotonic() - saved > recipe.checkpoint_minutes * 60:
+            saved = time.monotonic()
+            _checkpoint(folder, unet, averaged, optimizer, {"losses": losses, "seconds": saved - began})
+    _checkpoint(
+        folder, unet, averaged, optimizer, {"losses": losses, "seconds": time.monotonic() - began}
+    )
+    return averaged.eval()
+
+
+def _step(unet: Unet, pictures: Tensor, levels: Tensor, recipe: UnetTraining) -> Tensor:
+    x = pictures.float() / 127.5 - 1
+    t = torch.randint(0, TRAINING_TIMESTEPS, (x.shape[0],))
+    low = torch.randint(0, recipe.low_timesteps, (x.shape[0],))
+    t = torch.where(torch.rand(x.shape[0]) < 0.5, low, t)  # noqa: PLR2004 - half of them
+    a = levels[t].float().view(-1, 1, 1, 1)
+    noise = torch.randn_like(x)
+    noisy = a.sqrt() * x + (1 - a).sqrt() * noise
+    with torch.autocast("cpu", torch.bfloat16):
+        estimate = unet(noisy, t)
+    return (estimate.float() - noise).square().mean()
+
+
+def _checkpoint(
+    folder: Path, unet: Unet, averaged: Unet, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    training = {
+        "unet": unet.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        **state,
+    }
+    partial = folder / "training.pt.part"
+    torch.save(training, partial)
+    partial.replace(folder / "training.pt")
+    save_unet(averaged, folder)
+    (folder / "losses.json").write_text(json.dumps(state["losses"]))
+
+
+def _resume(
+    folder: Path, unet: Unet, averaged: Unet, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    checkpoint = folder / "training.pt"
+    if not checkpoint.exists():
+        return {"losses": [], "seconds": 0.0}
+    training = torch.load(checkpoint, weights_only=True)
+    unet.load_state_dict(training["unet"])
+    averaged.load_state_dict(training["averaged"])
+    optimizer.load_state_dict(training["optimizer"])
+    return {"losses": training["losses"], "seconds": training["seconds"]}

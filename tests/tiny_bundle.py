@@ -1,0 +1,40 @@
+"""An untrained bundle in the real format, small enough to load in a second: `python -m tests.tiny_bundle DIR`."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from detector.bundle import write_manifest
+from detector.calibration import PlattScaling
+from detector.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
+from detector.policy import Thresholds
+from detector.resnet import ResNet
+from detector.training.unet import build_unet
+from detector.unet import save_unet
+
+
+def make_tiny_bundle(folder: Path) -> Path:
+    """Write the bundle to `folder` and return it; the weights follow a fixed seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(7)
+    classifier = ResNetConfig(depth=18, width=8)
+    save_unet(build_unet((16, 32), 64), folder / "unet", half=True)
+    save_file(ResNet(classifier).state_dict(), folder / "classifier.safetensors")
+    manifest = Manifest(
+        name="tiny",
+        version="0",
+        created="2026-01-01T00:00:00Z",
+        preprocessing=Preprocessing(mode="crop", size=64, views=1),
+        dnf=DnfConfig(),
+        unet=UnetSource(folder="unet"),
+        classifier=classifier,
+        calibration=PlattScaling(),
+        thresholds=Thresholds(review_from=0.4, generated_from=0.6),
+    )
+    return write_manifest(folder, manifest).folder
+
+
+if __name__ == "__main__":
+    make_tiny_bundle(Path(sys.argv[1]))
