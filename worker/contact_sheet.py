@@ -2,8 +2,8 @@
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
@@ -25,7 +25,8 @@ class JudgedPicture:
     """One picture with its verdict.
 
     `picture` and `thumbnail` are encoded image files; `score` is the probability of *generated*, 0..1;
-    `truth` is what the picture is known to be, if it is; `origin` and `credit` say where it is from.
+    `truth` is what the picture is known to be, if it is; `origin` and `credit` say where it is from;
+    `stages` are the parts of `milliseconds` by name.
     """
 
     title: str
@@ -37,6 +38,7 @@ class JudgedPicture:
     truth: Truth | None = None
     origin: str = ""
     credit: str = ""
+    stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def agreement(self) -> str:
@@ -70,9 +72,7 @@ class ContactSheet:
             f"{sum(item.verdict == verdict for item in self.judged)} {word}"
             for verdict, word in WORDS.items()
         ]
-        return (
-            f"{len(self.judged)} pictures judged: {', '.join(counts)}. Rejected: {len(self.rejected)}."
-        )
+        return f"{len(self.judged)} pictures judged: {', '.join(counts)}. Rejected: {len(self.rejected)}."
 
     def reading_guide(self) -> str:
         """Return the sentence that says what the numbers mean."""

@@ -76,20 +76,27 @@ def _demonstrate(console: Console, *, keep: bool, out: Path, bundle: str) -> Non
         console.print(f"Valkey at {services.redis_url}, SeaweedFS at {services.s3_endpoint}")
         variables = {**services.environment(), "DNF_BUNDLE": bundle, "DNF_LOG_FORMAT": "json"}
         with _environment(variables), _worker(log) as worker:
-            outcomes = _examine(console, services, worker)
-            _show(console, outcomes)
-            _write_sheets(console, outcomes, out)
-            console.print(f"The worker's log is at {log}", soft_wrap=True, highlight=False)
+            sheet = _examine(console, services, worker)
+            print_tables(console, sheet)
+            (out / "verdicts.html").write_text(render_html(sheet), encoding="utf-8")
+            (out / "verdicts.png").write_bytes(render_png(sheet))
+            console.print(
+                f"Contact sheet: {out / 'verdicts.html'} and {out / 'verdicts.png'}\n"
+                f"Worker's log: {log}\n{NOTE}",
+                soft_wrap=True,
+                highlight=False,
+            )
             if keep:
                 _stay_up(console, worker, variables)
 
 
-def _examine(console: Console, services: EmbeddedServices, worker: GuardedProcess) -> list[Outcome]:
-    """Upload and enqueue everything, and return what came of each upload, in the order of sending."""
-    client = Client(Settings())
+def _examine(console: Console, services: EmbeddedServices, worker: GuardedProcess) -> ContactSheet:
+    """Upload and enqueue everything, and gather what came of each upload, in the order of sending."""
+    settings = Settings()
     store = services.seaweedfs.client()
     uploads = [_Upload(f"demo/{item.file}", item) for item in [*load_samples(), *bad_uploads()]]
     with _progress(console) as progress:
+        client = Client(settings)
         sending = progress.add_task("Uploading and enqueueing", total=len(uploads))
         sent: dict[str, _Upload] = {}
         for upload in uploads:
@@ -101,12 +108,8 @@ def _examine(console: Console, services: EmbeddedServices, worker: GuardedProces
         _wait_until_ready(worker)
         progress.advance(loading)
         judging = progress.add_task("Verdicts", total=len(sent))
-        outcomes: dict[str, Outcome] = {}
-        deadline = time.monotonic() + VERDICTS_SECONDS
-        for check_id, upload in sent.items():
-            outcomes[check_id] = _outcome(client, worker, check_id, upload, deadline)
-            progress.advance(judging)
-    return list(outcomes.values())
+        received = _receive(client, worker, set(sent), lambda: progress.advance(judging))
+    return _sheet([(upload, received[check_id]) for check_id, upload in sent.items()])
 
 
 def _wait_until_ready(worker: GuardedProcess) -> None:
