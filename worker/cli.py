@@ -1,0 +1,217 @@
+"""dnf-worker: run a worker, submit pictures, consume verdicts, see the demonstration."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import redis
+from pydantic import JsonValue, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from worker.messages import QUEUES, QueueName, RejectionEvent
+from worker.results import Event
+from worker.settings import Settings
+
+USAGE = 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dnf-moderation")
+def main() -> None:
+    """Judge uploaded pictures from a message queue: photograph, or made by AI?"""
+
+
+@main.command()
+def run() -> None:
+    """Start a worker: the model is loaded and warmed before it takes its first check."""
+    from detector.bundle import BundleError
+    from worker.logs import configure_logs
+    from worker.run import run_worker
+
+    settings = _settings()
+    configure_logs(settings)
+    try:
+        status = run_worker(settings)
+    except BundleError as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(status)
+
+
+@main.command()
+@click.argument("pictures", nargs=-1, required=True, metavar="FILE|s3://BUCKET/KEY...")
+@click.option("--wait", is_flag=True, help="Wait for the verdicts and show them.")
+@click.option("--queue", type=click.Choice(QUEUES), default="image-checks", show_default=True)
+@click.option("--metadata", metavar="JSON", help="An object that comes back untouched, at most 4 KiB.")
+@click.option("--timeout", "timeout_seconds", type=float, default=120.0, show_default=True, help="Seconds.")
+@click.option("--json", "as_json", is_flag=True, help="With --wait: one event a line.")
+def submit(
+    pictures: tuple[str, ...],
+    *,
+    wait: bool,
+    queue: QueueName,
+    metadata: str | None,
+    timeout_seconds: float,
+    as_json: bool,
+) -> None:
+    """Enqueue pictures; local files are uploaded first. Prints the check ids, or with --wait the verdicts.
+
+    Exit status: 0 when all were judged, 1 when any was rejected or no verdict came, 2 for wrong usage.
+    """
+    from worker.client import Client, NoVerdictInTime
+
+    extra = _metadata(metadata)
+    files = [_picture(name) for name in pictures]
+    with _plain_errors(), Client(_settings()) as client:
+        since = client.position()
+        names = {
+            client.submit_file(file, queue=queue, metadata=extra)
+            if isinstance(file, Path)
+            else client.submit(*file, queue=queue, metadata=extra): name
+            for file, name in zip(files, pictures, strict=True)
+        }
+        if not wait:
+            click.echo("\n".join(names))
+            return
+        try:
+            events = client.wait_for(*names, timeout_seconds=timeout_seconds, since=since)
+        except NoVerdictInTime as error:
+            raise click.ClickException(f"{error}. Does a worker run?") from error
+    _show([(names[check_id], event) for check_id, event in events.items()], as_json=as_json)
+    sys.exit(int(any(isinstance(event.envelope, RejectionEvent) for event in events.values())))
+
+
+@main.command()
+@click.option("--follow", is_flag=True, help="Stay and show events as they come, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="One event a line.")
+@click.option("--group", metavar="NAME", help="Consume as a member of this group, acknowledging each event.")
+def verdicts(*, follow: bool, as_json: bool, group: str | None) -> None:
+    """Show the events on the results queue, oldest first."""
+    from worker.client import Client
+
+    with _plain_errors(), Client(_settings()) as client:
+        try:
+            if group is None:
+                for event in client.events(follow=follow):
+                    _line(event, as_json=as_json)
+            else:
+                for delivered in client.verdicts(group, follow=follow):
+                    _line(delivered.event, as_json=as_json)
+                    delivered.ack()
+        except KeyboardInterrupt:
+            return
+
+
+@main.command()
+@click.option("--keep", is_flag=True, help="Leave the services up, to submit your own pictures.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
+@click.option("--bundle", default="default", show_default=True, help="The detector.")
+def demo(*, keep: bool, out: Path, bundle: str) -> None:
+    """Start broker, object store and worker on this machine, judge sample pictures, show the verdicts."""
+    from worker.demo import run_demo
+
+    sys.exit(run_demo(keep=keep, out=out, bundle=bundle))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+def config(*, as_json: bool) -> None:
+    """Show the settings in force, secrets masked."""
+    shown = _settings().shown()
+    if as_json:
+        click.echo(json.dumps(shown, indent=2))
+        return
+    table = Table("Variable", "Value", "Meaning")
+    for name, value in shown.items():
+        table.add_row(f"DNF_{name.upper()}", value, Settings.model_fields[name].description)
+    Console().print(table)
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise _usage(f"DNF_{name}: {first['msg']}" if name else first["msg"]) from error
+
+
+def _usage(message: str) -> click.ClickException:
+    error = click.ClickException(message)
+    error.exit_code = USAGE
+    return error
+
+
+def _metadata(text: str | None) -> dict[str, JsonValue]:
+    if text is None:
+        return {}
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise _usage(f"--metadata is no JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise _usage("--metadata must be a JSON object")
+    return parsed
+
+
+def _picture(name: str) -> Path | tuple[str, str]:
+    if name.startswith("s3://"):
+        bucket, _, key = name.removeprefix("s3://").partition("/")
+        if not bucket or not key:
+            raise _usage(f"{name}: expected s3://BUCKET/KEY")
+        return bucket, key
+    if not Path(name).is_file():
+        raise _usage(f"{name}: there is no such file")
+    return Path(name)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn what the network and the user's input do to us into one line."""
+    from worker.client import QueueUnreachable
+    from worker.storage import StorageRejected, StorageUnavailable
+
+    try:
+        yield
+    except redis.RedisError as error:
+        raise click.ClickException(f"Redis cannot be reached: {error}") from error
+    except (QueueUnreachable, StorageUnavailable, StorageRejected) as error:
+        raise click.ClickException(str(error)) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _usage(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+
+
+def _show(events: list[tuple[str, Event]], *, as_json: bool) -> None:
+    if as_json:
+        for _, event in events:
+            click.echo(event.raw)
+        return
+    table = Table("Picture", "Verdict", "Score", "Milliseconds")
+    for name, event in events:
+        data = event.envelope.data
+        total = f"{data.durations_ms['total']:.0f}"
+        if isinstance(event.envelope, RejectionEvent):
+            table.add_row(name, f"rejected: {event.envelope.data.reason}", "", total)
+        else:
+            table.add_row(name, event.envelope.data.verdict, f"{event.envelope.data.score:.3f}", total)
+    Console().print(table)
+
+
+def _line(event: Event, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(event.raw)
+        return
+    said = (
+        f"rejected: {event.envelope.data.reason}"
+        if isinstance(event.envelope, RejectionEvent)
+        else f"{event.envelope.data.verdict:<9} {event.envelope.data.score:.3f}"
+    )
+    click.echo(f"{event.envelope.time:%Y-%m-%d %H:%M:%S}  {said:<28}  {event.envelope.subject}")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,13 +4,12 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import environ
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,11 +21,17 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
 
+from worker.client import Client
+from worker.contact_sheet import NOTE, ContactSheet, JudgedPicture, RejectedUpload, render_html
+from worker.contact_sheet_png import render_png
+from worker.demo_tables import print_tables
 from worker.embedded import EmbeddedServiceError, EmbeddedServices
+from worker.messages import Rejection
 from worker.processes import GuardedProcess
+from worker.results import Event, Results
 from worker.samples import BadUpload, Sample, bad_uploads, load_samples
+from worker.settings import Settings
 
 WORKER_READY_SECONDS = 180.0
 VERDICTS_SECONDS = 180.0
@@ -74,7 +79,9 @@ def _demonstrate(console: Console, *, keep: bool, out: Path, bundle: str) -> Non
     log.unlink(missing_ok=True)
     with EmbeddedServices() as services:
         console.print(f"Valkey at {services.redis_url}, SeaweedFS at {services.s3_endpoint}")
-        variables = {**services.environment(), "DNF_BUNDLE": bundle, "DNF_LOG_FORMAT": "json"}
+        # A folder is named in full, so that the printed commands work in any directory.
+        named = str(Path(bundle).resolve()) if Path(bundle).is_dir() else bundle
+        variables = {**services.environment(), "DNF_BUNDLE": named, "DNF_LOG_FORMAT": "json"}
         with _environment(variables), _worker(log) as worker:
             sheet = _examine(console, services, worker)
             print_tables(console, sheet)
@@ -94,22 +101,75 @@ def _examine(console: Console, services: EmbeddedServices, worker: GuardedProces
     """Upload and enqueue everything, and gather what came of each upload, in the order of sending."""
     settings = Settings()
     store = services.seaweedfs.client()
-    uploads = [_Upload(f"demo/{item.file}", item) for item in [*load_samples(), *bad_uploads()]]
-    with _progress(console) as progress:
-        client = Client(settings)
-        sending = progress.add_task("Uploading and enqueueing", total=len(uploads))
-        sent: dict[str, _Upload] = {}
+    contents: list[Sample | BadUpload] = [*load_samples(), *bad_uploads()]
+    uploads = [_Upload(f"demo/{content.file}", content) for content in contents]
+    with _progress(console) as progress, Client(settings) as client:
+        uploading = progress.add_task("Uploading", total=len(uploads))
         for upload in uploads:
             if upload.data is not None:
                 store.put_object(Bucket=services.bucket, Key=upload.key, Body=upload.data)
-            sent[client.submit(services.bucket, upload.key)] = upload
-            progress.advance(sending)
+            progress.advance(uploading)
         loading = progress.add_task("The worker loads its model", total=1)
         _wait_until_ready(worker)
         progress.advance(loading)
-        judging = progress.add_task("Verdicts", total=len(sent))
-        received = _receive(client, worker, set(sent), lambda: progress.advance(judging))
-    return _sheet([(upload, received[check_id]) for check_id, upload in sent.items()])
+        # Enqueued only now, so that the time in the queue is not the time of loading the model.
+        judging = progress.add_task("Verdicts", total=len(uploads))
+        sent = {client.submit(services.bucket, upload.key): upload for upload in uploads}
+        events = _receive(settings, worker, set(sent), lambda: progress.advance(judging))
+    return _sheet([(upload, events[check_id]) for check_id, upload in sent.items()])
+
+
+def _receive(
+    settings: Settings, worker: GuardedProcess, awaited: set[str], advance: Callable[[], None]
+) -> dict[str, Event]:
+    """Return the event of each awaited check id; call `advance` as each one comes."""
+    results = Results(settings)
+    received: dict[str, Event] = {}
+    deadline = time.monotonic() + VERDICTS_SECONDS
+    for event in results.tail(block_seconds=0.5):
+        if event and event.check_id in awaited and event.check_id not in received:
+            received[event.check_id] = event
+            advance()
+        if len(received) == len(awaited):
+            break
+        _require_alive(worker)
+        if time.monotonic() > deadline:
+            raise DemoFailedError(
+                f"{len(received)} of {len(awaited)} verdicts within {VERDICTS_SECONDS:.0f} seconds. "
+                f"The worker's last words:\n{worker.tail(15)}"
+            )
+    results.close()
+    return received
+
+
+def _sheet(received: list[tuple[_Upload, Event]]) -> ContactSheet:
+    """Lay out the events; the model and its thresholds are those that the verdicts name."""
+    judged, rejected = [], []
+    model, thresholds = "", None
+    for upload, event in received:
+        content, data = upload.content, event.envelope.data
+        if isinstance(data, Rejection):
+            rejected.append(RejectedUpload(f"{content.file} ({content.title})", data.reason, data.sentence))
+            continue
+        model, thresholds = f"{data.model.name} {data.model.version}", data.thresholds
+        sample = content if isinstance(content, Sample) else None
+        judged.append(
+            JudgedPicture(
+                title=content.title,
+                picture=upload.data or b"",
+                thumbnail=event.thumbnail,
+                verdict=data.verdict,
+                score=data.score,
+                milliseconds=data.durations_ms["total"],
+                truth=sample.truth if sample else None,
+                origin=sample.family if sample else "",
+                credit=f"{sample.author}, {sample.licence}" if sample else "",
+                stages={name: value for name, value in data.durations_ms.items() if name != "total"},
+            )
+        )
+    if thresholds is None:
+        raise DemoFailedError("No picture was judged, every upload was rejected.")
+    return ContactSheet(judged, rejected, model, thresholds)
 
 
 def _wait_until_ready(worker: GuardedProcess) -> None:

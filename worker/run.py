@@ -1,0 +1,52 @@
+"""One worker process: model loaded and warmed, then Celery's threads."""
+
+from celery.apps.worker import Worker
+from celery.signals import worker_ready, worker_shutting_down
+
+from worker.app import create_app
+from worker.logs import get_logger
+from worker.messages import QUEUES
+from worker.service import Service
+from worker.settings import Settings
+from worker.tasks import register
+
+log = get_logger("worker.run")
+
+
+def run_worker(settings: Settings) -> int:
+    """Consume checks until the process is told to stop; return its exit status. Raises `BundleError`."""
+    service = Service.start(settings)
+    log.info(
+        "model_loaded",
+        model=f"{service.model.name} {service.model.version}",
+        digest=service.model.digest,
+        device=service.detector.device,
+        dtype=service.detector.dtype,
+    )
+    app = create_app(settings)
+    register(app, service)
+
+    def ready(**_: object) -> None:
+        log.info("worker_ready", worker=service.name, queues=list(QUEUES), threads=settings.threads)
+
+    def stopping(**_: object) -> None:
+        log.info("worker_stopping", worker=service.name)
+
+    worker_ready.connect(ready, weak=False)
+    worker_shutting_down.connect(stopping, weak=False)
+    worker = Worker(
+        app=app,
+        pool="threads",
+        concurrency=settings.threads,
+        queues=list(QUEUES),
+        loglevel=settings.log_level,
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+    )
+    try:
+        worker.start()
+    finally:
+        service.stop()
+    log.info("worker_stopped", worker=service.name, status=worker.exitcode or 0)
+    return worker.exitcode or 0

@@ -1,0 +1,58 @@
+"""What one worker process holds while it runs: the detector, its batcher, the store and the results."""
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from detector.detector import Detector, Finding
+from worker.batching import MicroBatcher
+from worker.deliveries import Deliveries
+from worker.messages import Model
+from worker.results import Results, connect
+from worker.settings import Settings
+from worker.storage import Storage
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts that `check_image` works with; `name` tells this process from others in events and logs."""
+
+    settings: Settings
+    detector: Detector
+    batcher: MicroBatcher[NDArray[np.float32], Finding]
+    storage: Storage
+    results: Results
+    deliveries: Deliveries
+    model: Model
+    name: str
+
+    @classmethod
+    def start(cls, settings: Settings) -> Self:
+        """Load the detector, warm it with a full batch and connect the rest. Raises `BundleError`."""
+        detector = Detector.load(settings.bundle, device=settings.device, dtype=settings.dtype)
+        detector.warm_up(settings.batch_size)
+        # Pillow loads its formats at the first picture; that one should not wait for it.
+        Image.init()
+        manifest = detector.bundle.manifest
+        return cls(
+            settings=settings,
+            detector=detector,
+            batcher=MicroBatcher(
+                detector.examine, max_batch=settings.batch_size, wait_seconds=settings.batch_wait_seconds
+            ),
+            storage=Storage(settings),
+            results=Results(settings),
+            deliveries=Deliveries(connect(settings), ttl_seconds=settings.publish_once_ttl_seconds),
+            model=Model(name=manifest.name, version=manifest.version, digest=detector.bundle.digest),
+            name=f"{socket.gethostname()}:{os.getpid()}",
+        )
+
+    def stop(self) -> None:
+        """Finish what the batcher holds and close the connections."""
+        self.batcher.close()
+        self.results.close()

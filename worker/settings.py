@@ -1,0 +1,105 @@
+"""Every setting of the service, read from the environment with the prefix DNF_."""
+
+from typing import Annotated, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MASK = "********"
+
+
+class Settings(BaseSettings):
+    """The settings of producers, workers and consumers; secrets are masked wherever they are shown."""
+
+    model_config = SettingsConfigDict(env_prefix="DNF_", frozen=True, extra="ignore")
+
+    redis_url: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"), description="Broker and results: redis:// or rediss:// URL."
+    )
+    s3_endpoint_url: str | None = Field(default=None, description="S3 endpoint; unset means Amazon's.")
+    s3_region: str = Field(default="us-east-1", description="S3 region.")
+    s3_access_key_id: SecretStr | None = Field(
+        default=None, description="S3 access key; unset means boto3's own search."
+    )
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="S3 secret key.")
+    s3_timeout_seconds: float = Field(default=10, gt=0, description="Limit of an S3 connect and of a read.")
+    allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("uploads",), description="Buckets that workers may read: comma-separated or a JSON list."
+    )
+    upload_bucket: str = Field(default="uploads", description="Where `submit` puts local files.")
+    bundle: str = Field(default="default", description="The detector: a folder, a name, s3:// or a hub id.")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Computation type.")
+    batch_size: int = Field(default=16, ge=1, le=512, description="Pictures in one forward pass, at most.")
+    batch_wait_seconds: float = Field(
+        default=0.01, ge=0, le=5, description="How long a batch waits for more pictures."
+    )
+    threads: int = Field(default=32, ge=1, description="Checks in flight in one worker process.")
+    check_deadline_seconds: float = Field(
+        default=90, gt=0, description="Limit of one check's wait for the model; below the visibility timeout."
+    )
+    visibility_timeout_seconds: int = Field(
+        default=120, ge=5, description="After it, an unacknowledged check is delivered again."
+    )
+    max_retries: int = Field(default=8, ge=0, description="Retries while storage cannot be reached.")
+    max_bytes: int = Field(default=20 << 20, gt=0, description="Limit of an upload.")
+    max_pixels: int = Field(default=50_000_000, gt=0, description="Limit of a picture's width x height.")
+    verdict_stream: str = Field(default="verdicts", min_length=1, description="Redis Stream of events.")
+    verdict_stream_max_length: int = Field(
+        default=5000, ge=1, description="Events kept; about 23 kB each with thumbnails."
+    )
+    dead_letter_stream: str = Field(default="dead-letters", min_length=1, description="Stream of dead letters.")
+    publish_once_ttl_seconds: int = Field(
+        default=7 * 86400, ge=60, description="How long a published check id is remembered."
+    )
+    thumbnail_side_pixels: int = Field(default=128, ge=16, le=512, description="Side of the DNF thumbnail.")
+    source: str = Field(default="dnf-moderation", min_length=1, description="CloudEvents `source`.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Log level.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto: console on a terminal, JSON elsewhere."
+    )
+
+    @field_validator("allowed_buckets", mode="before")
+    @classmethod
+    def _list_of_buckets(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        listed = value.strip().strip("[]")
+        return tuple(name for part in listed.split(",") if (name := part.strip().strip('"')))
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: SecretStr) -> SecretStr:
+        if urlsplit(value.get_secret_value()).scheme not in {"redis", "rediss"}:
+            raise ValueError("must begin with redis:// or rediss://")
+        return value
+
+    @model_validator(mode="after")
+    def _deadline_below_visibility(self) -> "Settings":
+        if self.check_deadline_seconds >= self.visibility_timeout_seconds:
+            raise ValueError("check_deadline_seconds must be below visibility_timeout_seconds")
+        return self
+
+    def shown(self) -> dict[str, str]:
+        """Return each setting's value as text for people, secrets and the broker's password masked."""
+        values = {name: _shown(getattr(self, name)) for name in type(self).model_fields}
+        values["redis_url"] = without_password(self.redis_url.get_secret_value())
+        return values
+
+
+def without_password(url: str) -> str:
+    """Return a URL with its user's password masked."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{MASK}@{host}"))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return MASK
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return "" if value is None else str(value)

@@ -1,0 +1,115 @@
+"""S3: fetch a picture within limits; store an upload."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from worker.messages import ImageCheck, StorageReason
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+
+
+class StorageRejected(Exception):  # noqa: N818 - a verdict on the upload, not a fault of the program
+    """The object cannot be had, now or later; `reason` is one of `StorageReason`."""
+
+    def __init__(self, reason: StorageReason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason: StorageReason = reason
+
+
+class StorageUnavailable(Exception):  # noqa: N818 - a state of the store that passes
+    """The store throttles, fails or cannot be reached: worth another try later."""
+
+
+_MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404", "InvalidArgument", "MethodNotAllowed"}
+_CHANGED = {"PreconditionFailed", "412"}
+_FORBIDDEN = {"AccessDenied", "403", "AllAccessDisabled"}
+
+
+class Storage:
+    """The object store as the settings describe it; safe for threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        access, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+        self._s3: S3Client = boto3.client(
+            "s3",
+            endpoint_url=settings.s3_endpoint_url,
+            region_name=settings.s3_region,
+            aws_access_key_id=access.get_secret_value() if access else None,
+            aws_secret_access_key=secret.get_secret_value() if secret else None,
+            config=Config(
+                connect_timeout=settings.s3_timeout_seconds,
+                read_timeout=settings.s3_timeout_seconds,
+                max_pool_connections=settings.threads,
+                retries={"mode": "standard", "max_attempts": 2},
+                s3={"addressing_style": "path"} if settings.s3_endpoint_url else {},
+            ),
+        )
+
+    def fetch(self, check: ImageCheck) -> bytes:
+        """Return the object's bytes, at most `max_bytes`.
+
+        Raises `StorageRejected` when it cannot be had or is not what the check names, and
+        `StorageUnavailable` when the store cannot serve it now.
+        """
+        if check.bucket not in self._settings.allowed_buckets:
+            raise StorageRejected("bucket_not_allowed", f"Workers may not read the bucket {check.bucket}.")
+        request: dict[str, Any] = {"Bucket": check.bucket, "Key": check.key}
+        if check.version_id:
+            request["VersionId"] = check.version_id
+        if check.etag:
+            request["IfMatch"] = check.etag
+        limit = self._settings.max_bytes
+        try:
+            reply = self._s3.get_object(**request)
+            with reply["Body"] as body:
+                if reply["ContentLength"] > limit:
+                    raise StorageRejected(
+                        "too_large", f"The object has {reply['ContentLength']} bytes; the limit is {limit}."
+                    )
+                data = body.read(limit + 1)
+        except ClientError as error:
+            raise _translated(error, check) from error
+        except (BotoCoreError, OSError) as error:
+            raise StorageUnavailable(f"{check.uri}: {error}") from error
+        if len(data) > limit:
+            raise StorageRejected("too_large", f"The object has more than {limit} bytes.")
+        if check.sha256 and hashlib.sha256(data).hexdigest() != check.sha256:
+            raise StorageRejected("digest_mismatch", "The object's content is not what the check names.")
+        return data
+
+    def upload(self, path: Path) -> tuple[str, str]:
+        """Store a local file in the upload bucket under its digest; return the key and the SHA-256.
+
+        Raises OSError, `StorageRejected` or `StorageUnavailable`.
+        """
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        key = f"{digest[:2]}/{digest}{path.suffix.lower()}"
+        check = ImageCheck(bucket=self._settings.upload_bucket, key=key)
+        try:
+            self._s3.put_object(Bucket=check.bucket, Key=key, Body=data)
+        except ClientError as error:
+            raise _translated(error, check) from error
+        except BotoCoreError as error:
+            raise StorageUnavailable(f"{check.uri}: {error}") from error
+        return key, digest
+
+
+def _translated(error: ClientError, check: ImageCheck) -> StorageRejected | StorageUnavailable:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    if code in _MISSING:
+        return StorageRejected("missing", f"There is no object at {check.uri}.")
+    if code in _CHANGED:
+        return StorageRejected("changed", f"The object at {check.uri} is no longer the one that was submitted.")
+    if code in _FORBIDDEN:
+        return StorageRejected("forbidden", f"The store does not let the worker read {check.uri}.")
+    # A wrong key or clock of the worker is no fault of the upload: it waits until an operator mends it.
+    return StorageUnavailable(f"{check.uri}: {code or error}")
