@@ -1,0 +1,1 @@
+"""The science: pictures in, scores and Diffusion Noise Features out."""

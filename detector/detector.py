@@ -28,8 +28,8 @@ class Finding:
     """What the detector says of one picture.
 
     `logit` is the mean over its views, positive for *generated*; `probability` is calibrated, 0..1; `dnf`
-    (C, S, S) float32 is the feature of the view with the highest logit; `dnf_ms` and `classify_ms` are the
-    milliseconds that the whole batch took in each network.
+    (C, S, S) float32 is the feature, unquantised, of the view with the highest logit; `dnf_ms` and
+    `classify_ms` are the milliseconds that the whole batch took in each network.
     """
 
     logit: float
@@ -131,10 +131,10 @@ class Detector:
         with torch.inference_mode():
             for chunk in views.split(_VIEWS_AT_ONCE):
                 began = time.perf_counter()
-                dnf = self._feature(chunk)
+                dnf = self.feature(chunk)
                 self._synchronise()
                 computed = time.perf_counter()
-                logits += self._classifier(dnf.to(self._dtype)).float().flatten().tolist()
+                logits += self._judge(dnf)
                 classify_ms += (time.perf_counter() - computed) * 1000
                 dnf_ms += (computed - began) * 1000
                 features += list(dnf.cpu().numpy())
@@ -148,12 +148,18 @@ class Detector:
             findings.append(Finding(logit, probability, strongest, dnf_ms, classify_ms))
         return findings
 
-    def _feature(self, views: "torch.Tensor") -> "torch.Tensor":
-        from detector.dnf import diffusion_noise_feature, quantised
+    def feature(self, views: "torch.Tensor") -> "torch.Tensor":
+        """Compute the feature of views (B, 3, S, S) in -1..1: (B, C, S, S) float32 on this device."""
+        from detector.dnf import diffusion_noise_feature
 
-        config = self.bundle.manifest.dnf
-        dnf = diffusion_noise_feature(self._unet, views.to(self._device), config)
-        return quantised(dnf) if config.quantise else dnf
+        return diffusion_noise_feature(self._unet, views.to(self._device), self.bundle.manifest.dnf)
+
+    def _judge(self, dnf: "torch.Tensor") -> list[float]:
+        from detector.dnf import quantised
+
+        seen = quantised(dnf) if self.bundle.manifest.dnf.quantise else dnf
+        logits: list[float] = self._classifier(seen.to(self._dtype)).float().flatten().tolist()
+        return logits
 
     def _synchronise(self) -> None:
         import torch

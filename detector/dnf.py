@@ -15,6 +15,7 @@ from detector.manifest import DnfConfig
 
 TRAINING_TIMESTEPS = 1000
 
+
 class NoiseEstimator(Protocol):
     """A diffusion U-Net: pictures (B, 3, H, W) in -1..1 and timesteps (B,) to noise (B, 3, H, W)."""
 

@@ -47,7 +47,9 @@ def expected_calibration_error(probabilities: Scores, labels: Labels, bins: int 
     return float(sum(gaps))
 
 
-def bootstrap_auroc(scores: Scores, labels: Labels, *, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_auroc(
+    scores: Scores, labels: Labels, *, rounds: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """Return the 95 % interval of the AUROC by resampling each class, `rounds` times."""
     rng = np.random.default_rng(seed)
     generated, real = scores[labels == 1], scores[labels == 0]

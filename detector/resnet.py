@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 and a shortcut: (B, C_in, H, W) to (B, 4 planes, H/stride, W/stride)."""
+    """1x1, 3x3 with the stride, 1x1 and a shortcut: (B, C, H, W) to (B, 4 planes, H/stride, W/stride)."""
 
     expansion = 4
 
@@ -75,13 +75,15 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if config.stem_pool else nn.Identity()
         inplanes = width
+        stages: list[nn.Module] = []
         for stage, count in enumerate(blocks):
             planes = width * 2**stage
             layers: list[nn.Module] = []
             for index in range(count):
                 layers.append(block(inplanes, planes, 2 if index == 0 and stage > 0 else 1))
                 inplanes = planes * block.expansion
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = nn.Linear(inplanes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -14,7 +14,14 @@ def dnf_picture(dnf: NDArray[np.float32]) -> NDArray[np.uint8]:
     """
     first = dnf[:3].transpose(1, 2, 0)
     spread = max(float(first.std()), 1e-6)
-    return np.clip(127.5 + first * (127.5 / (4 * spread)), 0, 255).astype(np.uint8)
+    picture: NDArray[np.uint8] = np.clip(127.5 + first * (127.5 / (4 * spread)), 0, 255).astype(np.uint8)
+    return picture
+
+
+def saved_picture(dnf: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Show a feature (C, H, W) as the published pipeline saves it, (H, W, 3): negative noise is black."""
+    picture: NDArray[np.uint8] = np.clip(dnf[:3] * 255 + 0.5, 0, 255).astype(np.uint8)
+    return picture.transpose(1, 2, 0)
 
 
 def dnf_thumbnail(dnf: NDArray[np.float32], side: int = 128) -> bytes:

@@ -1,4 +1,4 @@
-"""An untrained bundle in the real format, small enough to load in a second: `python -m tests.tiny_bundle DIR`."""
+"""An untrained bundle in the real format that loads in a second: `python -m tests.tiny_bundle DIR`."""
 
 import sys
 from pathlib import Path

@@ -1,0 +1,1 @@
+"""The service: checks from the queue, verdicts to the stream."""

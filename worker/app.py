@@ -3,10 +3,10 @@
 from celery import Celery
 from kombu import Queue
 
-from worker.messages import QUEUES
+from worker.messages import QUEUES, QueueName
 from worker.settings import Settings
 
-DEFAULT_QUEUE = "image-checks"
+DEFAULT_QUEUE: QueueName = "image-checks"
 
 
 def create_app(settings: Settings) -> Celery:

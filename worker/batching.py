@@ -52,12 +52,19 @@ class MicroBatcher(Generic[Item, Result]):
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, item: Item) -> "Future[Batched[Result]]":
-        """Queue an item and return the future of its result. Raises `BatcherClosed` after `close`."""
+    def submit(self, item: Item, *, timeout_seconds: float | None = None) -> "Future[Batched[Result]]":
+        """Queue an item and return the future of its result.
+
+        Waits up to `timeout_seconds` for room in the queue. Raises `BatcherClosed` after `close`, and
+        TimeoutError when no room came.
+        """
         if self._closing.is_set():
             raise BatcherClosed("the batcher is closed")
         future: Future[Batched[Result]] = Future()
-        self._queue.put(_Waiting(item, future, time.monotonic()))
+        try:
+            self._queue.put(_Waiting(item, future, time.monotonic()), timeout=timeout_seconds)
+        except queue.Full:
+            raise TimeoutError(f"no room in the batcher's queue within {timeout_seconds} seconds") from None
         return future
 
     def close(self) -> None:

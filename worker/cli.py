@@ -1,6 +1,8 @@
 """dnf-worker: run a worker, submit pictures, consume verdicts, see the demonstration."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,19 +12,18 @@ import click
 import redis
 from pydantic import JsonValue, ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from worker.messages import QUEUES, QueueName, RejectionEvent
 from worker.results import Event
 from worker.settings import Settings
 
-USAGE = 2
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dnf-moderation")
 def main() -> None:
-    """Judge uploaded pictures from a message queue: photograph, or made by AI?"""
+    """Tell photographs from AI-generated pictures, from a message queue."""
 
 
 @main.command()
@@ -34,6 +35,8 @@ def run() -> None:
 
     settings = _settings()
     configure_logs(settings)
+    # Celery takes over the signal once it runs; as a container's first process we would ignore it until then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         status = run_worker(settings)
     except BundleError as error:
@@ -61,7 +64,7 @@ def submit(
 
     Exit status: 0 when all were judged, 1 when any was rejected or no verdict came, 2 for wrong usage.
     """
-    from worker.client import Client, NoVerdictInTime
+    from worker.client import Client, NoVerdict
 
     extra = _metadata(metadata)
     files = [_picture(name) for name in pictures]
@@ -77,10 +80,14 @@ def submit(
             click.echo("\n".join(names))
             return
         try:
-            events = client.wait_for(*names, timeout_seconds=timeout_seconds, since=since)
-        except NoVerdictInTime as error:
-            raise click.ClickException(f"{error}. Does a worker run?") from error
-    _show([(names[check_id], event) for check_id, event in events.items()], as_json=as_json)
+            events, failure = client.wait_for(*names, timeout_seconds=timeout_seconds, since=since), None
+        except NoVerdict as error:
+            events, failure = dict(error.found), error
+    _show(
+        [(name, events[check_id]) for check_id, name in names.items() if check_id in events], as_json=as_json
+    )
+    if failure:
+        raise click.ClickException(f"{failure}.{' Does a worker run?' if failure.missing else ''}")
     sys.exit(int(any(isinstance(event.envelope, RejectionEvent) for event in events.values())))
 
 
@@ -107,7 +114,9 @@ def verdicts(*, follow: bool, as_json: bool, group: str | None) -> None:
 
 @main.command()
 @click.option("--keep", is_flag=True, help="Leave the services up, to submit your own pictures.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True
+)
 @click.option("--bundle", default="default", show_default=True, help="The detector.")
 def demo(*, keep: bool, out: Path, bundle: str) -> None:
     """Start broker, object store and worker on this machine, judge sample pictures, show the verdicts."""
@@ -126,7 +135,7 @@ def config(*, as_json: bool) -> None:
         return
     table = Table("Variable", "Value", "Meaning")
     for name, value in shown.items():
-        table.add_row(f"DNF_{name.upper()}", value, Settings.model_fields[name].description)
+        table.add_row(f"DNF_{name.upper()}", escape(value), Settings.model_fields[name].description)
     Console().print(table)
 
 
@@ -136,13 +145,11 @@ def _settings() -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
-        raise _usage(f"DNF_{name}: {first['msg']}" if name else first["msg"]) from error
+        raise _WrongUsage(f"DNF_{name}: {first['msg']}" if name else first["msg"]) from error
 
 
-def _usage(message: str) -> click.ClickException:
-    error = click.ClickException(message)
-    error.exit_code = USAGE
-    return error
+class _WrongUsage(click.ClickException):
+    exit_code = 2
 
 
 def _metadata(text: str | None) -> dict[str, JsonValue]:
@@ -151,9 +158,9 @@ def _metadata(text: str | None) -> dict[str, JsonValue]:
     try:
         parsed = json.loads(text)
     except ValueError as error:
-        raise _usage(f"--metadata is no JSON: {error}") from error
+        raise _WrongUsage(f"--metadata is no JSON: {error}") from error
     if not isinstance(parsed, dict):
-        raise _usage("--metadata must be a JSON object")
+        raise _WrongUsage("--metadata must be a JSON object")
     return parsed
 
 
@@ -161,10 +168,12 @@ def _picture(name: str) -> Path | tuple[str, str]:
     if name.startswith("s3://"):
         bucket, _, key = name.removeprefix("s3://").partition("/")
         if not bucket or not key:
-            raise _usage(f"{name}: expected s3://BUCKET/KEY")
+            raise _WrongUsage(f"{name}: expected s3://BUCKET/KEY")
         return bucket, key
     if not Path(name).is_file():
-        raise _usage(f"{name}: there is no such file")
+        raise _WrongUsage(f"{name}: there is no such file")
+    if not os.access(name, os.R_OK):
+        raise _WrongUsage(f"{name}: the file may not be read")
     return Path(name)
 
 
@@ -182,7 +191,7 @@ def _plain_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise _usage(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+        raise _WrongUsage(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
 
 
 def _show(events: list[tuple[str, Event]], *, as_json: bool) -> None:
@@ -195,9 +204,11 @@ def _show(events: list[tuple[str, Event]], *, as_json: bool) -> None:
         data = event.envelope.data
         total = f"{data.durations_ms['total']:.0f}"
         if isinstance(event.envelope, RejectionEvent):
-            table.add_row(name, f"rejected: {event.envelope.data.reason}", "", total)
+            table.add_row(escape(name), f"rejected: {event.envelope.data.reason}", "", total)
         else:
-            table.add_row(name, event.envelope.data.verdict, f"{event.envelope.data.score:.3f}", total)
+            table.add_row(
+                escape(name), event.envelope.data.verdict, f"{event.envelope.data.score:.3f}", total
+            )
     Console().print(table)
 
 

@@ -1,8 +1,8 @@
-"""For platforms in Python: submit checks, consume events. Neither torch nor the detector's weights are loaded."""
+"""For platforms in Python: submit checks and consume events, without torch or a model."""
 
 import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from pydantic import JsonValue
 
 from worker.app import DEFAULT_QUEUE, create_app
-from worker.messages import CHECK_IMAGE, ImageCheck, QueueName
+from worker.messages import CHECK_IMAGE, DeadLetter, ImageCheck, QueueName
 from worker.results import Event, Results
 from worker.settings import Settings
 from worker.storage import Storage
@@ -23,11 +23,21 @@ class QueueUnreachable(ConnectionError):  # noqa: N818 - a state
     """The broker cannot be reached; nothing was enqueued."""
 
 
-class NoVerdictInTime(TimeoutError):  # noqa: N818 - a state
-    """No event came for the awaited checks within the time; `missing` holds their ids."""
+class NoVerdict(Exception):  # noqa: N818 - a state
+    """Not every awaited check had an event.
 
-    def __init__(self, missing: Collection[str], seconds: float) -> None:
-        super().__init__(f"no verdict within {seconds:.0f} seconds for {len(missing)} checks")
+    `found` holds the events that came and `letters` the dead letters, both by check id; `missing` holds the
+    ids of which nothing was heard in time.
+    """
+
+    def __init__(
+        self, found: Mapping[str, Event], letters: Mapping[str, DeadLetter], missing: Collection[str]
+    ) -> None:
+        parts = [f"{check_id}: {letter.reason} ({letter.sentence})" for check_id, letter in letters.items()]
+        parts += [f"{check_id}: no verdict in time" for check_id in missing]
+        super().__init__("; ".join(parts))
+        self.found = found
+        self.letters = letters
         self.missing = frozenset(missing)
 
 
@@ -53,9 +63,7 @@ class Client:
         self._results = Results(self.settings)
         self._storage: Storage | None = None
 
-    def submit(
-        self, bucket: str, key: str, *, queue: QueueName = DEFAULT_QUEUE, **fields: Any
-    ) -> str:
+    def submit(self, bucket: str, key: str, *, queue: QueueName = DEFAULT_QUEUE, **fields: Any) -> str:
         """Enqueue a check of s3://bucket/key and return its id; `fields` are others of `ImageCheck`.
 
         Raises pydantic.ValidationError for a malformed check and `QueueUnreachable`.
@@ -111,17 +119,32 @@ class Client:
     def wait_for(
         self, *check_ids: str, timeout_seconds: float = 60.0, since: str = "0-0"
     ) -> dict[str, Event]:
-        """Return the events of these checks by id. Raises `NoVerdictInTime`."""
+        """Return the events of these checks by id, looking at what came after `since`.
+
+        Raises `NoVerdict` when the time is up, or when every check without an event is a dead letter.
+        """
         deadline = time.monotonic() + timeout_seconds
+        awaited = set(check_ids)
         found: dict[str, Event] = {}
+        letters: dict[str, DeadLetter] = {}
+        # Both streams take their ids from one server's clock.
+        read = since
         with closing(self._results.tail(since, block_seconds=0.2)) as tail:
             for event in tail:
-                if event is not None and event.check_id in check_ids:
-                    found[event.check_id] = event
-                if len(found) == len(set(check_ids)):
+                if event is not None:
+                    if event.check_id in awaited:
+                        found[event.check_id] = event
+                else:
+                    for entry_id, letter in self._results.letters(read):
+                        read = entry_id
+                        if letter.check_id in awaited:
+                            letters[str(letter.check_id)] = letter
+                dead = {check_id: letter for check_id, letter in letters.items() if check_id not in found}
+                missing = awaited - found.keys() - dead.keys()
+                if not missing and not dead:
                     return found
-                if time.monotonic() > deadline:
-                    raise NoVerdictInTime(set(check_ids) - found.keys(), timeout_seconds)
+                if not missing or time.monotonic() > deadline:
+                    raise NoVerdict(found, dead, missing)
         raise AssertionError("unreachable: the tail is endless")
 
     def close(self) -> None:

@@ -150,7 +150,7 @@ def render_html(sheet: ContactSheet) -> str:
 def _card(item: JudgedPicture, thresholds: Thresholds) -> str:
     marks = {"right": "✓", "wrong": "✗", "open": "·"}
     truth = f"{marks[item.agreement]} Truly {TRUTHS[item.truth]}" if item.truth else ""
-    details = " · ".join(part for part in (item.origin, item.credit, f"{item.milliseconds:.0f} ms") if part)
+    details = " · ".join(part for part in (item.origin, f"{item.milliseconds:.0f} ms", item.credit) if part)
     ticks = "".join(
         f'<i style="left:{100 * cut:.2f}%"></i>'
         for cut in (thresholds.review_from, thresholds.generated_from)

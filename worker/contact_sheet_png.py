@@ -1,6 +1,7 @@
 """The contact sheet as one PNG, drawn with Pillow."""
 
 import io
+import unicodedata
 from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -77,7 +78,7 @@ def _card(image: Image.Image, corner: tuple[int, int], item: JudgedPicture, thre
         mark = {"right": "Right", "wrong": "Wrong", "open": "Open"}[item.agreement]
         draw.text((start, line), f"{mark}: truly {TRUTHS[item.truth]}", TEXT, _font(17))
     draw.text((right - 16, line), f"score {item.score:.3f}", TEXT, _font(17), anchor="ra")
-    details = [part for part in (item.origin, item.credit, f"{item.milliseconds:.0f} ms") if part]
+    details = [part for part in (item.origin, f"{item.milliseconds:.0f} ms", item.credit) if part]
     draw.text((start, line + 26), _cut(" · ".join(details), 14, length), QUIET, _font(14))
 
 
@@ -103,7 +104,10 @@ def _fitted(encoded: bytes, size: tuple[int, int]) -> Image.Image:
 
 
 def _cut(text: str, size: int, width: float) -> str:
-    """Shorten a text to `width` pixels."""
+    """Shorten a text to `width` pixels; Pillow's own font has no accented letters, so accents go."""
+    text = "".join(
+        letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter)
+    )
     font = _font(size)
     if font.getlength(text) <= width:
         return text

@@ -50,8 +50,9 @@ def run_demo(*, keep: bool, out: Path, bundle: str) -> int:
     """
     console = Console()
     try:
-        with _interruptible():
-            _demonstrate(console, keep=keep, out=out, bundle=bundle)
+        with _interruptible() as interruption:
+            _demonstrate(console, interruption, keep=keep, out=out, bundle=bundle)
+            interruption.check()
     except KeyboardInterrupt:
         console.print("Stopped. Nothing is left running.")
         return 0 if keep else INTERRUPTED
@@ -73,7 +74,9 @@ class _Upload:
         return self.content.read() if isinstance(self.content, Sample) else self.content.data
 
 
-def _demonstrate(console: Console, *, keep: bool, out: Path, bundle: str) -> None:
+def _demonstrate(
+    console: Console, interruption: "_Interruption", *, keep: bool, out: Path, bundle: str
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     log = out / "worker.log"
     log.unlink(missing_ok=True)
@@ -82,7 +85,7 @@ def _demonstrate(console: Console, *, keep: bool, out: Path, bundle: str) -> Non
         # A folder is named in full, so that the printed commands work in any directory.
         named = str(Path(bundle).resolve()) if Path(bundle).is_dir() else bundle
         variables = {**services.environment(), "DNF_BUNDLE": named, "DNF_LOG_FORMAT": "json"}
-        with _environment(variables), _worker(log) as worker:
+        with _environment(variables), _worker(log, interruption) as worker:
             sheet = _examine(console, services, worker)
             print_tables(console, sheet)
             (out / "verdicts.html").write_text(render_html(sheet), encoding="utf-8")
@@ -97,7 +100,7 @@ def _demonstrate(console: Console, *, keep: bool, out: Path, bundle: str) -> Non
                 _stay_up(console, worker, variables)
 
 
-def _examine(console: Console, services: EmbeddedServices, worker: GuardedProcess) -> ContactSheet:
+def _examine(console: Console, services: EmbeddedServices, worker: "_Worker") -> ContactSheet:
     """Upload and enqueue everything, and gather what came of each upload, in the order of sending."""
     settings = Settings()
     store = services.seaweedfs.client()
@@ -120,7 +123,7 @@ def _examine(console: Console, services: EmbeddedServices, worker: GuardedProces
 
 
 def _receive(
-    settings: Settings, worker: GuardedProcess, awaited: set[str], advance: Callable[[], None]
+    settings: Settings, worker: "_Worker", awaited: set[str], advance: Callable[[], None]
 ) -> dict[str, Event]:
     """Return the event of each awaited check id; call `advance` as each one comes."""
     results = Results(settings)
@@ -132,11 +135,11 @@ def _receive(
             advance()
         if len(received) == len(awaited):
             break
-        _require_alive(worker)
+        worker.check()
         if time.monotonic() > deadline:
             raise DemoFailedError(
                 f"{len(received)} of {len(awaited)} verdicts within {VERDICTS_SECONDS:.0f} seconds. "
-                f"The worker's last words:\n{worker.tail(15)}"
+                f"{worker.last_words()}"
             )
     results.close()
     return received
@@ -172,22 +175,15 @@ def _sheet(received: list[tuple[_Upload, Event]]) -> ContactSheet:
     return ContactSheet(judged, rejected, model, thresholds)
 
 
-def _wait_until_ready(worker: GuardedProcess) -> None:
+def _wait_until_ready(worker: "_Worker") -> None:
     deadline = time.monotonic() + WORKER_READY_SECONDS
-    while '"worker_ready"' not in worker.log.read_text(encoding="utf-8", errors="replace"):
-        _require_alive(worker)
+    while '"worker_ready"' not in worker.process.log.read_text(encoding="utf-8", errors="replace"):
+        worker.check()
         if time.monotonic() > deadline:
             raise DemoFailedError(
-                f"The worker was not ready within {WORKER_READY_SECONDS:.0f} seconds.\n{worker.tail(15)}"
+                f"The worker was not ready within {WORKER_READY_SECONDS:.0f} seconds.\n{worker.last_words()}"
             )
         time.sleep(0.1)
-
-
-def _require_alive(worker: GuardedProcess) -> None:
-    if not worker.alive:
-        raise DemoFailedError(
-            f"The worker ended with status {worker.popen.returncode}. Its last words:\n{worker.tail(15)}"
-        )
 
 
 def _progress(console: Console) -> Progress:
@@ -210,17 +206,36 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 environ[name] = value
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """The worker process, and whether to go on waiting for it."""
+
+    process: GuardedProcess
+    interruption: "_Interruption"
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt after Ctrl-C, and `DemoFailedError` when the worker has ended."""
+        self.interruption.check()
+        if not self.process.alive:
+            status = self.process.popen.returncode
+            raise DemoFailedError(f"The worker ended with status {status}. {self.last_words()}")
+
+    def last_words(self) -> str:
+        """Return the end of the worker's log."""
+        return f"The end of its log:\n{self.process.tail(15)}"
+
+
 @contextmanager
-def _worker(log: Path) -> Iterator[GuardedProcess]:
+def _worker(log: Path, interruption: "_Interruption") -> Iterator[_Worker]:
     """Run a worker process of its own while the block runs."""
-    worker = GuardedProcess([sys.executable, "-m", "worker.cli", "run"], log=log)
+    process = GuardedProcess([sys.executable, "-m", "worker.cli", "run"], log=log)
     try:
-        yield worker
+        yield _Worker(process, interruption)
     finally:
-        worker.stop(grace_seconds=15.0)
+        process.stop(grace_seconds=15.0)
 
 
-def _stay_up(console: Console, worker: GuardedProcess, variables: Mapping[str, str]) -> None:
+def _stay_up(console: Console, worker: "_Worker", variables: Mapping[str, str]) -> None:
     """Print how to submit pictures from another terminal, and wait for Ctrl-C."""
     command = shlex.quote(str(Path(sys.executable).with_name("dnf-worker")))
     console.print("\nThe services and the worker stay up until Ctrl-C. In another terminal:\n", style="bold")
@@ -229,23 +244,41 @@ def _stay_up(console: Console, worker: GuardedProcess, variables: Mapping[str, s
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print("\nThe keys open these throw-away services only.")
     while True:
-        _require_alive(worker)
+        worker.check()
         time.sleep(0.2)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Make SIGTERM and Ctrl-C alike: the first one unwinds, later ones do not disturb the cleaning up."""
+class _Interruption:
+    """Ctrl-C or SIGTERM: the first one unwinds the demonstration, later ones do not disturb the cleaning up.
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in numbers:
+    An exception that a signal handler raises is lost when it strikes inside a finaliser, so that one came is
+    remembered too and asked for at every step of waiting.
+    """
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
+        for number in self.numbers:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a signal came."""
+        if self._came:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Interruption]:
+    """Handle the signals while the block runs."""
+    interruption = _Interruption()
+    before = {number: signal.signal(number, interruption) for number in interruption.numbers}
     try:
-        yield
+        yield interruption
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

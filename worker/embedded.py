@@ -193,13 +193,15 @@ class EmbeddedServices:
 
     def __init__(self, *, bucket: str = "uploads") -> None:
         self.bucket = bucket
-        self.folder = Path(tempfile.mkdtemp(prefix="dnf-embedded-"))
+        # An interrupt at any moment leaves no folder: this object removes it at exit at the latest.
+        self._temporary = tempfile.TemporaryDirectory(prefix="dnf-embedded-", ignore_cleanup_errors=True)
+        self.folder = Path(self._temporary.name)
         self._cleanup = ExitStack()
-        self._cleanup.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._cleanup.callback(self._temporary.cleanup)
         try:
             self.valkey = Valkey(self.folder / "valkey")
             self.seaweedfs = SeaweedFS(self.folder / "seaweedfs", bucket)
-        except EmbeddedServiceError:
+        except BaseException:
             self._cleanup.close()
             raise
 

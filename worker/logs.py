@@ -1,11 +1,14 @@
 """Structured logs: one pipe for our events, Celery's and boto3's; JSON lines, or colours on a terminal."""
 
+import json
 import logging
+import re
 import sys
+from typing import Any
 
 import structlog
 
-from worker.settings import Settings
+from worker.settings import MASK, Settings
 
 _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -13,15 +16,24 @@ _SHARED: list[structlog.typing.Processor] = [
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
+_URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
+# Shorter ones would blot out half of every line; whoever has such a secret has none.
+_SHORTEST_SECRET = 4
 
 
 def configure_logs(settings: Settings) -> None:
     """Send every log line of this process to standard error in the format that the settings ask for."""
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    # Local variables stay out of tracebacks: they hold pictures and keys.
     ending: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+            ),
+            structlog.processors.JSONRenderer(default=str),
+        ]
     )
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -33,15 +45,35 @@ def configure_logs(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_SHARED,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *ending,
+                SecretMask(settings.secrets()),
+            ],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
+    logging.captureWarnings(capture=True)
     # Their lines of one task or one request each repeat what `image_checked` says.
     for noisy in ("celery.app.trace", "celery.worker.strategy", "botocore", "urllib3", "kombu"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class SecretMask:
+    """The last processor: masks these texts, and any password in a URL, wherever in the line they stand."""
+
+    def __init__(self, secrets: frozenset[str]) -> None:
+        spellings = {spelling for secret in secrets for spelling in (secret, json.dumps(secret)[1:-1])}
+        self._secrets = sorted((text for text in spellings if len(text) >= _SHORTEST_SECRET), key=len)[::-1]
+
+    def __call__(self, _logger: Any, _method: str, line: Any) -> str:
+        """Return the rendered line without secrets."""
+        text = str(line)
+        for secret in self._secrets:
+            text = text.replace(secret, MASK)
+        return _URL_PASSWORD.sub(rf"\g<1>{MASK}@", text)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +22,18 @@ MAX_METADATA_BYTES = 4096
 QUEUES = ("image-checks.urgent", "image-checks", "image-checks.bulk")
 QueueName = Literal["image-checks.urgent", "image-checks", "image-checks.bulk"]
 CHECK_IMAGE = "check_image"
+CHECK_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 StorageReason = Literal[
     "bucket_not_allowed", "missing", "forbidden", "too_large", "changed", "digest_mismatch"
 ]
 RejectionReason = Literal[StorageReason, ImageReason]
-DeadLetterReason = Literal["malformed_message", "unknown_policy", "storage_unavailable", "model_failed"]
+DeadLetterReason = Literal[
+    "malformed_message", "unknown_policy", "storage_unavailable", "model_failed", "internal_error"
+]
+Stage = Literal[
+    "queue_wait", "fetch", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail", "total"
+]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -57,8 +64,10 @@ class ImageCheck(_Contract):
     @field_validator("metadata")
     @classmethod
     def _small(cls, metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        if len(json.dumps(metadata).encode()) > MAX_METADATA_BYTES:
-            raise ValueError(f"at most {MAX_METADATA_BYTES} bytes as JSON")
+        # NaN and infinity are no JSON: they could not be returned untouched.
+        compact = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        if len(compact.encode()) > MAX_METADATA_BYTES:
+            raise ValueError(f"at most {MAX_METADATA_BYTES} bytes as compact JSON in UTF-8")
         return metadata
 
     @field_validator("submitted_at")
@@ -103,7 +112,10 @@ class Thumbnail(_Contract):
 class _Outcome(_Contract):
     check_id: str
     policy: str
-    durations_ms: dict[str, float] = Field(description="Milliseconds by stage, `total` among them.")
+    durations_ms: dict[Stage, float] = Field(
+        description="Milliseconds by stage; `dnf` and `classify` are those of the whole batch, `total` runs"
+        " from the start of the check and leaves out `queue_wait`."
+    )
     delivery: int = Field(ge=1, description="1 at the first delivery.")
     worker: str
     metadata: dict[str, JsonValue]
@@ -131,7 +143,8 @@ class Rejection(_Outcome):
 class DeadLetter(_Contract):
     """A message that could not be carried out, kept whole with the reason."""
 
-    message: JsonValue
+    check_id: str | None = Field(default=None, description="If the message names one.")
+    message: str = Field(description="The original message's arguments, as JSON text.")
     reason: DeadLetterReason
     sentence: str
     deliveries: int = Field(ge=0)
@@ -166,7 +179,7 @@ ImageEvent = Annotated[VerdictEvent | RejectionEvent, Field(discriminator="type"
 
 def event_id(check_id: str, model_digest: str, policy: str) -> str:
     """Return the event's id, 64 hex digits: the SHA-256 of the check's id, the model's digest and policy."""
-    return hashlib.sha256("\n".join((check_id, model_digest, policy)).encode()).hexdigest()
+    return hashlib.sha256(f"{check_id}\n{model_digest}\n{policy}".encode()).hexdigest()
 
 
 SCHEMAS: dict[str, type[BaseModel]] = {

@@ -3,8 +3,9 @@
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # The guard reads one line. A line means that the child was stopped in order; the end of the pipe without
@@ -36,9 +37,19 @@ class GuardedProcess:
         folder: Path | None = None,
     ) -> None:
         self.log = log
-        with log.open("ab") as output:
+        try:
+            with _signals_held():
+                self._start([str(part) for part in command], environment, folder)
+        except KeyboardInterrupt:
+            self.kill()
+            raise
+
+    def _start(
+        self, command: Sequence[str], environment: Mapping[str, str] | None, folder: Path | None
+    ) -> None:
+        with self.log.open("ab") as output:
             self.popen = subprocess.Popen(  # noqa: S603 - the command is composed by this package
-                [str(part) for part in command],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -97,3 +108,29 @@ class GuardedProcess:
             with suppress(BrokenPipeError):
                 pipe.close()
         self._guard.wait()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Put off SIGINT and SIGTERM until the block ends: an exception between two starts would orphan a child.
+
+    A blocked signal mask would be inherited by the children, so the handlers are exchanged instead. Other
+    threads than the main one are never interrupted by a handler.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if callable(signal.getsignal(number))
+    ]
+    before = {number: signal.signal(number, lambda late, _: held.append(late)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for late in held:
+        signal.raise_signal(late)

@@ -1,6 +1,6 @@
 """The results queue: publish once, consume in groups."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,11 @@ from pydantic import TypeAdapter
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from worker.logs import get_logger
 from worker.messages import DeadLetter, ImageEvent, RejectionEvent, VerdictEvent
 from worker.settings import Settings
+
+log = get_logger("worker.results")
 
 # The stream is written before the mark: were it the other way round, a server that refuses the entry (out of
 # memory, say) would leave a mark without a verdict.
@@ -24,7 +27,7 @@ return id
 _EVENT: TypeAdapter[ImageEvent] = TypeAdapter(ImageEvent)
 
 
-def connect(settings: Settings) -> "redis.Redis[bytes]":
+def connect(settings: Settings) -> redis.Redis:
     """Return a client that gives up on a silent server after seconds and tries a lost connection again."""
     return redis.Redis.from_url(
         settings.redis_url.get_secret_value(),
@@ -68,10 +71,13 @@ class Results:
         fields: list[str | bytes] = ["event", event.model_dump_json()]
         if thumbnail is not None:
             fields += ["thumbnail", thumbnail]
-        # The braces keep the mark in the stream's hash slot of a Redis Cluster.
-        mark = f"{{{stream}}}:published:{event.data.check_id}"
+        mark = self._mark(event.data.check_id)
         ttl, length = self._settings.publish_once_ttl_seconds, self._settings.verdict_stream_max_length
         return self._publish_once(keys=[mark, stream], args=[ttl, length, *fields]) is not None
+
+    def answered(self, check_id: str) -> bool:
+        """Return whether an event of this check was published before."""
+        return bool(self._redis.exists(self._mark(check_id)))
 
     def bury(self, letter: DeadLetter) -> None:
         """Append a dead letter, whole, to its stream."""
@@ -82,7 +88,7 @@ class Results:
         newest = self._redis.xrevrange(self._settings.verdict_stream, count=1)
         return _text(newest[0][0]) if newest else "0-0"
 
-    def tail(self, since: str = "0-0", *, block_seconds: float = 1.0) -> Iterator[Event | None]:
+    def tail(self, since: str = "0-0", *, block_seconds: float = 1.0) -> Generator[Event | None]:
         """Yield events after `since`, for ever; None whenever none came for `block_seconds`."""
         stream = self._settings.verdict_stream
         while True:
@@ -90,13 +96,14 @@ class Results:
             entries = _entries(reply)
             for entry_id, fields in entries:
                 since = entry_id
-                yield _parsed(entry_id, fields)
+                if event := _parsed(entry_id, fields):
+                    yield event
             if not entries:
                 yield None
 
     def consume(
         self, group: str, consumer: str, *, block_seconds: float = 1.0, claim_after_seconds: float = 60.0
-    ) -> Iterator[Event | None]:
+    ) -> Generator[Event | None]:
         """Yield events to this member of a group, for ever; each is its own until `acknowledge`.
 
         Its own unacknowledged ones come first, then those that another member left for
@@ -113,8 +120,11 @@ class Results:
         while entries := _entries(self._redis.xreadgroup(group, consumer, {stream: pending}, count=100)):
             for entry_id, fields in entries:
                 pending = entry_id
-                if fields:  # an entry that was trimmed away while it was pending has none
-                    yield _parsed(entry_id, fields)
+                # An entry that was trimmed away while it was pending has no fields.
+                if event := _parsed(entry_id, fields) if fields else None:
+                    yield event
+                else:
+                    self._redis.xack(stream, group, entry_id)
         idle = int(claim_after_seconds * 1000)
         while True:
             _, claimed, *_ = self._redis.xautoclaim(stream, group, consumer, min_idle_time=idle, count=100)
@@ -125,7 +135,10 @@ class Results:
             )
             found = [(_text(entry_id), fields) for entry_id, fields in claimed if fields] + fresh
             for entry_id, fields in found:
-                yield _parsed(entry_id, fields)
+                if event := _parsed(entry_id, fields):
+                    yield event
+                else:
+                    self._redis.xack(stream, group, entry_id)
             if not found:
                 yield None
 
@@ -133,19 +146,36 @@ class Results:
         """Tell the group that an event was dealt with."""
         self._redis.xack(self._settings.verdict_stream, group, event.entry_id)
 
+    def letters(self, since: str = "0-0") -> list[tuple[str, DeadLetter]]:
+        """Return the dead letters after the entry `since`, oldest first, each with its entry id."""
+        entries: Any = self._redis.xrange(self._settings.dead_letter_stream, min=f"({since}")
+        return [
+            (_text(entry_id), DeadLetter.model_validate_json(fields[b"letter"]))
+            for entry_id, fields in entries
+        ]
+
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+
+    def _mark(self, check_id: str) -> str:
+        # The braces keep the mark in the stream's hash slot of a Redis Cluster.
+        return f"{{{self._settings.verdict_stream}}}:published:{check_id}"
 
 
 def _entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:
     return [(_text(entry_id), fields) for _, entries in reply or [] for entry_id, fields in entries]
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+def _text(value: bytes | str | None) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _parsed(entry_id: str, fields: dict[bytes, bytes]) -> Event:
-    raw = fields[b"event"].decode()
-    return Event(entry_id, _EVENT.validate_json(raw), fields.get(b"thumbnail"), raw)
+def _parsed(entry_id: str, fields: dict[bytes, bytes]) -> Event | None:
+    """Return the event, or None for an entry that is none: it must not stop whoever reads the stream."""
+    try:
+        raw = fields[b"event"].decode()
+        return Event(entry_id, _EVENT.validate_json(raw), fields.get(b"thumbnail"), raw)
+    except (KeyError, ValueError) as error:
+        log.warning("stream_entry_skipped", entry_id=entry_id, why=str(error)[:200])
+        return None

@@ -56,3 +56,4 @@ class Service:
         """Finish what the batcher holds and close the connections."""
         self.batcher.close()
         self.results.close()
+        self.deliveries.close()

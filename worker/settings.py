@@ -1,7 +1,8 @@
 """Every setting of the service, read from the environment with the prefix DNF_."""
 
+import json
 from typing import Annotated, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -15,7 +16,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DNF_", frozen=True, extra="ignore")
 
     redis_url: SecretStr = Field(
-        default=SecretStr("redis://127.0.0.1:6379/0"), description="Broker and results: redis:// or rediss:// URL."
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="Broker and results: redis:// or rediss:// URL.",
     )
     s3_endpoint_url: str | None = Field(default=None, description="S3 endpoint; unset means Amazon's.")
     s3_region: str = Field(default="us-east-1", description="S3 region.")
@@ -35,21 +37,29 @@ class Settings(BaseSettings):
     batch_wait_seconds: float = Field(
         default=0.01, ge=0, le=5, description="How long a batch waits for more pictures."
     )
-    threads: int = Field(default=32, ge=1, description="Checks in flight in one worker process.")
+    threads: int = Field(
+        default_factory=lambda earlier: 2 * int(earlier.get("batch_size", 16)),
+        ge=1,
+        description="Checks in flight in one worker process; unset means twice the batch size.",
+    )
     check_deadline_seconds: float = Field(
-        default=90, gt=0, description="Limit of one check's wait for the model; below the visibility timeout."
+        default=90, gt=0, description="Limit of one try of a check; below the visibility timeout."
     )
     visibility_timeout_seconds: int = Field(
         default=120, ge=5, description="After it, an unacknowledged check is delivered again."
     )
-    max_retries: int = Field(default=8, ge=0, description="Retries while storage cannot be reached.")
+    max_retries: int = Field(
+        default=8, ge=0, description="Retries of a check before it becomes a dead letter."
+    )
     max_bytes: int = Field(default=20 << 20, gt=0, description="Limit of an upload.")
     max_pixels: int = Field(default=50_000_000, gt=0, description="Limit of a picture's width x height.")
     verdict_stream: str = Field(default="verdicts", min_length=1, description="Redis Stream of events.")
     verdict_stream_max_length: int = Field(
         default=5000, ge=1, description="Events kept; about 23 kB each with thumbnails."
     )
-    dead_letter_stream: str = Field(default="dead-letters", min_length=1, description="Stream of dead letters.")
+    dead_letter_stream: str = Field(
+        default="dead-letters", min_length=1, description="Stream of dead letters."
+    )
     publish_once_ttl_seconds: int = Field(
         default=7 * 86400, ge=60, description="How long a published check id is remembered."
     )
@@ -65,8 +75,12 @@ class Settings(BaseSettings):
     def _list_of_buckets(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        listed = value.strip().strip("[]")
-        return tuple(name for part in listed.split(",") if (name := part.strip().strip('"')))
+        if value.lstrip().startswith("["):
+            try:
+                return json.loads(value)
+            except ValueError as error:
+                raise ValueError("must be names separated by commas, or a JSON list of names") from error
+        return tuple(name for part in value.split(",") if (name := part.strip()))
 
     @field_validator("redis_url")
     @classmethod
@@ -80,6 +94,17 @@ class Settings(BaseSettings):
         if self.check_deadline_seconds >= self.visibility_timeout_seconds:
             raise ValueError("check_deadline_seconds must be below visibility_timeout_seconds")
         return self
+
+    @property
+    def longest_retry_seconds(self) -> float:
+        """The longest wait before a retry: a waiting check must not be delivered again meanwhile."""
+        return min(30.0, self.visibility_timeout_seconds / 4)
+
+    def secrets(self) -> frozenset[str]:
+        """Return every text that must not be shown: the keys, and the broker's password as written."""
+        password = urlsplit(self.redis_url.get_secret_value()).password or ""
+        keys = [key.get_secret_value() for key in (self.s3_access_key_id, self.s3_secret_access_key) if key]
+        return frozenset(text for text in [*keys, password, unquote(password)] if text)
 
     def shown(self) -> dict[str, str]:
         """Return each setting's value as text for people, secrets and the broker's password masked."""

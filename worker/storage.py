@@ -1,6 +1,7 @@
 """S3: fetch a picture within limits; store an upload."""
 
 import hashlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from worker.messages import ImageCheck, StorageReason
 from worker.settings import Settings
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from types_boto3_s3.client import S3Client
 
 
@@ -74,7 +76,7 @@ class Storage:
                     raise StorageRejected(
                         "too_large", f"The object has {reply['ContentLength']} bytes; the limit is {limit}."
                     )
-                data = body.read(limit + 1)
+                data = _read(body, limit, self._settings.check_deadline_seconds / 2)
         except ClientError as error:
             raise _translated(error, check) from error
         except (BotoCoreError, OSError) as error:
@@ -97,10 +99,28 @@ class Storage:
         try:
             self._s3.put_object(Bucket=check.bucket, Key=key, Body=data)
         except ClientError as error:
+            code = error.response.get("Error", {}).get("Code")
+            if code == "NoSuchBucket":
+                raise StorageRejected("missing", f"There is no bucket {check.bucket}.") from error
+            if code in _FORBIDDEN:
+                raise StorageRejected("forbidden", f"The store does not take {check.uri}.") from error
             raise _translated(error, check) from error
         except BotoCoreError as error:
             raise StorageUnavailable(f"{check.uri}: {error}") from error
         return key, digest
+
+
+def _read(body: "StreamingBody", limit: int, seconds: float) -> bytes:
+    """Read at most `limit` + 1 bytes; a store that trickles is given up on after `seconds`."""
+    deadline = time.monotonic() + seconds
+    chunks: list[bytes] = []
+    wanted = limit + 1
+    while wanted > 0 and (chunk := body.read(min(wanted, 1 << 20))):
+        chunks.append(chunk)
+        wanted -= len(chunk)
+        if time.monotonic() > deadline:
+            raise StorageUnavailable(f"the object was not complete within {seconds:.0f} seconds")
+    return b"".join(chunks)
 
 
 def _translated(error: ClientError, check: ImageCheck) -> StorageRejected | StorageUnavailable:
@@ -108,7 +128,9 @@ def _translated(error: ClientError, check: ImageCheck) -> StorageRejected | Stor
     if code in _MISSING:
         return StorageRejected("missing", f"There is no object at {check.uri}.")
     if code in _CHANGED:
-        return StorageRejected("changed", f"The object at {check.uri} is no longer the one that was submitted.")
+        return StorageRejected(
+            "changed", f"The object at {check.uri} is no longer the one that was submitted."
+        )
     if code in _FORBIDDEN:
         return StorageRejected("forbidden", f"The store does not let the worker read {check.uri}.")
     # A wrong key or clock of the worker is no fault of the upload: it waits until an operator mends it.

@@ -1,22 +1,21 @@
 """check_image: the main flow of a worker, top to bottom."""
 
 import hashlib
+import json
+import math
 import random
-from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import redis
-from celery import Celery
-from celery.app.task import Task
 from celery.exceptions import Reject
-from PIL import Image
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
 from detector.images import ImageLimits, ImageRejected, Picture, decode
 from detector.policy import decide
 from detector.thumbnail import dnf_thumbnail
 from worker.logs import get_logger
 from worker.messages import (
+    CHECK_ID,
     CHECK_IMAGE,
     DeadLetter,
     DeadLetterReason,
@@ -29,32 +28,50 @@ from worker.messages import (
     VerdictEvent,
     event_id,
 )
-from worker.service import Service
 from worker.stopwatch import Stopwatch
 from worker.storage import StorageRejected, StorageUnavailable
 
+if TYPE_CHECKING:
+    import numpy as np
+    from celery import Celery
+    from celery.app.task import Task
+    from numpy.typing import NDArray
+
+    from detector.detector import Finding
+    from worker.batching import Batched
+    from worker.service import Service
+
 log = get_logger("worker.tasks")
 
-LONGEST_RETRY_SECONDS = 30.0
+# A network that fails twice more on the same picture fails on it always.
+MODEL_RETRIES = 2
 
 
-def check_image(service: Service, message: JsonValue) -> None:
+class UncheckableMessage(Exception):  # noqa: N818 - a verdict on the message, not a fault of the program
+    """The message asks for nothing that can be done; `reason` says which kind, `str()` is a sentence."""
+
+    def __init__(self, reason: DeadLetterReason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason: DeadLetterReason = reason
+
+
+class ModelFailed(Exception):  # noqa: N818 - a state of the model that may pass
+    """The networks raised, or gave no result in time."""
+
+
+def check_image(service: "Service", message: object, *, retry: int = 0) -> None:
     """Judge one upload and publish what came of it, once.
 
-    Raises `StorageUnavailable` when the object store cannot serve the picture now: the check is to be
-    tried again later.
+    Raises `UncheckableMessage`; and `StorageUnavailable`, `ModelFailed` and redis.RedisError when the check
+    is to be tried again later.
     """
     watch = Stopwatch()
-    try:
-        check = ImageCheck.model_validate(message)
-    except ValidationError as error:
-        _bury(service, message, "malformed_message", _first_problem(error), deliveries=0)
-        return
-    if check.policy != "default":
-        _bury(service, message, "unknown_policy", f"There is no policy {check.policy}.", deliveries=0)
-        return
-    delivery = service.deliveries.count(check.check_id)
+    check = _understood(message)
     watch.add_queue_wait(check.submitted_at)
+    delivery = service.deliveries.count(check.check_id, retry=retry)
+    if delivery > 1 and service.results.answered(check.check_id):
+        log.info("check_answered_before", check_id=check.check_id, delivery=delivery)
+        return
     try:
         with watch.stage("fetch"):
             data = service.storage.fetch(check)
@@ -65,16 +82,8 @@ def check_image(service: Service, message: JsonValue) -> None:
         return
     with watch.stage("prepare"):
         views = service.detector.prepare(picture.pixels)
-    try:
-        waiting = service.batcher.submit(views)
-        batched = waiting.result(timeout=service.settings.check_deadline_seconds)
-    except Exception as error:  # noqa: BLE001 - the networks may raise anything; the message is kept
-        _bury(service, message, "model_failed", f"{type(error).__name__}: {error}", deliveries=delivery)
-        return
+    batched = _examined(service, views, watch)
     finding = batched.result
-    watch.add("batch_wait", batched.wait_ms)
-    watch.add("dnf", finding.dnf_ms)
-    watch.add("classify", finding.classify_ms)
     thresholds = service.detector.bundle.manifest.thresholds
     verdict = decide(finding.probability, thresholds)
     with watch.stage("thumbnail"):
@@ -86,7 +95,7 @@ def check_image(service: Service, message: JsonValue) -> None:
         thresholds=thresholds,
         model=service.model,
         picture=_facts(data, picture),
-        thumbnail=_described(thumbnail),
+        thumbnail=_described(thumbnail, service.settings.thumbnail_side_pixels),
         batch_size=batched.batch_size,
     )
     published = service.results.publish(
@@ -106,39 +115,106 @@ def check_image(service: Service, message: JsonValue) -> None:
     )
 
 
-def register(app: Celery, service: Service) -> None:
-    """Make `check_image` a task of the application, with retries while the object store is out of reach."""
+def register(app: "Celery", service: "Service") -> None:
+    """Make `check_image` a task of the application: what cannot be done now is tried again, and then kept."""
 
-    # Celery would refuse wrong arguments before the task runs, and the message would be lost.
-    @app.task(name=CHECK_IMAGE, bind=True, typing=False, max_retries=service.settings.max_retries)
+    # Celery itself would refuse wrong arguments before the task runs, and the message would be lost.
+    @app.task(name=CHECK_IMAGE, bind=True, typing=False, max_retries=None)
     def task(self: "Task[Any, None]", *args: Any, **kwargs: Any) -> None:
-        message: JsonValue = args[0] if len(args) == 1 and not kwargs else [list(args), kwargs]
+        message = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
         try:
-            check_image(service, message)
-        except StorageUnavailable as unavailable:
-            if self.request.retries >= service.settings.max_retries:
-                _bury(
-                    service, message, "storage_unavailable", str(unavailable), deliveries=self.request.retries + 1
-                )
-                return
-            countdown = retry_delay(self.request.retries)
-            log.warning("image_check_postponed", seconds=round(countdown, 1), why=str(unavailable))
-            raise self.retry(countdown=countdown, exc=unavailable) from unavailable
-        except redis.RedisError as error:
-            log.error("results_unavailable", why=str(error))  # noqa: TRY400 - the cause is the server's state
-            raise Reject(error, requeue=True) from error
+            check_image(service, message, retry=self.request.retries)
+        except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it
+            _postpone_or_bury(self, service, message, error)
 
 
-def retry_delay(retries: int) -> float:
-    """Return the seconds before the next try: exponential from 1, full jitter, at most 30.
+def _postpone_or_bury(task: "Task[Any, None]", service: "Service", message: object, error: Exception) -> None:
+    """Try a check again that could not be carried out, or keep it as a dead letter when it had its tries."""
+    if isinstance(error, redis.RedisError):
+        # The outcome cannot be told to anyone yet: the check waits for Redis as long as it takes.
+        _postpone(task, service, message, error)
+    most = service.settings.max_retries
+    reason: DeadLetterReason
+    match error:
+        case UncheckableMessage():
+            reason, tries = error.reason, 0
+        case StorageUnavailable():
+            reason, tries = "storage_unavailable", most
+        case ModelFailed():
+            reason, tries = "model_failed", min(MODEL_RETRIES, most)
+        case _:
+            reason, tries = "internal_error", min(MODEL_RETRIES, most)
+            log.error("check_failed", check_id=_check_id(message), exc_info=error)
+    retries = task.request.retries
+    if retries < tries:
+        _postpone(task, service, message, error)
+    try:
+        _bury(service, message, reason, error, retries)
+    except redis.RedisError as unreachable:
+        _postpone(task, service, message, unreachable)
 
-    The bound is below the visibility timeout, beyond which Redis would deliver the waiting check again.
-    """
-    return random.uniform(0.1, min(LONGEST_RETRY_SECONDS, 2.0**retries))
+
+def retry_delay(retries: int, longest_seconds: float) -> float:
+    """Return the seconds before the next try: exponential from 1, full jitter, at most `longest_seconds`."""
+    return random.uniform(0.1, max(0.1, min(longest_seconds, 2.0 ** min(retries, 16))))
+
+
+def _postpone(task: "Task[Any, None]", service: "Service", message: object, error: Exception) -> NoReturn:
+    retries = task.request.retries
+    seconds = retry_delay(retries, service.settings.longest_retry_seconds)
+    log.warning(
+        "check_postponed",
+        check_id=_check_id(message),
+        seconds=round(seconds, 1),
+        retry=retries + 1,
+        why=f"{type(error).__name__}: {error}",
+    )
+    try:
+        task.retry(countdown=seconds, exc=error)
+    except Reject as unsent:
+        # Celery could not enqueue the retry and would now drop the message; this puts it back.
+        raise Reject(str(unsent), requeue=True) from error
+    raise AssertionError("unreachable: retry raises")
+
+
+def _understood(message: object) -> ImageCheck:
+    try:
+        check = ImageCheck.model_validate(message)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "message"
+        raise UncheckableMessage("malformed_message", f"{field}: {first['msg']}") from error
+    if check.policy != "default":
+        raise UncheckableMessage("unknown_policy", f"There is no policy {check.policy}.")
+    return check
+
+
+def _examined(service: "Service", views: "NDArray[np.float32]", watch: Stopwatch) -> "Batched[Finding]":
+    """Wait for the model, for what is left of the check's time. Raises `ModelFailed`."""
+    left = max(0.001, service.settings.check_deadline_seconds - watch.read()["total"] / 1000)
+    try:
+        waiting = service.batcher.submit(views, timeout_seconds=left)
+        try:
+            batched = waiting.result(timeout=left)
+        finally:
+            waiting.cancel()  # nobody waits any longer for one that is still queued
+    except Exception as error:
+        raise ModelFailed(f"{type(error).__name__}: {error}") from error
+    if not math.isfinite(batched.result.probability):
+        # Compared with a threshold, it would pass for a photograph.
+        raise ModelFailed("the networks gave no finite score")
+    watch.add("batch_wait", batched.wait_ms)
+    watch.add("dnf", batched.result.dnf_ms)
+    watch.add("classify", batched.result.classify_ms)
+    return batched
 
 
 def _publish_rejection(
-    service: Service, check: ImageCheck, rejected: StorageRejected | ImageRejected, watch: Stopwatch, delivery: int
+    service: "Service",
+    check: ImageCheck,
+    rejected: StorageRejected | ImageRejected,
+    watch: Stopwatch,
+    delivery: int,
 ) -> None:
     outcome = Rejection(
         **_outcome(service, check, watch, delivery), reason=rejected.reason, sentence=str(rejected)
@@ -155,20 +231,32 @@ def _publish_rejection(
 
 
 def _bury(
-    service: Service, message: JsonValue, reason: DeadLetterReason, sentence: str, *, deliveries: int
+    service: "Service", message: object, reason: DeadLetterReason, error: Exception, retries: int
 ) -> None:
-    service.results.bury(
-        DeadLetter(message=message, reason=reason, sentence=sentence, deliveries=deliveries)
+    letter = DeadLetter(
+        check_id=_check_id(message),
+        message=json.dumps(message, default=str),
+        reason=reason,
+        sentence=str(error) or type(error).__name__,
+        deliveries=retries + 1,
     )
-    log.error("dead_letter_written", reason=reason, sentence=sentence, deliveries=deliveries)
+    service.results.bury(letter)
+    log.error(
+        "dead_letter_written",
+        check_id=letter.check_id,
+        reason=reason,
+        sentence=letter.sentence,
+        deliveries=letter.deliveries,
+    )
 
 
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'message'}: {first['msg']}"
+def _check_id(message: object) -> str | None:
+    check_id = message.get("check_id") if isinstance(message, dict) else None
+    # What is no check id may hold anything, such as half a surrogate pair, which is no text to pass on.
+    return check_id if isinstance(check_id, str) and CHECK_ID.fullmatch(check_id) else None
 
 
-def _outcome(service: Service, check: ImageCheck, watch: Stopwatch, delivery: int) -> dict[str, Any]:
+def _outcome(service: "Service", check: ImageCheck, watch: Stopwatch, delivery: int) -> dict[str, Any]:
     return {
         "check_id": check.check_id,
         "policy": check.policy,
@@ -179,7 +267,7 @@ def _outcome(service: Service, check: ImageCheck, watch: Stopwatch, delivery: in
     }
 
 
-def _envelope(service: Service, check: ImageCheck) -> dict[str, Any]:
+def _envelope(service: "Service", check: ImageCheck) -> dict[str, Any]:
     return {
         "id": event_id(check.check_id, service.model.digest, check.policy),
         "source": service.settings.source,
@@ -197,6 +285,5 @@ def _facts(data: bytes, picture: Picture) -> PictureFacts:
     )
 
 
-def _described(thumbnail: bytes) -> Thumbnail:
-    width, height = Image.open(BytesIO(thumbnail)).size
-    return Thumbnail(width=width, height=height, sha256=hashlib.sha256(thumbnail).hexdigest())
+def _described(thumbnail: bytes, side: int) -> Thumbnail:
+    return Thumbnail(width=side, height=side, sha256=hashlib.sha256(thumbnail).hexdigest())

@@ -27,13 +27,16 @@ from detector.unet import Unet
 
 log = structlog.get_logger()
 
+SMALL_RESNET = ResNetConfig(depth=18, width=32, stem_pool=False)
+FIRST_ESTIMATE = DnfConfig()
+
 
 @dataclass(frozen=True)
 class ClassifierTraining:
-    """The recipe: `size` of the crops in pixels, `batch` pictures (half of each class), wall-clock `minutes`."""
+    """The recipe: `size` of crops in pixels, `batch` pictures (half of each class), wall-clock `minutes`."""
 
-    network: ResNetConfig = ResNetConfig(depth=18, width=32, stem_pool=False)
-    dnf: DnfConfig = DnfConfig()
+    network: ResNetConfig = SMALL_RESNET
+    dnf: DnfConfig = FIRST_ESTIMATE
     size: int = 128
     batch: int = 32
     minutes: float = 60.0
@@ -51,7 +54,10 @@ class BalancedPictures:
         self._recipe, self._rng = recipe, rng
         self._chain = CodecChain()
         self._pixels = {sample.path: decode(sample.path.read_bytes()).pixels for sample in samples}
-        self._families: dict[bool, dict[str, list[Sample]]] = {False: defaultdict(list), True: defaultdict(list)}
+        self._families: dict[bool, dict[str, list[Sample]]] = {
+            False: defaultdict(list),
+            True: defaultdict(list),
+        }
         for sample in samples:
             self._families[sample.generated][sample.family].append(sample)
         self._twin = _twins(samples)
@@ -70,7 +76,7 @@ class BalancedPictures:
             yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), labels
 
     def _draw(self, *, generated: bool) -> Sample:
-        # Square roots: small families are seen more often than their share, and not until they are known by heart.
+        # Square roots: small families are seen more often than their share, yet are not learned by heart.
         families = list(self._families[generated].values())
         weights = np.sqrt([len(family) for family in families])
         family = families[int(self._rng.choice(len(families), p=weights / weights.sum()))]
@@ -93,7 +99,7 @@ def train_classifier(
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(recipe.seed)
     torch.manual_seed(recipe.seed)
-    unet = deepcopy(unet).eval().to(dtype=torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet = deepcopy(unet).eval().to(dtype=torch.bfloat16)
     held_out = _validation_features(unet, validation, recipe)
     network = ResNet(recipe.network)
     averaged = deepcopy(network)
@@ -110,7 +116,9 @@ def train_classifier(
         progress = min(1.0, elapsed / (recipe.minutes * 60))
         steps = len(state["losses"])
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * min(1, (steps + 1) / 50) * (0.5 + 0.5 * np.cos(np.pi * progress))
+            group["lr"] = (
+                recipe.learning_rate * min(1, (steps + 1) / 50) * (0.5 + 0.5 * np.cos(np.pi * progress))
+            )
         state["losses"].append(_step(network, optimizer, _features(unet, pictures, recipe), labels))
         _average(averaged, network, min(recipe.ema, (1 + steps) / (10 + steps)))
         if progress >= 1 or time.monotonic() - validated > recipe.validate_minutes * 60:
@@ -140,7 +148,7 @@ def _step(network: ResNet, optimizer: torch.optim.Optimizer, features: Tensor, l
         logits = network(features).float().flatten()
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return loss.item()
 

@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class UnetTraining:
-    """The recipe: sizes in pixels, `minutes` of wall clock, `low_timesteps` the bound of the favoured part."""
+    """The recipe: sizes in pixels, `minutes` of wall clock, `low_timesteps` bounds the favoured part."""
 
     channels: tuple[int, ...] = (32, 64, 96)
     size: int = 64
@@ -83,7 +83,7 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
         x = torch.from_numpy(np.stack([chain(pictures[i], recipe.size, rng) for i in chosen]))
         loss = _step(unet, x.permute(0, 3, 1, 2), levels, recipe)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         decay = min(recipe.ema, (1 + len(losses)) / (10 + len(losses)))
@@ -101,9 +101,7 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
         if time.monotonic() - saved > recipe.checkpoint_minutes * 60:
             saved = time.monotonic()
             _checkpoint(folder, unet, averaged, optimizer, {"losses": losses, "seconds": saved - began})
-    _checkpoint(
-        folder, unet, averaged, optimizer, {"losses": losses, "seconds": time.monotonic() - began}
-    )
+    _checkpoint(folder, unet, averaged, optimizer, {"losses": losses, "seconds": time.monotonic() - began})
     return averaged.eval()
 
 
@@ -117,7 +115,8 @@ def _step(unet: Unet, pictures: Tensor, levels: Tensor, recipe: UnetTraining) ->
     noisy = a.sqrt() * x + (1 - a).sqrt() * noise
     with torch.autocast("cpu", torch.bfloat16):
         estimate = unet(noisy, t)
-    return (estimate.float() - noise).square().mean()
+    loss: Tensor = (estimate.float() - noise).square().mean()
+    return loss
 
 
 def _checkpoint(
@@ -136,9 +135,7 @@ def _checkpoint(
     (folder / "losses.json").write_text(json.dumps(state["losses"]))
 
 
-def _resume(
-    folder: Path, unet: Unet, averaged: Unet, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
+def _resume(folder: Path, unet: Unet, averaged: Unet, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     checkpoint = folder / "training.pt"
     if not checkpoint.exists():
         return {"losses": [], "seconds": 0.0}

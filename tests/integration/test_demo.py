@@ -53,10 +53,12 @@ def _assert_nothing_is_left(out: Path, ports: list[int]) -> None:
     for port in ports:
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
-    workers = [
-        path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if _mentions(path, out.parent)
+    left = [
+        path.with_name("cmdline").read_bytes()
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if _mentions(path, out.parent)
     ]
-    assert workers == []
+    assert left == []
 
 
 def _mentions(environ: Path, folder: Path) -> bool:

@@ -61,7 +61,7 @@ def test_the_page_tells_verdict_score_truth_reasons_and_the_limits_of_a_score(
         "✓ Truly a generated picture",
         "not_an_image",
         "A score is a signal, not proof.",
-        "diffusion autoencoder · CC0 · 42 ms",
+        "diffusion autoencoder · 42 ms · CC0",
     ]:
         assert text in page
 
