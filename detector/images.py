@@ -96,7 +96,8 @@ def _open(data: bytes) -> Image.Image:
 def _unidentified(data: bytes) -> ImageRejected:
     """Tell a picture of a format that is not on the list from bytes that are no picture at all."""
     Image.init()
-    prefix = data[:16]
+    # The formats look at the 16 bytes that they expect to be given.
+    prefix = data[:16].ljust(16, b"\0")
     for name, (_, accept) in Image.OPEN.items():
         if accept is not None and accept(prefix) is True:
             if name in ALLOWED_FORMATS:

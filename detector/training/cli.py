@@ -1,18 +1,41 @@
 """dnf-detector train and evaluate."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
 _folder = click.Path(path_type=Path, file_okay=False)
 _corpus = click.argument("corpus", type=click.Path(exists=True, path_type=Path, file_okay=False))
 _split = click.option("--split", default="train", show_default=True, help="Rows of manifest.csv to use.")
 _minutes = click.option("--minutes", type=click.FloatRange(min=0.01), default=60.0, show_default=True)
 _seed = click.option("--seed", type=int, default=1, show_default=True)
+
+
+def _size(default: int) -> Callable[[_Command], _Command]:
+    kind = click.IntRange(32, 512)
+    return click.option("--size", type=kind, default=default, show_default=True, help="Pixels of a crop.")
+
+
+def _batch(default: int) -> Callable[[_Command], _Command]:
+    return click.option("--batch", type=click.IntRange(2, 1024), default=default, show_default=True)
+
+
+def _channels(text: str) -> tuple[int, ...]:
+    try:
+        channels = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.UsageError("--channels takes numbers with commas between them") from error
+    if any(number <= 0 or number % 16 for number in channels):
+        raise click.UsageError("--channels takes multiples of 16")
+    return channels
 
 
 @click.group()
@@ -23,10 +46,17 @@ def train() -> None:
 @train.command()
 @_corpus
 @click.option("--out", required=True, type=_folder, help="A diffusers folder; training resumes there.")
+@click.option(
+    "--channels", default="32,64,96", show_default=True, help="By level; multiples of 16, from the finest."
+)
+@_size(64)
+@_batch(24)
 @_split
 @_minutes
 @_seed
-def unet(corpus: Path, *, out: Path, split: str, minutes: float, seed: int) -> None:
+def unet(
+    corpus: Path, *, out: Path, channels: str, size: int, batch: int, split: str, minutes: float, seed: int
+) -> None:
     """Train a small diffusion U-Net on the corpus's photographs alone."""
     from detector.training.corpus import CorpusRejected, grouped_split, read_corpus
     from detector.training.unet import UnetTraining, train_unet
@@ -35,7 +65,8 @@ def unet(corpus: Path, *, out: Path, split: str, minutes: float, seed: int) -> N
         samples, _ = grouped_split(read_corpus(corpus, split))
     except CorpusRejected as error:
         raise click.UsageError(str(error)) from error
-    train_unet(samples, out, UnetTraining(minutes=minutes, seed=seed))
+    recipe = UnetTraining(_channels(channels), size, batch, minutes=minutes, seed=seed)
+    train_unet(samples, out, recipe)
 
 
 @train.command()
@@ -45,6 +76,8 @@ def unet(corpus: Path, *, out: Path, split: str, minutes: float, seed: int) -> N
 @click.option("--out", required=True, type=_folder, help="The bundle.")
 @click.option("--name", default="dnf", show_default=True)
 @click.option("--version", default="1", show_default=True)
+@_size(128)
+@_batch(32)
 @_split
 @_minutes
 @_seed
@@ -56,6 +89,8 @@ def classifier(
     out: Path,
     name: str,
     version: str,
+    size: int,
+    batch: int,
     split: str,
     minutes: float,
     seed: int,
@@ -66,7 +101,7 @@ def classifier(
     from detector.training.corpus import CorpusRejected, grouped_split, read_corpus
     from detector.unet import UnetRejected, load_unet
 
-    recipe = ClassifierTraining(minutes=minutes, seed=seed)
+    recipe = ClassifierTraining(size=size, batch=batch, minutes=minutes, seed=seed)
     try:
         training, validation = grouped_split(read_corpus(corpus, split))
         network = load_unet(unet_folder)

@@ -84,7 +84,6 @@ def test_two_hundred_pictures_submitted_at_once_have_two_hundred_verdicts(
 def test_a_verdict_says_all_that_the_contract_promises(
     worker: Any,
     client: Client,
-    services: EmbeddedServices,
     store: Callable[[str, bytes], str],
     make_picture: Callable[..., bytes],
     tiny_bundle: Path,
@@ -95,7 +94,11 @@ def test_a_verdict_says_all_that_the_contract_promises(
     metadata = {"post": 7, "nested": [{"ü": None}], "big": 2**60}
     digest = hashlib.sha256(picture).hexdigest()
     check = ImageCheck(
-        bucket=services.bucket, key="one picture.png", etag=etag, sha256=digest, metadata=metadata
+        bucket=client.settings.upload_bucket,
+        key="one picture.png",
+        etag=etag,
+        sha256=digest,
+        metadata=metadata,
     )
     client.submit_check(check, queue="image-checks.urgent")
     event = client.wait_for(check.check_id)[check.check_id]
@@ -107,7 +110,7 @@ def test_a_verdict_says_all_that_the_contract_promises(
     model_digest = hashlib.sha256((tiny_bundle / "bundle.json").read_bytes()).hexdigest()
     assert data.model.digest == model_digest
     assert envelope.id == event_id(check.check_id, model_digest, "default")
-    assert envelope.subject == f"s3://{services.bucket}/one picture.png"
+    assert envelope.subject == f"s3://{client.settings.upload_bucket}/one picture.png"
     assert data.metadata == metadata
     assert (data.picture.width, data.picture.height, data.picture.format) == (150, 90, "PNG")
     assert (data.picture.sha256, data.picture.bytes) == (digest, len(picture))

@@ -39,7 +39,7 @@ def _encoded(image: Image.Image, image_format: str) -> bytes:
 
 
 def _png_with_a_damaged_body() -> bytes:
-    """A PNG whose header is sound and whose compressed pixels are not."""
+    """Return a PNG whose header is sound and whose compressed pixels are not."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -132,26 +132,26 @@ def test_an_upload_at_fault_is_rejected_with_its_reason(
 
 
 @pytest.mark.parametrize(
-    ("args", "kwargs", "problem"),
+    ("arguments", "problem"),
     [
-        ([], {}, "Input should be a valid dictionary"),
-        (["not an object"], {}, "Input should be a valid dictionary"),
-        ([{"bucket": "uploads"}], {}, "key: Field required"),
-        ([{"bucket": "uploads", "key": "a", "extra": 1}], {}, "extra: Extra inputs are not permitted"),
-        ([{"bucket": "uploads", "key": "a", "metadata": {"a": "x" * 5000}}], {}, "metadata: Value error"),
-        ([{"bucket": "uploads", "key": "a", "check_id": "\ud800"}], {}, "check_id"),
-        ([{"bucket": "uploads", "key": "a"}, 2], {"more": 3}, "Extra inputs are not permitted"),
+        (([], {}), "bucket: Field required"),
+        ((["not an object"], {}), "Input should be a valid dictionary"),
+        (([{"bucket": "uploads"}], {}), "key: Field required"),
+        (([{"bucket": "uploads", "key": "a", "extra": 1}], {}), "extra: Extra inputs are not permitted"),
+        (([{"bucket": "uploads", "key": "a", "metadata": {"a": "x" * 5000}}], {}), "metadata: Value error"),
+        (([{"bucket": "uploads", "key": "a", "check_id": "\ud800"}], {}), "check_id"),
+        (([{"bucket": "uploads", "key": "a"}, 2], {"more": 3}), "bucket: Field required"),
     ],
 )
 def test_a_malformed_message_becomes_a_dead_letter_and_is_kept(
     worker: Any,
     client: Client,
     wait_until: Callable[..., None],
-    args: list[Any],
-    kwargs: dict[str, Any],
+    arguments: tuple[list[Any], dict[str, Any]],
     problem: str,
 ) -> None:
     """The reason and the message stand in the stream of dead letters, and no event is published."""
+    args, kwargs = arguments
     results = Results(client.settings)
     before, position = len(results.letters()), client.position()
     app = create_app(client.settings)
@@ -244,7 +244,8 @@ def test_a_model_that_gives_no_number_calls_nobody_real(
     """Broken weights make no verdict but, after two more tries, a dead letter."""
     broken = shutil.copytree(tiny_bundle, tmp_path / "broken")
     weights = load_file(broken / "classifier.safetensors")
-    save_file({n: w * np.float32(np.nan) for n, w in weights.items()}, broken / "classifier.safetensors")
+    ruined = {name: np.full_like(w, np.nan) if w.dtype == np.float32 else w for name, w in weights.items()}
+    save_file(ruined, broken / "classifier.safetensors")
     write_manifest(broken, open_bundle(tiny_bundle).manifest)
     environment = {
         "DNF_REDIS_URL": service_environment["DNF_REDIS_URL"].rpartition("/")[0] + "/204",

@@ -11,7 +11,7 @@ from worker.batching import BatcherClosed, MicroBatcher
 
 
 class _Doubler:
-    """A model that doubles numbers, slowly, and fails on negative ones; it notes each batch and its thread."""
+    """A slow model that doubles numbers and fails on negative ones; it notes each batch and its thread."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -32,7 +32,7 @@ class _Doubler:
 
 
 def test_every_item_gets_its_own_result_whatever_its_batch() -> None:
-    """From 32 threads, 400 items come back doubled; the model runs on one thread, in batches of at most 16."""
+    """400 items from 32 threads come back doubled; the model runs on one thread, 16 at a time at most."""
     model = _Doubler(0.002)
     batcher = MicroBatcher(model, max_batch=16, wait_seconds=0.01)
     with ThreadPoolExecutor(32) as threads:

@@ -1,0 +1,115 @@
+"""Untrusted bytes become pixels, or a rejection with a reason."""
+
+from io import BytesIO
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from detector.images import ImageLimits, ImageReason, ImageRejected, decode
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """Encode a picture."""
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
+    """Make a picture that no codec compresses to nothing."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+PNG = encoded(noise(), "PNG")
+BAD: dict[str, bytes] = {
+    "empty": b"",
+    "not_an_image": b"This is a text file that somebody named picture.jpg.",
+    "format_not_allowed": encoded(noise(), "TIFF"),
+    "too_many_pixels": encoded(Image.new("1", (20_000, 20_000)), "PNG"),
+    "too_small": encoded(noise(8, 8), "PNG"),
+    "truncated": encoded(noise(), "JPEG")[:-700],
+    "corrupt": PNG[:60] + bytes(40) + PNG[100:],
+}
+
+
+def test_the_bad_inputs_cover_the_closed_list() -> None:
+    """Every reason has an example here."""
+    assert BAD.keys() == set(get_args(ImageReason))
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_each_bad_input_is_rejected_with_its_reason(reason: str) -> None:
+    """The reason is from the closed list and the sentence is for people."""
+    with pytest.raises(ImageRejected) as rejected:
+        decode(BAD[reason])
+    assert rejected.value.reason == reason
+    assert str(rejected.value).endswith(".")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
+def test_the_allowed_formats_are_read(kind: str) -> None:
+    """Each allowed format gives pixels of the right shape and its own name."""
+    picture = decode(encoded(noise(), kind))
+    assert (picture.format, picture.width, picture.height) == (kind, 64, 48)
+    assert picture.pixels.shape == (48, 64, 3)
+    assert picture.pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1"])
+def test_every_colour_mode_becomes_rgb(mode: str) -> None:
+    """Grey, palette, bilevel and transparent pictures have three channels afterwards."""
+    assert decode(encoded(noise(mode=mode), "PNG")).pixels.shape == (48, 64, 3)
+
+
+def test_cmyk_becomes_rgb() -> None:
+    """A printer's JPEG is converted."""
+    assert decode(encoded(noise(mode="CMYK"), "JPEG")).pixels.shape == (48, 64, 3)
+
+
+def test_sixteen_bit_grey_keeps_its_tones() -> None:
+    """A 16-bit ramp becomes an 8-bit ramp and is not clipped to white."""
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (48, 1))
+    pixels = decode(encoded(Image.fromarray(ramp), "PNG")).pixels
+    assert pixels[0, 0, 0] == 0
+    assert pixels[0, 32, 0] == pytest.approx(130, abs=2)
+    assert pixels[0, -1, 0] == 255
+
+
+def test_transparency_is_flattened_on_white() -> None:
+    """A fully transparent picture is white."""
+    assert decode(encoded(Image.new("RGBA", (64, 48), (255, 0, 0, 0)), "PNG")).pixels.min() == 255
+
+
+def test_the_exif_orientation_is_applied() -> None:
+    """A picture taken sideways is turned upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = decode(encoded(noise(), "JPEG", exif=exif))
+    assert (picture.width, picture.height) == (48, 64)
+
+
+def test_the_limits_are_those_that_were_given() -> None:
+    """A picture just over the pixel limit is rejected, one at the limit is read."""
+    decode(PNG, ImageLimits(max_pixels=64 * 48))
+    with pytest.raises(ImageRejected, match="limit"):
+        decode(PNG, ImageLimits(max_pixels=64 * 48 - 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.integers(0, len(PNG) - 1), value=st.integers(0, 255), end=st.integers(1, len(PNG)))
+def test_damage_anywhere_gives_pixels_or_a_reason(place: int, value: int, end: int) -> None:
+    """One changed byte and a cut anywhere never raise anything but a rejection."""
+    for whole in (PNG, encoded(noise(), "JPEG"), encoded(noise(), "WEBP")):
+        damaged = bytearray(whole[:end])
+        damaged[min(place, len(damaged) - 1)] = value
+        outcome: object
+        try:
+            outcome = decode(bytes(damaged)).pixels.dtype.name
+        except ImageRejected as rejected:
+            outcome = rejected.reason
+        assert outcome in {"uint8", *get_args(ImageReason)}
