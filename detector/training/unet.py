@@ -6,6 +6,7 @@ part of the schedule; the other half are uniform as in the paper.
 
 import json
 import time
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy as np
 import structlog
 import torch
 from diffusers import UNet2DModel
+from numpy.typing import NDArray
 from torch import Tensor
 
 from detector.dnf import TRAINING_TIMESTEPS, signal_levels
 from detector.images import decode
 from detector.training.augmentation import CodecChain
 from detector.training.corpus import Sample
+from detector.training.prefetch import prefetched
 from detector.unet import Unet, save_unet
 
 log = structlog.get_logger()
@@ -64,10 +67,8 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
     `photographs` are real pictures only. Returns the averaged U-Net.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(recipe.seed)
     torch.manual_seed(recipe.seed)
     pictures = [decode(sample.path.read_bytes()).pixels for sample in photographs if not sample.generated]
-    chain = CodecChain()
     unet = build_unet(recipe.channels, recipe.size)
     averaged = deepcopy(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
@@ -75,13 +76,13 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
     state = _resume(folder, unet, averaged, optimizer)
     began, saved = time.monotonic() - state["seconds"], time.monotonic()
     losses: list[float] = state["losses"]
+    # A resumed run must not see the first run's pictures again, in the same order.
+    batches = prefetched(_batches(pictures, recipe, np.random.default_rng([recipe.seed, len(losses)])))
     while (elapsed := time.monotonic() - began) < recipe.minutes * 60:
         progress = elapsed / (recipe.minutes * 60)
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * min(1, (len(losses) + 1) / 100) * (1 - 0.95 * progress)
-        chosen = rng.integers(0, len(pictures), recipe.batch)
-        x = torch.from_numpy(np.stack([chain(pictures[i], recipe.size, rng) for i in chosen]))
-        loss = _step(unet, x.permute(0, 3, 1, 2), levels, recipe)
+        loss = _step(unet, next(batches), levels, recipe)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -103,6 +104,17 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
             _checkpoint(folder, unet, averaged, optimizer, {"losses": losses, "seconds": saved - began})
     _checkpoint(folder, unet, averaged, optimizer, {"losses": losses, "seconds": time.monotonic() - began})
     return averaged.eval()
+
+
+def _batches(
+    pictures: list[NDArray[np.uint8]], recipe: UnetTraining, rng: np.random.Generator
+) -> Iterator[Tensor]:
+    """Yield crops (B, 3, S, S) uint8 for ever."""
+    chain = CodecChain()
+    while True:
+        chosen = rng.integers(0, len(pictures), recipe.batch)
+        crops = np.stack([chain(pictures[i], recipe.size, rng) for i in chosen])
+        yield torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
 def _step(unet: Unet, pictures: Tensor, levels: Tensor, recipe: UnetTraining) -> Tensor:

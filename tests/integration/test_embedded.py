@@ -12,7 +12,8 @@ import pytest
 import redis
 from botocore.exceptions import ClientError
 
-from worker.embedded import EmbeddedServiceError, EmbeddedServices, Valkey, free_ports
+from worker.embedded import EmbeddedServices, Valkey
+from worker.startup import EmbeddedServiceError, free_ports
 
 STARTER = """
 import sys, time
@@ -80,7 +81,7 @@ def test_a_port_that_was_taken_meanwhile_is_exchanged_for_another(
 ) -> None:
     """Valkey starts on another port when the chosen one is taken before it can bind it."""
     offered = iter([[services.valkey.port], free_ports(1)])
-    monkeypatch.setattr("worker.embedded.free_ports", lambda *_, **__: next(offered))
+    monkeypatch.setattr("worker.startup.free_ports", lambda *_, **__: next(offered))
     valkey = Valkey(tmp_path / "valkey")
     try:
         valkey.start()

@@ -18,10 +18,11 @@ from safetensors.numpy import load_file, save_file
 from detector.bundle import open_bundle, write_manifest
 from worker.app import create_app
 from worker.client import Client, NoVerdict
-from worker.embedded import EmbeddedServices, free_ports
+from worker.embedded import EmbeddedServices
 from worker.messages import CHECK_IMAGE, DeadLetterReason, RejectionEvent, RejectionReason
 from worker.results import Results
 from worker.settings import Settings
+from worker.startup import free_ports
 
 SCHEMAS = Path(__file__).parents[2] / "deploy" / "schemas"
 MAX_BYTES, MAX_PIXELS = 200_000, 1_000_000

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from worker.embedded import free_ports
+from worker.startup import free_ports
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
