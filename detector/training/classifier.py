@@ -1,6 +1,7 @@
 """Train the ResNet on the Diffusion Noise Feature of both classes after one random codec chain."""
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def train_classifier(
         steps = len(state["losses"])
         for group in optimizer.param_groups:
             group["lr"] = (
-                recipe.learning_rate * min(1, (steps + 1) / 50) * (0.5 + 0.5 * np.cos(np.pi * progress))
+                recipe.learning_rate * min(1, (steps + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * progress))
             )
         state["losses"].append(_step(network, optimizer, _features(unet, pictures, recipe), labels))
         _average(averaged, network, min(recipe.ema, (1 + steps) / (10 + steps)))

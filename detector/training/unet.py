@@ -31,12 +31,16 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class UnetTraining:
-    """The recipe: sizes in pixels, `minutes` of wall clock, `low_timesteps` bounds the favoured part."""
+    """The recipe: sizes in pixels, `low_timesteps` bounds the favoured part.
+
+    Training ends after `minutes` of wall clock, or after `max_steps` if given: with steps it is reproducible.
+    """
 
     channels: tuple[int, ...] = (32, 64, 96)
     size: int = 64
     batch: int = 24
     minutes: float = 60.0
+    max_steps: int | None = None
     learning_rate: float = 4e-4
     low_timesteps: int = 40
     ema: float = 0.998
@@ -78,7 +82,7 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
     losses: list[float] = state["losses"]
     # A resumed run must not see the first run's pictures again, in the same order.
     batches = prefetched(_batches(pictures, recipe, np.random.default_rng([recipe.seed, len(losses)])))
-    while (elapsed := time.monotonic() - began) < recipe.minutes * 60:
+    while (elapsed := time.monotonic() - began) < recipe.minutes * 60 and len(losses) != recipe.max_steps:
         progress = elapsed / (recipe.minutes * 60)
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * min(1, (len(losses) + 1) / 100) * (1 - 0.95 * progress)
