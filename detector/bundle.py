@@ -4,12 +4,13 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from platformdirs import user_cache_path
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from detector.manifest import Manifest
 
@@ -90,6 +91,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     complete = manifest.model_copy(update={"files": files})
     (folder / MANIFEST_FILE).write_text(complete.model_dump_json(indent=2) + "\n")
     return open_bundle(folder)
+
+
+def record_figures(bundle: Bundle, name: str, figures: Mapping[str, JsonValue]) -> Bundle:
+    """Store measured figures under `name` in a bundle's manifest, which changes its digest."""
+    complete = {**bundle.manifest.figures, name: dict(figures)}
+    return write_manifest(bundle.folder, bundle.manifest.model_copy(update={"figures": complete}))
 
 
 def _parse(content: bytes, place: str) -> Manifest:

@@ -141,11 +141,20 @@ def classifier(
     help="alike: all re-encoded as JPEG 90; swapped: reals lossless, generated as JPEG 85.",
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures as JSON.")
+@click.option("--record", metavar="NAME", help="Store the overall figures in the bundle's manifest.")
 def evaluate(
-    bundle: str, corpus: Path, *, split: str | None, device: str, dtype: str, control: str, out: Path | None
+    bundle: str,
+    corpus: Path,
+    *,
+    split: str | None,
+    device: str,
+    dtype: str,
+    control: str,
+    out: Path | None,
+    record: str | None,
 ) -> None:
     """Measure a bundle on a labelled corpus, per family and over all."""
-    from detector.bundle import BundleError
+    from detector.bundle import BundleError, record_figures
     from detector.detector import Detector
     from detector.evaluation import family_figures, figures, score_samples
     from detector.training.corpus import CorpusRejected, read_corpus
@@ -186,3 +195,6 @@ def evaluate(
     if out:
         listed = {family: row.rounded() for family, row in families.items()}
         out.write_text(json.dumps({"all": overall.rounded(), "families": listed}, indent=2) + "\n")
+    if record:
+        recorded = record_figures(detector.bundle, record, overall.rounded())
+        click.echo(f"{recorded.folder}: {record} recorded, digest {recorded.digest}")

@@ -131,9 +131,10 @@ def test_pictures_become_a_bundle_and_the_bundle_is_measured(corpus: Path, tmp_p
     trained = CliRunner().invoke(main, ["train", "classifier", str(corpus), *options])
     assert trained.exit_code == 0, trained.output
     assert resolve(out).manifest.preprocessing.mode == "crop"
-    measured = CliRunner().invoke(main, ["evaluate", out, str(corpus), "--out", figures])
+    measured = CliRunner().invoke(main, ["evaluate", out, str(corpus), "--out", figures, "--record", "own"])
     assert measured.exit_code == 0, measured.output
     assert "g1" in Path(figures).read_text()
+    assert "auroc" in resolve(out).manifest.figures["own"]
 
 
 def test_the_classifier_goes_on_where_it_stopped(corpus: Path, tmp_path: Path) -> None:
