@@ -72,6 +72,13 @@ def test_eight_threads_racing_on_five_hundred_checks_publish_each_once(results: 
     assert not results.answered("race-500")
 
 
+def test_a_check_that_was_published_is_not_published_again(results: Results) -> None:
+    """The second call says so, and the first event stays as it was."""
+    assert results.publish(_event("again"), thumbnail=b"first")
+    assert not results.publish(_event("again"), thumbnail=b"second")
+    assert [event.thumbnail for event in _drained(results.tail(block_seconds=0.01))] == [b"first"]
+
+
 def test_a_published_check_is_remembered_for_the_time_that_is_set(
     settings: Settings, results: Results, broker: redis.Redis
 ) -> None:
@@ -121,6 +128,7 @@ def test_a_group_shares_the_events_and_takes_over_what_a_dead_member_left(
         results.acknowledge("readers", event)
     assert Counter(received) == Counter(f"group-{number}" for number in range(30))
     assert broker.xpending("verdicts", "readers")["pending"] == 0
+    assert _drained(results.consume("readers", "late", block_seconds=0.01, claim_after_seconds=0)) == []
 
 
 def test_a_member_that_comes_back_begins_with_what_it_did_not_acknowledge(results: Results) -> None:

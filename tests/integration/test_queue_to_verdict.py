@@ -73,6 +73,7 @@ def test_two_hundred_pictures_submitted_at_once_have_two_hundred_verdicts(
         f"s3://{services.bucket}/many/{number}.jpg" for number in range(200)
     ]
     lines = worker.wait_for_event("image_checked", count=200)
+    assert len(worker.log_lines()) == len(worker.log.read_text().splitlines()), "a line that is no JSON"
     assert Counter(line["check_id"] for line in lines) == Counter(check_ids)
     for line in lines:
         assert line["durations_ms"].keys() == STAGES
@@ -104,6 +105,16 @@ def test_a_verdict_says_all_that_the_contract_promises(
     event = client.wait_for(check.check_id)[check.check_id]
     schema = json.loads((SCHEMAS / "image-verdict-v1.json").read_text())
     Draft202012Validator(schema).validate(json.loads(event.raw))
+    # The attributes that CloudEvents 1.0 requires, and their values.
+    assert (
+        json.loads(event.raw).items()
+        >= {
+            "specversion": "1.0",
+            "type": "image.verdict.v1",
+            "id": event.envelope.id,
+            "source": "dnf-moderation",
+        }.items()
+    )
     envelope = event.envelope
     assert isinstance(envelope, VerdictEvent)
     data = envelope.data
@@ -140,6 +151,37 @@ def test_a_check_submitted_twice_is_judged_once_and_answered_once(
     assert len(worker.wait_for_event("image_checked", check_id="twice")) == 1
 
 
+def test_a_check_delivered_twice_at_the_same_time_is_published_once(
+    worker_process: Callable[..., Any],
+    service_environment: dict[str, str],
+    services: EmbeddedServices,
+    store: Callable[[str, bytes], str],
+    make_picture: Callable[..., bytes],
+) -> None:
+    """Both deliveries are judged in one batch; one publishes, and the other's line says that it did not."""
+    store("both.jpg", make_picture(7))
+    # The batch waits for its second picture, so that neither delivery can be answered before both are taken.
+    environment = {
+        "DNF_REDIS_URL": service_environment["DNF_REDIS_URL"].rpartition("/")[0] + "/206",
+        "DNF_THREADS": "2",
+        "DNF_BATCH_SIZE": "2",
+        "DNF_BATCH_WAIT_SECONDS": "5",
+    }
+    check = ImageCheck(bucket=services.bucket, key="both.jpg", check_id="both")
+    with Client(_settings({**service_environment, **environment})) as client:
+        client.submit_check(check)
+        client.submit_check(check)
+        worker = worker_process(environment)
+        lines = worker.wait_for_event("image_checked", count=2, check_id="both")
+        events = list(client.events(follow=False))
+    assert [line["batch_size"] for line in lines] == [2, 2]
+    assert sorted(line["published"] for line in lines) == [False, True]
+    assert sorted(line["delivery"] for line in lines) == [1, 2]
+    assert [event.check_id for event in events] == ["both"]
+    assert events[0].envelope.data.delivery == next(line["delivery"] for line in lines if line["published"])
+    assert worker.stop() == 0
+
+
 def test_a_worker_told_to_stop_finishes_what_it_began_and_leaves_the_rest(
     worker: Any,
     client: Client,
@@ -160,27 +202,44 @@ def test_a_worker_told_to_stop_finishes_what_it_began_and_leaves_the_rest(
     assert answered == Counter(check_ids)
 
 
-def test_urgent_checks_are_taken_first(
+@pytest.fixture(scope="module")
+def late(
     worker_process: Callable[..., Any],
     service_environment: dict[str, str],
     services: EmbeddedServices,
     store: Callable[[str, bytes], str],
     make_picture: Callable[..., bytes],
-) -> None:
-    """A worker that does one check at a time takes urgent, then ordinary, then bulk ones."""
+) -> tuple[Any, dict[str, str]]:
+    """Return a worker for one check at a time that found full queues, all done, and each check's queue."""
     store("order.jpg", make_picture(6))
     url = service_environment["DNF_REDIS_URL"].rpartition("/")[0] + "/201"
     environment = {"DNF_REDIS_URL": url, "DNF_THREADS": "1", "DNF_BATCH_SIZE": "1"}
     with Client(_settings({**service_environment, **environment})) as client:
-        sent = {
+        sent: dict[str, str] = {
             client.submit(services.bucket, "order.jpg", queue=queue): queue
             for _ in range(4)
             for queue in ("image-checks.bulk", "image-checks", "image-checks.urgent")
         }
-        worker_process(environment)
+        worker = worker_process(environment)
         client.wait_for(*sent, timeout_seconds=60)
-        taken = [sent[event.check_id] for event in client.events(follow=False)]
+    worker.wait_for_event("image_checked", count=len(sent))
+    assert worker.stop() == 0
+    return worker, sent
+
+
+def test_urgent_checks_are_taken_first(late: tuple[Any, dict[str, str]]) -> None:
+    """A worker that does one check at a time takes urgent, then ordinary, then bulk ones."""
+    worker, sent = late
+    taken = [sent[line["check_id"]] for line in worker.wait_for_event("image_checked")]
     assert taken == ["image-checks.urgent"] * 4 + ["image-checks"] * 4 + ["image-checks.bulk"] * 4
+
+
+def test_no_check_is_taken_before_the_model_is_loaded(late: tuple[Any, dict[str, str]]) -> None:
+    """With checks waiting from the start, the log begins with the model, then the worker, then the checks."""
+    worker, sent = late
+    order = [line["event"] for line in worker.log_lines()]
+    told = [event for event in order if event in {"model_loaded", "worker_ready", "image_checked"}]
+    assert told == ["model_loaded", "worker_ready"] + ["image_checked"] * len(sent)
 
 
 def test_a_producer_and_consumer_loads_no_torch(service_environment: dict[str, str]) -> None:

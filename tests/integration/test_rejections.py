@@ -19,7 +19,7 @@ from detector.bundle import open_bundle, write_manifest
 from worker.app import create_app
 from worker.client import Client, NoVerdict
 from worker.embedded import EmbeddedServices
-from worker.messages import CHECK_IMAGE, DeadLetterReason, RejectionEvent, RejectionReason
+from worker.messages import CHECK_IMAGE, DeadLetterReason, RejectionEvent, RejectionReason, event_id
 from worker.results import Results
 from worker.settings import Settings
 from worker.startup import free_ports
@@ -39,33 +39,42 @@ def _encoded(image: Image.Image, image_format: str) -> bytes:
     return file.getvalue()
 
 
-def _png_with_a_damaged_body() -> bytes:
-    """Return a PNG whose header is sound and whose compressed pixels are not."""
+def _png(side: int, bits: int, colour_type: int, compressed: bytes) -> bytes:
+    """Return a PNG around pixels that are already compressed, whatever they are."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
-    pixels = chunk(b"IDAT", b"\x78\x9c" + b"\xff" * 500)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", side, side, bits, colour_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", compressed) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def _bomb() -> bytes:
+    """Return 400 million black pixels in 49 kB: below the limit of bytes, a whole PNG of one bit a pixel."""
+    return _png(20_000, 1, 0, zlib.compress(bytes(20_000 * (1 + 20_000 // 8)), 9))
 
 
 # Each upload, by the reason for which it is rejected; None where no object is stored.
-UPLOADS: dict[RejectionReason, bytes | None] = {
+UPLOADS: dict[str, bytes | None] = {
     "empty": b"",
     "not_an_image": b"A shopping list, whatever its name says.",
     "format_not_allowed": _encoded(Image.new("RGB", (64, 64)), "TIFF"),
     "too_many_pixels": _encoded(Image.new("1", (1001, 1000)), "PNG"),
     "too_small": _encoded(Image.new("RGB", (31, 64)), "PNG"),
     "truncated": _encoded(Image.effect_noise((90, 90), 50), "JPEG")[:1500],
-    "corrupt": _png_with_a_damaged_body(),
+    "corrupt": _png(64, 8, 2, b"\x78\x9c" + b"\xff" * 500),
     "missing": None,
     "forbidden": b"secret",
     "bucket_not_allowed": None,
     "too_large": b"\xff" * (MAX_BYTES + 1),
     "changed": b"changed since",
     "digest_mismatch": b"other content",
+    "bitmap": _encoded(Image.new("RGB", (64, 64)), "BMP"),
+    "bomb": _bomb(),
 }
+# Uploads that are named for what they are, since another one stands for their reason.
+NAMED: dict[str, RejectionReason] = {"bitmap": "format_not_allowed", "bomb": "too_many_pixels"}
 FIELDS: dict[str, dict[str, Any]] = {
     "bucket_not_allowed": {"bucket": "someone-elses"},
     "changed": {"etag": '"00000000000000000000000000000000"'},
@@ -91,9 +100,9 @@ def _uploads(services: EmbeddedServices, make_picture: Callable[..., bytes]) -> 
     """Store the uploads; nobody may read what lies under `rejected/forbidden`."""
     s3 = services.seaweedfs.client()
     s3.put_object(Bucket=services.bucket, Key=GOOD, Body=make_picture(3))
-    for reason, data in UPLOADS.items():
+    for name, data in UPLOADS.items():
         if data is not None:
-            s3.put_object(Bucket=services.bucket, Key=f"rejected/{reason}", Body=data)
+            s3.put_object(Bucket=services.bucket, Key=f"rejected/{name}", Body=data)
     statement = {
         "Effect": "Deny",
         "Principal": "*",
@@ -108,17 +117,17 @@ def _uploads(services: EmbeddedServices, make_picture: Callable[..., bytes]) -> 
 
 def test_every_reason_of_the_contract_is_tested_here() -> None:
     """The list below is closed, as the contract's is."""
-    assert set(UPLOADS) == set(get_args(RejectionReason))
+    assert {NAMED.get(name, name) for name in UPLOADS} == set(get_args(RejectionReason))
 
 
-@pytest.mark.parametrize("reason", UPLOADS)
+@pytest.mark.parametrize("name", UPLOADS)
 def test_an_upload_at_fault_is_rejected_with_its_reason(
-    worker: Any, client: Client, services: EmbeddedServices, reason: str
+    worker: Any, client: Client, services: EmbeddedServices, tiny_bundle: Path, name: str
 ) -> None:
     """The event fits its schema, names the reason and a sentence, and returns the metadata."""
-    bucket = FIELDS.get(reason, {}).get("bucket", services.bucket)
-    fields = {name: value for name, value in FIELDS.get(reason, {}).items() if name != "bucket"}
-    check_id = client.submit(bucket, f"rejected/{reason}", metadata={"reason": reason}, **fields)
+    where = {"bucket": services.bucket, "key": f"rejected/{name}"}
+    reason = NAMED.get(name, name)
+    check_id = client.submit(**{**where, **FIELDS.get(name, {})}, metadata={"reason": reason})
     event = client.wait_for(check_id)[check_id]
     assert isinstance(event.envelope, RejectionEvent)
     data = event.envelope.data
@@ -128,6 +137,10 @@ def test_an_upload_at_fault_is_rejected_with_its_reason(
     assert event.thumbnail is None
     schema = json.loads((SCHEMAS / "image-rejected-v1.json").read_text())
     Draft202012Validator(schema).validate(json.loads(event.raw))
+    raw = json.loads(event.raw)
+    # The attributes that CloudEvents 1.0 requires.
+    assert (raw["specversion"], raw["type"], raw["source"]) == ("1.0", "image.rejected.v1", "dnf-moderation")
+    assert raw["id"] == event_id(check_id, open_bundle(tiny_bundle).digest, "default")
     (line,) = worker.wait_for_event("image_rejected", check_id=check_id)
     assert line["reason"] == reason
 
@@ -137,6 +150,8 @@ def test_an_upload_at_fault_is_rejected_with_its_reason(
     [
         (([], {}), "bucket: Field required"),
         ((["not an object"], {}), "Input should be a valid dictionary"),
+        (([["bucket", "key"]], {}), "Input should be a valid dictionary"),
+        (([], {"bucket": "uploads", "key": "a"}), "bucket: Field required"),
         (([{"bucket": "uploads"}], {}), "key: Field required"),
         (([{"bucket": "uploads", "key": "a", "extra": 1}], {}), "extra: Extra inputs are not permitted"),
         (([{"bucket": "uploads", "key": "a", "metadata": {"a": "x" * 5000}}], {}), "metadata: Value error"),

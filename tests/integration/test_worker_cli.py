@@ -131,6 +131,7 @@ def test_services_that_cannot_be_reached_are_named_in_one_line(cli: Cli, picture
     """Redis, the object store and a bundle that is not there: a line each, and no traceback."""
     port = free_ports(1)[0]
     for finished, name in [
+        (cli("submit", pictures[0], DNF_REDIS_URL=f"redis://127.0.0.1:{port}/0"), "Redis cannot be reached"),
         (cli("verdicts", DNF_REDIS_URL=f"redis://:hidden@127.0.0.1:{port}/0"), "Redis cannot be reached"),
         (cli("submit", pictures[0], DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{port}"), "s3://test-uploads/"),
         (cli("run", DNF_BUNDLE="no-such-bundle", DNF_LOG_FORMAT="json"), "no bundle at no-such-bundle"),

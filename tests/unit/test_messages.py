@@ -28,6 +28,18 @@ def test_each_schema_is_valid_and_refuses_unknown_fields(name: str) -> None:
     assert schema["additionalProperties"] is False
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("image-verdict-v1", "image.verdict.v1"), ("image-rejected-v1", "image.rejected.v1")],
+)
+def test_every_event_is_a_cloud_event_of_a_type_of_its_own(name: str, kind: str) -> None:
+    """The schema names every attribute of the envelope, and fixes the version and the type."""
+    schema = json.loads(schema_text(name))
+    assert set(schema["properties"]) >= {"id", "source", "specversion", "type", "subject", "time", "data"}
+    assert schema["properties"]["specversion"]["const"] == "1.0"
+    assert schema["properties"]["type"]["const"] == kind
+
+
 def test_a_check_with_only_an_object_is_complete() -> None:
     """Id, time of submission and policy have defaults, and two checks have two ids."""
     first, second = (ImageCheck(bucket="uploads", key="a.jpg") for _ in range(2))
