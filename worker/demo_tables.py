@@ -10,6 +10,13 @@ from worker.contact_sheet import ContactSheet
 
 STYLES: dict[VerdictName, str] = {"real": "green", "review": "yellow", "generated": "red"}
 VERDICT_WIDTH, STAGE_WIDTH = 64, 9
+_SHORT = {
+    "queue_wait": "queue",
+    "prepare": "prep",
+    "batch_wait": "batch",
+    "classify": "class",
+    "thumbnail": "thumb",
+}
 MARKS = {"right": "[green]✓[/]", "wrong": "[red]✗[/]", "open": "·"}
 
 
@@ -23,9 +30,10 @@ def print_tables(console: Console, sheet: ContactSheet) -> None:
     for name in ["Picture", "Verdict", "Score", "Truly"]:
         verdicts.add_column(name, no_wrap=True, justify="right" if name == "Score" else "left")
     if not wide:
-        times.add_column("Picture", no_wrap=True)
+        times.add_column("Picture", no_wrap=True, max_width=24)
     for name in [*stages, "total"]:
-        times.add_column(name.replace("_", " "), justify="right")
+        heading = name.replace("_", " ") if wide else _SHORT.get(name, name)
+        times.add_column(heading, justify="right", no_wrap=True)
     for item in sheet.judged:
         verdict = [
             escape(item.title),

@@ -1,6 +1,7 @@
 """dnf-detector train and evaluate."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -191,7 +192,8 @@ def evaluate(
             f"{row.generated_found:.3f}",
             f"{row.real_accused:.3f}",
         )
-    Console().print(table)
+    # A file or pipe has no width of its own to squeeze the columns into.
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
     if out:
         listed = {family: row.rounded() for family, row in families.items()}
         out.write_text(json.dumps({"all": overall.rounded(), "families": listed}, indent=2) + "\n")
