@@ -30,7 +30,7 @@ def print_tables(console: Console, sheet: ContactSheet) -> None:
     for name in ["Picture", "Verdict", "Score", "Truly"]:
         verdicts.add_column(name, no_wrap=True, justify="right" if name == "Score" else "left")
     if not wide:
-        times.add_column("Picture", no_wrap=True, max_width=24)
+        times.add_column("Picture", no_wrap=True, max_width=15)
     for name in [*stages, "total"]:
         heading = name.replace("_", " ") if wide else _SHORT.get(name, name)
         times.add_column(heading, justify="right", no_wrap=True)
