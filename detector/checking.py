@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from detector.detector import Detector, Finding
-from detector.images import ALLOWED_FORMATS, ImageReason, ImageRejected, Picture, decode
+from detector.images import PICTURE_SUFFIXES, ImageReason, ImageRejected, Picture, decode
 from detector.policy import VerdictName, decide
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-SUFFIXES = frozenset({".jpg", ".jpeg", *(f".{name.lower()}" for name in ALLOWED_FORMATS)})
 
 FileReason = Literal[ImageReason, "unreadable"]
 
@@ -45,7 +43,9 @@ def pictures_in(paths: Iterable[Path]) -> list[Path]:
     listed: list[Path] = []
     for path in paths:
         if path.is_dir():
-            listed += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            listed += sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()
+            )
         else:
             listed.append(path)
     return listed

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "AVIF"]
 ALLOWED_FORMATS: tuple[str, ...] = get_args(ImageFormat)
+PICTURE_SUFFIXES = frozenset({".jpg", *(f".{name.lower()}" for name in ALLOWED_FORMATS)})
 
 ImageReason = Literal[
     "empty",

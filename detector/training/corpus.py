@@ -5,9 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from detector.images import ALLOWED_FORMATS
-
-_SUFFIXES = {".jpg", ".jpeg", *(f".{name.lower()}" for name in ALLOWED_FORMATS)}
+from detector.images import PICTURE_SUFFIXES
 
 
 class CorpusRejected(ValueError):  # noqa: N818 - a finding on the user's folder
@@ -54,7 +52,7 @@ def _from_manifest(manifest: Path, split: str | None) -> Iterable[Sample]:
 def _from_folders(folder: Path) -> Iterable[Sample]:
     for label in ("real", "generated"):
         for path in (folder / label).rglob("*"):
-            if path.suffix.lower() in _SUFFIXES:
+            if path.suffix.lower() in PICTURE_SUFFIXES:
                 family = path.relative_to(folder / label).parts[0] if path.parent != folder / label else label
                 yield Sample(path, label == "generated", family, str(path))
 
