@@ -73,7 +73,8 @@ class MicroBatcher(Generic[Item, Result]):
         self._queue.put(None)
         self._thread.join()
         while not self._queue.empty():
-            if late := self._queue.get_nowait():
+            late = self._queue.get_nowait()
+            if late and late.future.set_running_or_notify_cancel():
                 late.future.set_exception(BatcherClosed("the batcher was closed"))
 
     def _work(self) -> None:
