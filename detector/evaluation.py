@@ -122,9 +122,10 @@ def figures(scored: list[Scored], generated_from: float) -> Figures:
 
 
 def family_figures(scored: list[Scored], generated_from: float) -> dict[str, Figures]:
-    """Return the figures of each generated family against all reals, and of each real source against all
-    generated pictures, by family.
-    """  # noqa: D205 - one sentence
+    """Return the figures by family.
+
+    A generated family is measured against all reals, a real source against all generated pictures.
+    """
     reals = [item for item in scored if not item.generated]
     fakes = [item for item in scored if item.generated]
     families = {item.family: item.generated for item in scored}
