@@ -42,7 +42,8 @@ class UnetTraining:
     minutes: float = 60.0
     max_steps: int | None = None
     learning_rate: float = 4e-4
-    low_timesteps: int = 40
+    low_timesteps: int = 100
+    low_share: float = 0.7
     ema: float = 0.998
     seed: int = 1
     checkpoint_minutes: float = 3.0
@@ -125,7 +126,7 @@ def _step(unet: Unet, pictures: Tensor, levels: Tensor, recipe: UnetTraining) ->
     x = pictures.float() / 127.5 - 1
     t = torch.randint(0, TRAINING_TIMESTEPS, (x.shape[0],))
     low = torch.randint(0, recipe.low_timesteps, (x.shape[0],))
-    t = torch.where(torch.rand(x.shape[0]) < 0.5, low, t)  # noqa: PLR2004 - half of them
+    t = torch.where(torch.rand(x.shape[0]) < recipe.low_share, low, t)
     a = levels[t].float().view(-1, 1, 1, 1)
     noise = torch.randn_like(x)
     noisy = a.sqrt() * x + (1 - a).sqrt() * noise
