@@ -45,9 +45,11 @@ class Bundle:
         return self.folder / self.manifest.classifier_file
 
     @property
-    def unet_location(self) -> str:
-        """The U-Net's diffusers folder, or its hub id."""
+    def unet_location(self) -> str | None:
+        """The U-Net's diffusers folder, or its hub id; None when the feature needs none."""
         source = self.manifest.unet
+        if source is None:
+            return None
         return str(self.folder / source.folder) if source.folder else str(source.hub_id)
 
 

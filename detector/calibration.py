@@ -25,18 +25,29 @@ class PlattScaling(BaseModel):
         return math.exp(scaled) / (1 + math.exp(scaled))
 
 
-def fit_platt(logits: NDArray[np.float64], labels: NDArray[np.int64], *, rounds: int = 100) -> PlattScaling:
-    """Fit Platt scaling by Newton's method on the log-loss, both classes weighted alike.
+def fit_platt(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> PlattScaling:
+    """Fit Platt scaling on the log-loss, both classes weighted alike; see `fit_logistic`.
 
-    `logits` and `labels` (1 = generated) are of shape (N,). A small ridge keeps the slope finite when the
-    classes are separable. Raises ValueError when a class is missing.
+    `logits` and `labels` (1 = generated) are of shape (N,). Raises ValueError when a class is missing.
+    """
+    slope, offset = fit_logistic(logits[:, None], labels)
+    return PlattScaling(slope=max(float(slope), 1e-3), offset=float(offset))
+
+
+def fit_logistic(
+    values: NDArray[np.float64], labels: NDArray[np.int64], *, rounds: int = 100
+) -> NDArray[np.float64]:
+    """Return the weights (K + 1,) of a logistic regression, the offset last, both classes weighted alike.
+
+    Newton's method on the log-loss of `values` (N, K) against `labels` (N,), 1 = generated. A small ridge
+    keeps the weights finite when the classes are separable. Raises ValueError when a class is missing.
     """
     if labels.min() == labels.max():
         raise ValueError("calibration needs pictures of both classes")
     weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
-    design = np.stack([logits, np.ones_like(logits)], axis=1)
-    ridge = np.diag([1e-3, 1e-6])
-    theta = np.array([1.0, 0.0])
+    design = np.concatenate([values, np.ones((len(values), 1))], axis=1)
+    ridge = np.diag([1e-3] * values.shape[1] + [1e-6])
+    theta = np.array([1.0 / values.shape[1]] * values.shape[1] + [0.0])
     for _ in range(rounds):
         probability = 1 / (1 + np.exp(-np.clip(design @ theta, -30, 30)))
         gradient = design.T @ (weights * (probability - labels)) + ridge @ theta
@@ -45,7 +56,7 @@ def fit_platt(logits: NDArray[np.float64], labels: NDArray[np.int64], *, rounds:
         theta = theta - step
         if np.abs(step).max() < 1e-9:  # noqa: PLR2004 - convergence
             break
-    return PlattScaling(slope=max(float(theta[0]), 1e-3), offset=float(theta[1]))
+    return theta
 
 
 def thresholds_for_budget(

@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,8 +13,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from detector.bench_cli import bench
 from detector.bundle import Bundle, BundleError, resolve
-from detector.training.cli import evaluate, train
+from detector.figure_cli import figure
+from detector.training.cli import train
+from detector.training.evaluate_cli import evaluate
 
 if TYPE_CHECKING:
     from detector.checking import CheckedFile, RejectedFile
@@ -39,6 +41,8 @@ def main() -> None:
 
 main.add_command(train)
 main.add_command(evaluate)
+main.add_command(figure)
+main.add_command(bench)
 
 
 @main.command()
@@ -169,27 +173,6 @@ def convert(ddim: Path, unet_config: Path, classifier: Path, out: Path, name: st
     with _plain_errors():
         bundle = convert_checkpoints(ddim, unet_config, classifier, out, name=name)
     click.echo(f"{bundle.folder}: {_title(bundle)}, digest {bundle.digest}")
-
-
-@main.command()
-@_bundle
-@_device
-@click.option("--json", "as_json", is_flag=True, help="One object.")
-def bench(*, bundle: str, device: str, as_json: bool) -> None:
-    """Measure pictures a second and milliseconds by stage, over types and batch sizes, in one run."""
-    from detector.benchmark import measure, peak_memory_bytes
-
-    with _plain_errors():
-        rows = measure(resolve(bundle), device=device)
-    if as_json:
-        click.echo(json.dumps({"rows": [asdict(row) for row in rows], "peak_bytes": peak_memory_bytes()}))
-        return
-    table = Table("Type", "Batch", "Prepare ms", "DNF ms", "Classify ms", "Pictures/s", "Ratio")
-    for row in rows:
-        cells = (row.prepare_ms, row.dnf_ms, row.classify_ms, row.speed)
-        ratio = f"{row.speed / rows[0].speed:.2f}"
-        table.add_row(row.dtype, str(row.batch_size), *(f"{cell:.1f}" for cell in cells), ratio)
-    Console().print(table, f"Peak memory {peak_memory_bytes() / 2**20:.0f} MiB")
 
 
 def _load(bundle: str, device: str, dtype: "Dtype") -> "Detector":

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.bundle import Bundle, BundleError, resolve
+from detector.manifest import needs_unet
 from detector.views import crops
 
 if TYPE_CHECKING:
     import torch
 
     from detector.resnet import ResNet
+    from detector.towers import Towers
     from detector.unet import Unet
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -29,7 +31,8 @@ class Finding:
     """What the detector says of one picture.
 
     `logit` is the mean over its views, positive for *generated*; `probability` is calibrated, 0..1; `dnf`
-    (C, S, S) float32 is the feature, unquantised, of the view with the highest logit; `dnf_ms` and
+    (C, S, S) float32 is the feature, unquantised, of the view with the highest logit (for a baseline, what
+    its classifier saw); `dnf_ms` and
     `classify_ms` are the milliseconds that the whole batch took in each network.
     """
 
@@ -44,13 +47,20 @@ class Detector:
     """A loaded bundle on one device. `prepare` may run in many threads, `examine` in one at a time."""
 
     def __init__(
-        self, bundle: Bundle, unet: "Unet", classifier: "ResNet", device: "torch.device", dtype: "torch.dtype"
+        self,
+        bundle: Bundle,
+        unet: "Unet | None",
+        classifier: "ResNet | Towers",
+        device: "torch.device",
+        dtype: "torch.dtype",
     ) -> None:
         self.bundle = bundle
         self._unet = unet
         self._classifier = classifier
         self._device = device
         self._dtype = dtype
+        manifest = bundle.manifest
+        self._dnf_channels = manifest.dnf.channels if needs_unet(manifest.feature) else 3
 
     @classmethod
     def load(
@@ -69,7 +79,7 @@ class Detector:
         import torch
         from safetensors.torch import load_file
 
-        from detector.resnet import ResNet
+        from detector.towers import build_classifier
         from detector.unet import UnetRejected, load_unet
 
         if not isinstance(bundle, Bundle):
@@ -78,9 +88,10 @@ class Detector:
             torch.set_num_threads(threads)
         place = torch.device(_best_device() if device == "auto" else device)
         kind = _torch_dtype(place, dtype)
-        classifier = ResNet(bundle.manifest.classifier)
+        classifier = build_classifier(bundle.manifest.classifier)
         try:
-            unet = load_unet(bundle.unet_location, bundle.manifest.unet.revision)
+            source, location = bundle.manifest.unet, bundle.unet_location
+            unet = load_unet(location, source.revision) if source and location else None
             weights = load_file(bundle.classifier_path)
             classifier.load_state_dict({name: _widened(value) for name, value in weights.items()})
         except (UnetRejected, OSError, RuntimeError) as error:
@@ -89,7 +100,7 @@ class Detector:
         layout = torch.contiguous_format if place.type == "mps" else torch.channels_last
         return cls(
             bundle,
-            unet.to(device=place, dtype=kind, memory_format=layout).eval(),  # type: ignore[call-overload]
+            unet and unet.to(device=place, dtype=kind, memory_format=layout).eval(),  # type: ignore[call-overload]
             classifier.to(device=place, dtype=kind, memory_format=layout).eval(),  # type: ignore[call-overload]
             place,
             kind,
@@ -145,15 +156,16 @@ class Detector:
             own_features, features = features[: len(picture)], features[len(picture) :]
             logit = float(np.mean(own))
             probability = self.bundle.manifest.calibration.probability(logit)
-            strongest = own_features[int(np.argmax(own))]
+            strongest = own_features[int(np.argmax(own))][: self._dnf_channels]
             findings.append(Finding(logit, probability, strongest, dnf_ms, classify_ms))
         return findings
 
     def feature(self, views: "torch.Tensor") -> "torch.Tensor":
         """Compute the feature of views (B, 3, S, S) in -1..1: (B, C, S, S) float32 on this device."""
-        from detector.dnf import diffusion_noise_feature
+        from detector.features import compute_feature
 
-        return diffusion_noise_feature(self._unet, views.to(self._device), self.bundle.manifest.dnf)
+        manifest = self.bundle.manifest
+        return compute_feature(manifest.feature, self._unet, views.to(self._device), manifest.dnf)
 
     def _judge(self, dnf: "torch.Tensor") -> list[float]:
         from detector.dnf import quantised

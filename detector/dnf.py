@@ -35,7 +35,7 @@ def diffusion_noise_feature(unet: NoiseEstimator, x: Tensor, config: DnfConfig) 
     The values are those of the U-Net, float32 and unbounded, about unit scale where the U-Net sees noise.
     """
     if config.variant == "first":
-        return _estimate(unet, x, 0)
+        return torch.cat([_estimate(unet, x, t) for t in config.timesteps], dim=1)
     estimates = invert(unet, x, config.steps)
     if config.variant == "last":
         return estimates[-1]

@@ -1,13 +1,14 @@
 """What a bundle says of itself: the contents of bundle.json."""
 
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from detector.calibration import PlattScaling
 from detector.policy import Thresholds
 
+Feature = Literal["dnf", "dnf+rgb", "rgb", "npr"]
 Variant = Literal["first", "last", "mean", "stack"]
 
 
@@ -24,7 +25,7 @@ class Preprocessing(_Frozen):
 
     mode: Literal["squash", "crop"] = "squash"
     size: int = Field(default=256, ge=32, le=1024, multiple_of=8)
-    views: Literal[1, 4, 9] = 1
+    views: Literal[1, 4, 9, 16] = 1
 
     @model_validator(mode="after")
     def _one_squash(self) -> "Preprocessing":
@@ -36,32 +37,57 @@ class Preprocessing(_Frozen):
 class DnfConfig(_Frozen):
     """How the feature is computed.
 
-    `variant` names what is kept of the `steps` estimates along the inversion; with "first" only one
-    forward pass is made, at t = 0. `quantise` reproduces the published pipeline, which clamps the feature
-    to 0..1 and stores it as bytes between the two networks; it exists for parity.
+    `variant` names what is kept of the `steps` estimates along the inversion. With "first" the clean picture
+    is given to the U-Net once for each of `timesteps`, and the estimates are stacked; the published feature
+    is the one at t = 0. `quantise` reproduces the published pipeline, which clamps the feature to 0..1 and
+    stores it as bytes between the two networks; it exists for parity.
     """
 
     variant: Variant = "first"
+    timesteps: tuple[Annotated[int, Field(ge=0, le=999)], ...] = Field(default=(0,), min_length=1)
     steps: int = Field(default=20, ge=1, le=1000)
     quantise: bool = False
 
     @property
     def channels(self) -> int:
         """How many channels the feature has."""
+        if self.variant == "first":
+            return 3 * len(self.timesteps)
         return 3 * self.steps if self.variant == "stack" else 3
+
+
+def needs_unet(feature: Feature) -> bool:
+    """Whether the feature, or a part of it, is a U-Net's estimate."""
+    return feature in {"dnf", "dnf+rgb"}
+
+
+def feature_channels(feature: Feature, dnf: DnfConfig) -> int:
+    """Return how many channels the classifier sees."""
+    if not needs_unet(feature):
+        return 3
+    return dnf.channels + (3 if feature == "dnf+rgb" else 0)
 
 
 class ResNetConfig(_Frozen):
     """Which ResNet: `depth` 18 or 50; `width` channels after the stem; `stem_pool` the stem's max-pooling.
 
     64 and True are the published network. Without the pooling every stage works at twice the resolution,
-    which keeps fine residuals; at half the width it costs the same.
+    which keeps fine residuals; at half the width it costs the same. With `towers` several such networks
+    stand side by side: each sees that many of the channels, in turn, and a weighted sum of their logits
+    decides.
     """
 
     depth: Literal[18, 50] = 50
     width: int = Field(default=64, ge=8, le=128)
     stem_pool: bool = True
     in_channels: int = Field(default=3, ge=1)
+    towers: tuple[Annotated[int, Field(ge=1)], ...] = ()
+
+    @model_validator(mode="after")
+    def _towers_share_the_channels(self) -> "ResNetConfig":
+        if self.towers and sum(self.towers) != self.in_channels:
+            raise ValueError("the towers must share all channels")
+        return self
 
 
 class UnetSource(_Frozen):
@@ -81,6 +107,8 @@ class UnetSource(_Frozen):
 class Manifest(_Frozen):
     """A detector: its parts, its operating point, and where it comes from.
 
+    `feature` is what the classifier looks at: "dnf", or "dnf+rgb", the feature stacked on the picture; for
+    comparison "rgb", the picture itself, or "npr", its neighbouring-pixel residuals, which need no U-Net.
     `figures` are measured, by name; `provenance` says how it was trained; `files` maps each file of the
     bundle, as a relative POSIX path, to its SHA-256 in hex.
     """
@@ -89,8 +117,9 @@ class Manifest(_Frozen):
     version: str = Field(min_length=1, max_length=50)
     created: str
     preprocessing: Preprocessing
+    feature: Feature = "dnf"
     dnf: DnfConfig
-    unet: UnetSource
+    unet: UnetSource | None
     classifier: ResNetConfig
     classifier_file: str = "classifier.safetensors"
     calibration: PlattScaling
@@ -98,6 +127,17 @@ class Manifest(_Frozen):
     figures: dict[str, JsonValue] = Field(default_factory=dict)
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Manifest":
+        if needs_unet(self.feature) != (self.unet is not None):
+            raise ValueError("a feature with dnf, and no other, needs a U-Net")
+        if self.dnf.quantise and self.feature != "dnf":
+            raise ValueError("only the feature dnf alone can be quantised")
+        expected = feature_channels(self.feature, self.dnf)
+        if self.classifier.in_channels != expected:
+            raise ValueError(f"the classifier must take the {expected} channels of the feature")
+        return self
 
     @field_validator("files")
     @classmethod

@@ -1,9 +1,7 @@
-"""Train the ResNet on the Diffusion Noise Feature of both classes after one random codec chain."""
+"""Train the ResNet on a feature of both classes after one random codec chain."""
 
-import json
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,143 +11,199 @@ from typing import Any
 import numpy as np
 import structlog
 import torch
-from numpy.random import Generator
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from detector.dnf import diffusion_noise_feature
+from detector.dnf import quantised
+from detector.features import combined, compute_feature
 from detector.images import decode
-from detector.manifest import DnfConfig, ResNetConfig
+from detector.manifest import needs_unet
 from detector.metrics import auroc
 from detector.resnet import ResNet
-from detector.training.augmentation import CodecChain
+from detector.training.bank import FeatureBank
+from detector.training.batches import BalancedPictures
+from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from detector.training.corpus import Sample
+from detector.training.curves import save_curves
 from detector.training.prefetch import prefetched
+from detector.training.recipe import ClassifierTraining
 from detector.unet import Unet
 
 log = structlog.get_logger()
 
-SMALL_RESNET = ResNetConfig(depth=18, width=32, stem_pool=False)
-FIRST_ESTIMATE = DnfConfig()
+_MOST_HELD_OUT = 1024
+_LEAST_RATE = 1e-6
+_WARM_UP_STEPS = 50
 
 
 @dataclass(frozen=True)
-class ClassifierTraining:
-    """The recipe: `size` of crops in pixels, `batch` pictures (half of each class), wall-clock `minutes`."""
+class TrainedClassifier:
+    """The network of the best validation, its AUROC there, 0..1, and the `steps` of the whole training."""
 
-    network: ResNetConfig = SMALL_RESNET
-    dnf: DnfConfig = FIRST_ESTIMATE
-    size: int = 128
-    batch: int = 32
-    minutes: float = 60.0
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.02
-    ema: float = 0.99
-    seed: int = 1
-    validate_minutes: float = 4.0
+    network: ResNet
+    steps: int
+    validation_auroc: float
 
 
-class BalancedPictures:
-    """Endless batches, half real and half generated, families alike within a class, pairs together."""
-
-    def __init__(self, samples: list[Sample], recipe: ClassifierTraining, rng: Generator) -> None:
-        self._recipe, self._rng = recipe, rng
-        self._chain = CodecChain()
-        self._pixels = {sample.path: decode(sample.path.read_bytes()).pixels for sample in samples}
-        self._families: dict[bool, dict[str, list[Sample]]] = {
-            False: defaultdict(list),
-            True: defaultdict(list),
-        }
-        for sample in samples:
-            self._families[sample.generated][sample.family].append(sample)
-        self._twin = _twins(samples)
-        if not all(self._families.values()):
-            raise ValueError("training needs pictures of both classes")
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pictures (B, 3, S, S) uint8 and labels (B,) float, 1 for generated."""
-        while True:
-            chosen: list[Sample] = []
-            while len(chosen) < self._recipe.batch:
-                generated = self._draw(generated=True)
-                chosen += [generated, self._twin.get(generated.path) or self._draw(generated=False)]
-            crops = [self._chain(self._pixels[s.path], self._recipe.size, self._rng) for s in chosen]
-            labels = torch.tensor([float(sample.generated) for sample in chosen])
-            yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), labels
-
-    def _draw(self, *, generated: bool) -> Sample:
-        # Square roots: small families are seen more often than their share, yet are not learned by heart.
-        families = list(self._families[generated].values())
-        weights = np.sqrt([len(family) for family in families])
-        family = families[int(self._rng.choice(len(families), p=weights / weights.sum()))]
-        return family[int(self._rng.integers(len(family)))]
-
-
-def _twins(samples: list[Sample]) -> dict[Path, Sample]:
-    """Map each generated picture of a pair to the real one that it was made from."""
-    real = {sample.group: sample for sample in samples if not sample.generated}
-    return {s.path: real[s.group] for s in samples if s.generated and s.group in real}
+@dataclass(frozen=True)
+class _Batch:
+    features: Tensor
+    labels: Tensor
 
 
 def train_classifier(
-    unet: Unet, training: list[Sample], validation: list[Sample], folder: Path, recipe: ClassifierTraining
-) -> ResNet:
-    """Train until the minutes are used up; return the averaged network with the best validation AUROC.
+    unet: Unet | None,
+    training: list[Sample],
+    validation: list[Sample],
+    folder: Path,
+    recipe: ClassifierTraining,
+    *,
+    bank: Path | None = None,
+) -> TrainedClassifier:
+    """Train until the budget is used up; return the network with the best AUROC on `validation`.
 
-    Progress, the checkpoint to resume from and the record of losses go to `folder`.
+    The checkpoint to resume from and the curves go to `folder`; crops and features that are kept go to
+    `bank`, or below `folder`. Raises ValueError when a class is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    unet = deepcopy(unet).eval().to(dtype=torch.bfloat16)
-    held_out = _validation_features(unet, validation, recipe)
-    network = ResNet(recipe.network)
+    source = _FeatureSource(unet, training, bank or folder / "bank", recipe)
+    held_out = source.held_out(validation)
+    network = ResNet(recipe.network.model_copy(update={"in_channels": recipe.channels})).to(recipe.device)
     averaged = deepcopy(network)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    state = _resume(folder, network, averaged, optimizer)
+    make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    optimizer = make(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     best = deepcopy(averaged)
-    if state["best"] is not None:
-        best.load_state_dict(state["best"])
-    began, validated = time.monotonic() - state["seconds"], time.monotonic()
-    # A resumed run must not see the first run's pictures again, in the same order.
-    rng = np.random.default_rng([recipe.seed, len(state["losses"])])
-    for pictures, labels in prefetched(iter(BalancedPictures(training, recipe, rng))):
-        elapsed = time.monotonic() - began
-        progress = min(1.0, elapsed / (recipe.minutes * 60))
-        steps = len(state["losses"])
+    parts: dict[str, Stateful] = {
+        "network": network,
+        "averaged": averaged,
+        "best": best,
+        "optimizer": optimizer,
+    }
+    record = load_checkpoint(folder, parts)
+    if record is None:
+        record = {"losses": [], "validation": [], "seconds": 0.0}
+        _fit_to_scale(network, held_out.features)
+        averaged.load_state_dict(network.state_dict())
+    began = time.monotonic() - record["seconds"]
+    for batch in source.batches(len(record["losses"])):
+        steps, seconds = len(record["losses"]), time.monotonic() - began
+        progress = _progress(steps, seconds, recipe)
+        rate = _learning_rate(steps, progress, record["validation"], recipe)
         for group in optimizer.param_groups:
-            group["lr"] = (
-                recipe.learning_rate * min(1, (steps + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * progress))
-            )
-        state["losses"].append(_step(network, optimizer, _features(unet, pictures, recipe), labels))
+            group["lr"] = rate
+        record["losses"].append(_step(network, optimizer, batch))
         _average(averaged, network, min(recipe.ema, (1 + steps) / (10 + steps)))
-        if progress >= 1 or time.monotonic() - validated > recipe.validate_minutes * 60:
-            validated = time.monotonic()
-            figure = _validate(averaged, *held_out)
-            state["validation"].append([steps, figure])
-            if figure >= max(value for _, value in state["validation"]):
-                best = deepcopy(averaged)
-            state.update(seconds=time.monotonic() - began, best=best.state_dict())
-            _checkpoint(folder, network, averaged, optimizer, state)
-            log.info(
-                "classifier_trained",
-                step=steps,
-                loss=round(float(np.mean(state["losses"][-100:])), 4),
-                validation_auroc=round(figure, 4),
-                pictures_per_second=round(steps * recipe.batch / max(elapsed, 1), 1),
-                minutes_left=round(recipe.minutes - elapsed / 60, 1),
-            )
-        if progress >= 1:
-            return best.eval()
-    raise AssertionError("unreachable: batches are endless")
+        last = _progress(steps + 1, seconds, recipe) >= 1 or rate < _LEAST_RATE
+        if last or (steps + 1) % recipe.validate_steps == 0:
+            figure = _validate(averaged, held_out)
+            record["validation"].append([steps + 1, figure])
+            if figure >= max(value for _, value in record["validation"]):
+                best.load_state_dict(averaged.state_dict())
+            record["seconds"] = time.monotonic() - began
+            save_checkpoint(folder, parts, record)
+            _report(record, recipe, progress)
+            if last or (recipe.schedule == "cosine" and _stale(record["validation"], recipe.patience)):
+                break
+    save_curves(folder, "classifier", record["losses"], record["validation"])
+    figure = max(value for _, value in record["validation"])
+    return TrainedClassifier(best.cpu().eval(), len(record["losses"]), figure)
 
 
-def _step(network: ResNet, optimizer: torch.optim.Optimizer, features: Tensor, labels: Tensor) -> float:
+class _FeatureSource:
+    """Features with labels, from new crops at each step or from a bank."""
+
+    def __init__(
+        self, unet: Unet | None, training: list[Sample], bank: Path, recipe: ClassifierTraining
+    ) -> None:
+        self._recipe = recipe
+        self._unet = unet and deepcopy(unet).eval().to(recipe.device, torch.bfloat16)
+        self._pictures = BalancedPictures(
+            training, recipe.history, size=recipe.size, batch=recipe.batch, seed=recipe.seed
+        )
+        self._bank = FeatureBank(bank, recipe.bank) if recipe.bank else None
+
+    def batches(self, first: int) -> Iterator[_Batch]:
+        """Yield batches from number `first` on, for ever."""
+        recipe = self._recipe
+        if self._bank is None:
+            for drawn in prefetched(self._pictures.batches(first)):
+                yield self._batch(self._features(torch.from_numpy(drawn.pictures)), drawn.labels)
+            return
+        name = f"dnf-{'-'.join(map(str, recipe.dnf.timesteps))}" if needs_unet(recipe.feature) else None
+        self._bank.fill(self._pictures, recipe.batch, self._estimates if name else None, name or "")
+        drawn_from_bank = self._bank.batches(name, recipe.batch, first=first, seed=recipe.seed)
+        for kept in prefetched(drawn_from_bank):
+            x = self._pixels(torch.from_numpy(kept.pictures))
+            estimates = None if kept.features is None else torch.from_numpy(kept.features).to(x)
+            yield self._batch(self._seen(combined(recipe.feature, estimates, x)), kept.labels)
+
+    def held_out(self, samples: list[Sample]) -> _Batch:
+        """Return the features of held-out pictures after one history that is the same in every run."""
+        chosen = samples[:: math.ceil(len(samples) / _MOST_HELD_OUT)]
+        rng = np.random.default_rng(0)
+        history, size = self._recipe.history, self._recipe.size
+        crops = np.stack([history(decode(s.path.read_bytes()).pixels, size, rng) for s in chosen])
+        features = torch.cat([self._features(part).cpu() for part in torch.from_numpy(crops).split(32)])
+        return _Batch(features, torch.tensor([float(sample.generated) for sample in chosen]))
+
+    def _batch(self, features: Tensor, labels: NDArray[np.float32]) -> _Batch:
+        place = self._recipe.device
+        return _Batch(features.to(place), torch.from_numpy(labels).to(place))
+
+    def _pixels(self, pictures: Tensor) -> Tensor:
+        return pictures.permute(0, 3, 1, 2).to(self._recipe.device).float() / 127.5 - 1
+
+    @torch.inference_mode()
+    def _estimates(self, pictures: Tensor) -> Tensor:
+        return compute_feature("dnf", self._unet, self._pixels(pictures), self._recipe.dnf).clone()
+
+    @torch.inference_mode()
+    def _features(self, pictures: Tensor) -> Tensor:
+        recipe, x = self._recipe, self._pixels(pictures)
+        return self._seen(compute_feature(recipe.feature, self._unet, x, recipe.dnf)).clone()
+
+    def _seen(self, features: Tensor) -> Tensor:
+        return quantised(features) if self._recipe.dnf.quantise else features
+
+
+def _fit_to_scale(network: ResNet, features: Tensor) -> None:
+    """Let the first convolution see every channel at unit scale, whatever its timestep."""
+    scale = features.std(dim=(0, 2, 3)).clamp_min(1e-6)
+    network.conv1.weight.data.div_(scale.to(network.conv1.weight.device).view(1, -1, 1, 1))
+
+
+def _progress(steps: int, seconds: float, recipe: ClassifierTraining) -> float:
+    if recipe.max_steps is not None:
+        return steps / recipe.max_steps
+    return seconds / (recipe.minutes * 60)
+
+
+def _learning_rate(
+    steps: int, progress: float, validation: list[tuple[int, float]], recipe: ClassifierTraining
+) -> float:
+    if recipe.schedule == "cosine":
+        warm_up = min(1.0, (steps + 1) / _WARM_UP_STEPS)
+        return recipe.learning_rate * warm_up * (0.5 + 0.5 * math.cos(math.pi * min(1.0, progress)))
+    rate, best, waited = recipe.learning_rate, -math.inf, 0
+    for _, figure in validation:
+        waited = 0 if figure > best else waited + 1
+        best = max(best, figure)
+        if recipe.patience is not None and waited > recipe.patience:
+            rate, waited = rate / 10, 0
+    return rate
+
+
+def _stale(validation: list[tuple[int, float]], patience: int | None) -> bool:
+    figures = [figure for _, figure in validation]
+    return patience is not None and len(figures) - 1 - int(np.argmax(figures)) > patience
+
+
+def _step(network: ResNet, optimizer: torch.optim.Optimizer, batch: _Batch) -> float:
     network.train()
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = network(features).float().flatten()
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    with torch.autocast(batch.features.device.type, torch.bfloat16):
+        logits = network(batch.features).float().flatten()
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -157,27 +211,14 @@ def _step(network: ResNet, optimizer: torch.optim.Optimizer, features: Tensor, l
 
 
 @torch.inference_mode()
-def _features(unet: Unet, pictures: Tensor, recipe: ClassifierTraining) -> Tensor:
-    return diffusion_noise_feature(unet, pictures.float() / 127.5 - 1, recipe.dnf).clone()
-
-
-def _validation_features(
-    unet: Unet, samples: list[Sample], recipe: ClassifierTraining
-) -> tuple[Tensor, NDArray[np.int64]]:
-    """Return the features of every held-out picture after one chain that is the same in every run."""
-    rng = np.random.default_rng(0)
-    chain = CodecChain()
-    crops = np.stack([chain(decode(s.path.read_bytes()).pixels, recipe.size, rng) for s in samples])
-    pictures = torch.from_numpy(crops).permute(0, 3, 1, 2)
-    features = torch.cat([_features(unet, part, recipe) for part in pictures.split(32)])
-    return features, np.array([int(sample.generated) for sample in samples])
-
-
-@torch.inference_mode()
-def _validate(network: ResNet, features: Tensor, labels: NDArray[np.int64]) -> float:
+def _validate(network: ResNet, held_out: _Batch) -> float:
     network.eval()
-    logits = torch.cat([network(part).flatten() for part in features.split(32)])
-    return auroc(logits.double().numpy(), labels)
+    place = network.conv1.weight.device
+    with torch.autocast(place.type, torch.bfloat16):
+        logits = torch.cat(
+            [network(part.to(place)).float().flatten().cpu() for part in held_out.features.split(32)]
+        )
+    return auroc(logits.double().numpy(), held_out.labels.long().numpy())
 
 
 @torch.no_grad()
@@ -189,25 +230,14 @@ def _average(averaged: ResNet, network: ResNet, decay: float) -> None:
             average.copy_(current)
 
 
-def _checkpoint(
-    folder: Path, network: ResNet, averaged: ResNet, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
-    partial = folder / "training.pt.part"
-    networks = {"network": network.state_dict(), "averaged": averaged.state_dict()}
-    torch.save({**networks, "optimizer": optimizer.state_dict(), **state}, partial)
-    partial.replace(folder / "training.pt")
-    record = {"losses": state["losses"], "validation": state["validation"]}
-    (folder / "losses.json").write_text(json.dumps(record))
-
-
-def _resume(
-    folder: Path, network: ResNet, averaged: ResNet, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    checkpoint = folder / "training.pt"
-    if not checkpoint.exists():
-        return {"losses": [], "validation": [], "seconds": 0.0, "best": None}
-    training = torch.load(checkpoint, weights_only=True)
-    network.load_state_dict(training.pop("network"))
-    averaged.load_state_dict(training.pop("averaged"))
-    optimizer.load_state_dict(training.pop("optimizer"))
-    return dict(training)
+def _report(record: dict[str, Any], recipe: ClassifierTraining, progress: float) -> None:
+    steps, seconds = len(record["losses"]), record["seconds"]
+    log.info(
+        "classifier_trained",
+        feature=recipe.feature,
+        step=steps,
+        loss=round(float(np.mean(record["losses"][-100:])), 4),
+        validation_auroc=round(record["validation"][-1][1], 4),
+        pictures_per_second=round(steps * recipe.batch / max(seconds, 1), 1),
+        minutes_left=round(seconds / 60 * (1 - progress) / max(progress, 1e-9), 1),
+    )

@@ -1,39 +1,74 @@
-"""dnf-detector train and evaluate."""
+"""dnf-detector train."""
 
-import json
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from detector.bundle import Bundle
+    from detector.manifest import Feature
+    from detector.training.corpus import Sample
+    from detector.training.recipe import ClassifierTraining
+    from detector.unet import Unet
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+# Measured on two cores: a better U-Net is worth less than more steps of the classifier.
+_UNET_SHARE = 0.4
+
 _folder = click.Path(path_type=Path, file_okay=False)
 _corpus = click.argument("corpus", type=click.Path(exists=True, path_type=Path, file_okay=False))
-_split = click.option("--split", default="train", show_default=True, help="Rows of manifest.csv to use.")
-_minutes = click.option("--minutes", type=click.FloatRange(min=0.01), default=60.0, show_default=True)
-_seed = click.option("--seed", type=int, default=1, show_default=True)
 
 
-def _size(default: int) -> Callable[[_Command], _Command]:
-    kind = click.IntRange(32, 512)
-    return click.option("--size", type=kind, default=default, show_default=True, help="Pixels of a crop.")
+def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def _batch(default: int) -> Callable[[_Command], _Command]:
-    return click.option("--batch", type=click.IntRange(2, 1024), default=default, show_default=True)
+_data = _options(
+    click.option("--split", default="train", show_default=True, help="Of a corpus that has splits."),
+    click.option("--layout", default="auto", show_default=True, help="How the folders are to be read."),
+    click.option("--seed", type=int, default=1, show_default=True),
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
+)
+_bundle = _options(
+    click.option("--out", required=True, type=_folder, help="The bundle."),
+    click.option("--name", default="dnf", show_default=True),
+    click.option("--version", default="1", show_default=True),
+)
+_judged = _options(
+    click.option("--hold-out", multiple=True, metavar="FAMILY", help="Never trained on; repeatable."),
+    click.option("--bank", type=click.IntRange(min=0), default=0, help="Crops kept with their features."),
+    click.option("--size", type=click.IntRange(32, 512), default=128, show_default=True, help="Of a crop."),
+    click.option("--batch", type=click.IntRange(2, 1024), default=32, show_default=True),
+    click.option("--timesteps", default="0", show_default=True, help="Of the feature, commas between."),
+    click.option("--preset", type=click.Choice(["own", "paper"]), default="own", show_default=True),
+)
+
+
+def _budget(default: float) -> Callable[[_Command], _Command]:
+    return _options(
+        click.option("--minutes", type=click.FloatRange(min=0.01), default=default, show_default=True),
+        click.option("--max-steps", type=click.IntRange(min=1), help="Instead of minutes: reproducible."),
+    )
+
+
+def _numbers(text: str, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.UsageError(f"--{name} takes numbers with commas between them") from error
 
 
 def _channels(text: str) -> tuple[int, ...]:
-    try:
-        channels = tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise click.UsageError("--channels takes numbers with commas between them") from error
+    channels = _numbers(text, "channels")
     if any(number <= 0 or number % 16 for number in channels):
         raise click.UsageError("--channels takes multiples of 16")
     return channels
@@ -41,162 +76,189 @@ def _channels(text: str) -> tuple[int, ...]:
 
 @click.group()
 def train() -> None:
-    """Train a detector on a corpus: real/..., generated/FAMILY/..., or a manifest.csv."""
+    """Train a detector on a corpus: real/..., generated/FAMILY/..., a manifest.csv, or a known layout."""
 
 
 @train.command()
 @_corpus
 @click.option("--out", required=True, type=_folder, help="A diffusers folder; training resumes there.")
-@click.option(
-    "--channels", default="32,64,96", show_default=True, help="By level; multiples of 16, from the finest."
-)
-@_size(64)
-@_batch(24)
-@_split
-@_minutes
-@_seed
-def unet(
-    corpus: Path, *, out: Path, channels: str, size: int, batch: int, split: str, minutes: float, seed: int
-) -> None:
+@click.option("--channels", default="16,32,64,96", show_default=True, help="By level, from the finest.")
+@_budget(60)
+@_data
+def unet(corpus: Path, *, out: Path, channels: str, **options: Any) -> None:
     """Train a small diffusion U-Net on the corpus's photographs alone."""
-    from detector.training.corpus import CorpusRejected, grouped_split, read_corpus
-    from detector.training.unet import UnetTraining, train_unet
-
-    try:
-        samples, _ = grouped_split(read_corpus(corpus, split))
-    except CorpusRejected as error:
-        raise click.UsageError(str(error)) from error
-    recipe = UnetTraining(_channels(channels), size, batch, minutes=minutes, seed=seed)
-    train_unet(samples, out, recipe)
+    _train_unet(_samples(corpus, options).training, out, _channels(channels), options)
 
 
 @train.command()
 @_corpus
-@click.option("--unet", "unet_folder", required=True, help="A diffusers folder or hub id.")
+@click.option("--unet", "unet_folder", help="A diffusers folder or hub id; rgb and npr need none.")
 @click.option("--work", required=True, type=_folder, help="Checkpoints; training resumes there.")
-@click.option("--out", required=True, type=_folder, help="The bundle.")
-@click.option("--name", default="dnf", show_default=True)
-@click.option("--version", default="1", show_default=True)
-@_size(128)
-@_batch(32)
-@_split
-@_minutes
-@_seed
+@click.option("--bank-folder", type=_folder, help="Where the bank is; below the work folder if not given.")
+@click.option(
+    "--feature", type=click.Choice(["dnf", "dnf+rgb", "rgb", "npr"]), default="dnf", show_default=True
+)
+@_bundle
+@_judged
+@_budget(60)
+@_data
 def classifier(
     corpus: Path,
     *,
-    unet_folder: str,
+    unet_folder: str | None,
     work: Path,
-    out: Path,
-    name: str,
-    version: str,
-    size: int,
-    batch: int,
-    split: str,
-    minutes: float,
-    seed: int,
+    feature: "Feature",
+    **options: Any,
 ) -> None:
     """Train the ResNet on the U-Net's feature and write a calibrated bundle."""
-    from detector.training.assembly import assemble
-    from detector.training.classifier import ClassifierTraining, train_classifier
-    from detector.training.corpus import CorpusRejected, grouped_split, read_corpus
+    from detector.manifest import needs_unet
     from detector.unet import UnetRejected, load_unet
 
-    recipe = ClassifierTraining(size=size, batch=batch, minutes=minutes, seed=seed)
+    if needs_unet(feature) != (unet_folder is not None):
+        raise click.UsageError("a feature with dnf, and no other, needs --unet")
+    samples = _samples(corpus, options)
     try:
-        training, validation = grouped_split(read_corpus(corpus, split))
-        network = load_unet(unet_folder)
-    except (CorpusRejected, UnetRejected) as error:
+        network = load_unet(unet_folder) if unet_folder else None
+    except UnetRejected as error:
         raise click.UsageError(str(error)) from error
-    best = train_classifier(network, training, validation, work, recipe)
-    bundle = assemble(
-        network,
-        best,
-        validation,
-        out,
-        recipe,
-        name=name,
-        version=version,
-        provenance={
-            "corpus_split": split,
-            "training_pictures": len(training),
-            "validation_pictures": len(validation),
-            "classifier_minutes": minutes,
-            "seed": seed,
-        },
-    )
+    bundle = _train_classifier(network, samples, work, _recipe(feature, options), options)
     click.echo(f"{bundle.folder}: digest {bundle.digest}")
 
 
-@click.command()
-@click.argument("bundle")
+@train.command(name="all")
 @_corpus
-@click.option("--split", default=None, help="Rows of manifest.csv to use; all if not given.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
-@click.option(
-    "--control",
-    type=click.Choice(["as_is", "alike", "swapped"]),
-    default="as_is",
-    show_default=True,
-    help="alike: all re-encoded as JPEG 90; swapped: reals lossless, generated as JPEG 85.",
-)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures as JSON.")
-@click.option("--record", metavar="NAME", help="Store the overall figures in the bundle's manifest.")
-def evaluate(
-    bundle: str,
-    corpus: Path,
-    *,
-    split: str | None,
-    device: str,
-    dtype: str,
-    control: str,
-    out: Path | None,
-    record: str | None,
-) -> None:
-    """Measure a bundle on a labelled corpus, per family and over all."""
-    from detector.bundle import BundleError, record_figures
-    from detector.detector import Detector
-    from detector.evaluation import family_figures, figures, score_samples
-    from detector.training.corpus import CorpusRejected, read_corpus
+@click.option("--work", type=_folder, help="Checkpoints; training resumes there. OUT-work if not given.")
+@click.option("--channels", default="16,32,64,96", show_default=True, help="Of the U-Net.")
+@click.option("--feature", type=click.Choice(["dnf", "dnf+rgb"]), default="dnf", show_default=True)
+@_bundle
+@_judged
+@_budget(60)
+@_data
+def whole(corpus: Path, *, work: Path | None, channels: str, **options: Any) -> None:
+    """Train the U-Net, then the ResNet on its feature, and write a calibrated bundle."""
+    out: Path = options["out"]
+    work = work or out.with_name(f"{out.name}-work")
+    minutes: float = options["minutes"]
+    recipe = _recipe(options["feature"], options | {"minutes": minutes * (1 - _UNET_SHARE)})
+    samples = _samples(corpus, options)
+    budget = options | {"minutes": minutes * _UNET_SHARE}
+    network = _train_unet(samples.training, work / "unet", _channels(channels), budget)
+    bundle = _train_classifier(network, samples, work / "classifier", recipe, options)
+    click.echo(f"{bundle.folder}: digest {bundle.digest}")
+
+
+@train.command()
+@_corpus
+@click.argument("estimates", metavar="DNF_BUNDLE")
+@click.argument("pictures", metavar="RGB_BUNDLE")
+@_bundle
+@click.option("--hold-out", multiple=True, required=True, metavar="FAMILY", help="As for the two bundles.")
+@_data
+def fuse(corpus: Path, *, estimates: str, pictures: str, **options: Any) -> None:
+    """Put a classifier of the feature and one of the picture side by side, weighted on held-out families."""
+    from detector.bundle import BundleError, resolve
+    from detector.training.assembly import FusionRejected
+    from detector.training.assembly import fuse as fuse_bundles
+
+    calibration = _samples(corpus, options).calibration
+    named = {name: options[name] for name in ("name", "version")}
+    try:
+        bundle = fuse_bundles(resolve(estimates), resolve(pictures), calibration, options["out"], **named)
+    except (BundleError, FusionRejected) as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"{bundle.folder}: digest {bundle.digest}")
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """`calibration` is the families that were held out whole, when they are of both classes."""
+
+    training: list["Sample"]
+    validation: list["Sample"]
+    calibration: list["Sample"]
+
+
+def _samples(corpus: Path, options: dict[str, Any]) -> _Samples:
+    from detector.training.corpus import CorpusRejected, grouped_split, read_corpus
+
+    held_out_families = set(options.get("hold_out", ()))
+    try:
+        samples = read_corpus(corpus, options["split"], options["layout"])
+    except CorpusRejected as error:
+        raise click.UsageError(str(error)) from error
+    if unknown := held_out_families - {sample.family for sample in samples}:
+        raise click.UsageError(f"--hold-out: there is no family {min(unknown)} in {corpus}")
+    held_out = [sample for sample in samples if sample.family in held_out_families]
+    groups = {sample.group for sample in held_out}
+    training, validation = grouped_split([sample for sample in samples if sample.group not in groups])
+    both = len({sample.generated for sample in held_out}) > 1
+    return _Samples(training, validation + held_out, held_out if both else validation)
+
+
+def _train_unet(
+    training: list["Sample"], folder: Path, channels: tuple[int, ...], options: dict[str, Any]
+) -> "Unet":
+    from detector.training.unet import UnetTraining, train_unet
+
+    shared = ("minutes", "max_steps", "seed", "device")
+    recipe = UnetTraining(channels, **{name: options[name] for name in shared})
+    try:
+        return train_unet(training, folder, recipe)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _train_classifier(
+    network: "Unet | None",
+    samples: _Samples,
+    work: Path,
+    recipe: "ClassifierTraining",
+    options: dict[str, Any],
+) -> "Bundle":
+    from detector.training.assembly import assemble
+    from detector.training.classifier import train_classifier
 
     try:
-        samples = read_corpus(corpus, split)
-        detector = Detector.load(bundle, device=device, dtype=dtype)  # type: ignore[arg-type]
-    except (CorpusRejected, BundleError) as error:
+        trained = train_classifier(
+            network,
+            samples.training,
+            samples.validation,
+            work,
+            recipe,
+            bank=options.get("bank_folder"),
+        )
+    except ValueError as error:
         raise click.UsageError(str(error)) from error
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Scoring", total=len(samples))
-        scored = score_samples(
-            detector,
-            samples,
-            control=control,  # type: ignore[arg-type]
-            progress=lambda count: progress.advance(task, count),
-        )
-    cut = detector.bundle.manifest.thresholds.generated_from
-    overall = figures(scored, cut)
-    families = family_figures(scored, cut)
-    table = Table(
-        "Family", "Real", "Generated", "AUROC", "95 %", "AP", "Bal. acc.", "TPR@5%", "Found", "Accused"
+    return assemble(
+        network,
+        trained.network,
+        samples.calibration,
+        options["out"],
+        recipe,
+        name=options["name"],
+        version=options["version"],
+        provenance={
+            "preset": options["preset"],
+            "training_pictures": len(samples.training),
+            "validation_pictures": len(samples.validation),
+            "calibration_pictures": len(samples.calibration),
+            "held_out_families": list(options["hold_out"]),
+            "classifier_steps": trained.steps,
+            "validation_auroc": round(trained.validation_auroc, 4),
+            "seed": recipe.seed,
+        },
     )
-    for family, row in {**families, "all": overall}.items():
-        table.add_row(
-            family,
-            str(row.real),
-            str(row.generated),
-            f"{row.auroc:.3f}",
-            f"{row.auroc_low:.3f}-{row.auroc_high:.3f}",
-            f"{row.average_precision:.3f}",
-            f"{row.balanced_accuracy:.3f}",
-            f"{row.tpr_at_fpr_5:.3f}",
-            f"{row.generated_found:.3f}",
-            f"{row.real_accused:.3f}",
-        )
-    # A file or pipe has no width of its own to squeeze the columns into.
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
-    if out:
-        listed = {family: row.rounded() for family, row in families.items()}
-        out.write_text(json.dumps({"all": overall.rounded(), "families": listed}, indent=2) + "\n")
-    if record:
-        recorded = record_figures(detector.bundle, record, overall.rounded())
-        click.echo(f"{recorded.folder}: {record} recorded, digest {recorded.digest}")
+
+
+def _recipe(feature: "Feature", options: dict[str, Any]) -> "ClassifierTraining":
+    from detector.manifest import DnfConfig
+    from detector.training.recipe import ClassifierTraining, paper_recipe
+
+    timesteps = _numbers(options["timesteps"], "timesteps")
+    if any(not 0 <= t <= 999 for t in timesteps):  # noqa: PLR2004 - the schedule's last
+        raise click.UsageError("--timesteps are in 0..999")
+    shared = ("size", "batch", "bank", "minutes", "max_steps", "seed", "device")
+    recipe = ClassifierTraining(
+        feature=feature, dnf=DnfConfig(timesteps=timesteps), **{name: options[name] for name in shared}
+    )
+    return paper_recipe(recipe) if options["preset"] == "paper" else recipe

@@ -1,16 +1,14 @@
 """Train a small diffusion U-Net on photographs (Ho et al., "Denoising Diffusion Probabilistic Models", 2020).
 
-The feature is the estimate at t = 0, so half of the training timesteps are drawn from the least noisy
-part of the schedule; the other half are uniform as in the paper.
+The feature is the estimate at low timesteps, so most of the training timesteps are drawn from the least
+noisy part of the schedule; the others are uniform as in the paper.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import structlog
@@ -22,7 +20,9 @@ from torch import Tensor
 from detector.dnf import TRAINING_TIMESTEPS, signal_levels
 from detector.images import decode
 from detector.training.augmentation import CodecChain
+from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from detector.training.corpus import Sample
+from detector.training.curves import save_curves
 from detector.training.prefetch import prefetched
 from detector.unet import Unet, save_unet
 
@@ -31,22 +31,23 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class UnetTraining:
-    """The recipe: sizes in pixels, `low_timesteps` bounds the favoured part.
+    """The recipe: `size` of crops in pixels; `low_share` of the timesteps, 0..1, lie below `low_timesteps`.
 
     Training ends after `minutes` of wall clock, or after `max_steps` if given: with steps it is reproducible.
     """
 
-    channels: tuple[int, ...] = (32, 64, 96)
+    channels: tuple[int, ...] = (16, 32, 64, 96)
     size: int = 64
-    batch: int = 24
+    batch: int = 32
     minutes: float = 60.0
     max_steps: int | None = None
-    learning_rate: float = 4e-4
+    learning_rate: float = 8e-4
     low_timesteps: int = 100
     low_share: float = 0.7
     ema: float = 0.998
     seed: int = 1
     checkpoint_minutes: float = 3.0
+    device: str = "cpu"
 
 
 def build_unet(channels: tuple[int, ...], size: int) -> Unet:
@@ -74,13 +75,14 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     pictures = [decode(sample.path.read_bytes()).pixels for sample in photographs if not sample.generated]
-    unet = build_unet(recipe.channels, recipe.size)
+    unet = build_unet(recipe.channels, recipe.size).to(recipe.device)
     averaged = deepcopy(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
-    levels = signal_levels()
-    state = _resume(folder, unet, averaged, optimizer)
-    began, saved = time.monotonic() - state["seconds"], time.monotonic()
-    losses: list[float] = state["losses"]
+    levels = signal_levels(recipe.device)
+    parts: dict[str, Stateful] = {"unet": unet, "averaged": averaged, "optimizer": optimizer}
+    record = load_checkpoint(folder, parts) or {"losses": [], "seconds": 0.0}
+    began, saved = time.monotonic() - record["seconds"], time.monotonic()
+    losses: list[float] = record["losses"]
     # A resumed run must not see the first run's pictures again, in the same order.
     batches = prefetched(_batches(pictures, recipe, np.random.default_rng([recipe.seed, len(losses)])))
     while (elapsed := time.monotonic() - began) < recipe.minutes * 60 and len(losses) != recipe.max_steps:
@@ -106,9 +108,11 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
             )
         if time.monotonic() - saved > recipe.checkpoint_minutes * 60:
             saved = time.monotonic()
-            _checkpoint(folder, unet, averaged, optimizer, {"losses": losses, "seconds": saved - began})
-    _checkpoint(folder, unet, averaged, optimizer, {"losses": losses, "seconds": time.monotonic() - began})
-    return averaged.eval()
+            save_checkpoint(folder, parts, {"losses": losses, "seconds": saved - began})
+    save_checkpoint(folder, parts, {"losses": losses, "seconds": time.monotonic() - began})
+    save_unet(averaged, folder)
+    save_curves(folder, "unet", losses, [])
+    return averaged.cpu().eval()
 
 
 def _batches(
@@ -123,41 +127,14 @@ def _batches(
 
 
 def _step(unet: Unet, pictures: Tensor, levels: Tensor, recipe: UnetTraining) -> Tensor:
-    x = pictures.float() / 127.5 - 1
+    x = pictures.to(recipe.device, non_blocking=True).float() / 127.5 - 1
     t = torch.randint(0, TRAINING_TIMESTEPS, (x.shape[0],))
     low = torch.randint(0, recipe.low_timesteps, (x.shape[0],))
-    t = torch.where(torch.rand(x.shape[0]) < recipe.low_share, low, t)
+    t = torch.where(torch.rand(x.shape[0]) < recipe.low_share, low, t).to(recipe.device)
     a = levels[t].float().view(-1, 1, 1, 1)
     noise = torch.randn_like(x)
     noisy = a.sqrt() * x + (1 - a).sqrt() * noise
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         estimate = unet(noisy, t)
     loss: Tensor = (estimate.float() - noise).square().mean()
     return loss
-
-
-def _checkpoint(
-    folder: Path, unet: Unet, averaged: Unet, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
-    training = {
-        "unet": unet.state_dict(),
-        "averaged": averaged.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        **state,
-    }
-    partial = folder / "training.pt.part"
-    torch.save(training, partial)
-    partial.replace(folder / "training.pt")
-    save_unet(averaged, folder)
-    (folder / "losses.json").write_text(json.dumps(state["losses"]))
-
-
-def _resume(folder: Path, unet: Unet, averaged: Unet, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    checkpoint = folder / "training.pt"
-    if not checkpoint.exists():
-        return {"losses": [], "seconds": 0.0}
-    training = torch.load(checkpoint, weights_only=True)
-    unet.load_state_dict(training["unet"])
-    averaged.load_state_dict(training["averaged"])
-    optimizer.load_state_dict(training["optimizer"])
-    return {"losses": training["losses"], "seconds": training["seconds"]}

@@ -1,22 +1,39 @@
 """Training: the corpus, the chain that both classes go through, and a tiny round from pictures to bundle."""
 
-import csv
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from numpy.random import Generator
+from numpy.typing import NDArray
 from PIL import Image
 
 from detector.bundle import resolve
 from detector.cli import main
+from detector.images import decode
 from detector.manifest import ResNetConfig
 from detector.training.augmentation import CodecChain
-from detector.training.classifier import BalancedPictures, ClassifierTraining, train_classifier
-from detector.training.corpus import CorpusRejected, Sample, grouped_split, read_corpus
+from detector.training.bank import FeatureBank
+from detector.training.batches import BalancedPictures
+from detector.training.classifier import train_classifier
+from detector.training.corpus import Sample, grouped_split, read_corpus
+from detector.training.recipe import ClassifierTraining, SquashAndFlip, paper_recipe
 from detector.training.unet import UnetTraining, build_unet, train_unet
+
+Pixels = NDArray[np.uint8]
+
+
+def ks_distance(first: list[float], second: list[float]) -> float:
+    """Return the largest gap between two empirical distributions, 0..1 (Kolmogorov and Smirnov)."""
+    places = np.sort(np.concatenate([first, second]))
+    below = [
+        np.searchsorted(np.sort(values), places, side="right") / len(values) for values in (first, second)
+    ]
+    return float(np.abs(below[0] - below[1]).max())
 
 
 @pytest.fixture(scope="module")
@@ -31,45 +48,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / place).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / place / f"{index}.png")
     return folder
-
-
-def test_the_folder_layout_is_read(corpus: Path) -> None:
-    """The folder says the label, the folder below it the family."""
-    samples = read_corpus(corpus)
-    assert len(samples) == 40
-    assert sum(sample.generated for sample in samples) == 20
-    assert {sample.family for sample in samples if sample.generated} == {"g0", "g1"}
-
-
-def test_a_manifest_is_read_by_split(tmp_path: Path) -> None:
-    """Only the rows of the split are listed, and pairs share a group."""
-    with (tmp_path / "manifest.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "split", "label", "family", "pair"])
-        rows.writerow(["a.jpg", "train", "real", "camera", "p1"])
-        rows.writerow(["b.jpg", "train", "generated", "autoencoder", "p1"])
-        rows.writerow(["c.jpg", "test", "real", "camera", ""])
-    first, second = read_corpus(tmp_path, "train")
-    assert first.group == second.group == "p1"
-    assert [first.generated, second.generated] == [False, True]
-
-
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    """The error says what was looked for."""
-    with pytest.raises(CorpusRejected, match=r"manifest\.csv"):
-        read_corpus(tmp_path)
-
-
-def test_a_pair_is_never_split(corpus: Path) -> None:
-    """No group is on both sides, and both sides have both classes."""
-    paired = [
-        Sample(sample.path, sample.generated, sample.family, group=sample.path.stem)
-        for sample in read_corpus(corpus)
-    ]
-    training, validation = grouped_split(paired, every=4)
-    assert not {s.group for s in training} & {s.group for s in validation}
-    assert len(training) + len(validation) == 40
-    assert {s.generated for s in validation} == {s.generated for s in training} == {True, False}
 
 
 def test_both_classes_go_through_the_same_chain() -> None:
@@ -87,26 +65,116 @@ def test_the_chain_takes_pictures_smaller_than_its_crop() -> None:
     assert crop.shape == (64, 64, 3)
 
 
-def test_batches_are_balanced_and_keep_pairs_together(corpus: Path) -> None:
-    """Half of each batch is generated, and each paired picture comes with its twin."""
-    samples = [
-        Sample(sample.path, sample.generated, sample.family, group=sample.path.stem)
+def _pairs(corpus: Path) -> list[Sample]:
+    return [
+        Sample(sample.path, sample.generated, sample.family, group=sample.path.stem, pair=sample.path.stem)
         for sample in read_corpus(corpus)
     ]
-    recipe = ClassifierTraining(network=ResNetConfig(depth=18, width=8), size=32, batch=8)
-    pictures, labels = next(iter(BalancedPictures(samples, recipe, np.random.default_rng(0))))
-    assert pictures.shape == (8, 3, 32, 32)
-    assert labels.tolist() == [1, 0] * 4
+
+
+def test_batches_are_balanced_and_keep_pairs_together(corpus: Path) -> None:
+    """Half of each batch is generated, and each paired picture stands beside its twin."""
+    drawn: list[int] = []
+
+    def brightness(pixels: Pixels, size: int, rng: Generator) -> Pixels:
+        del rng
+        drawn.append(round(float(pixels.mean())))
+        return pixels[:size, :size]
+
+    samples = _pairs(corpus)
+    of_pair = {s.pair: [round(float(decode(s.path.read_bytes()).pixels.mean()))] for s in samples}
+    for sample in samples:
+        of_pair[sample.pair].append(round(float(decode(sample.path.read_bytes()).pixels.mean())))
+    batch = BalancedPictures(samples, brightness, size=32, batch=8, seed=0).batch(0)
+    assert batch.pictures.shape == (8, 32, 32, 3)
+    assert batch.labels.tolist() == [1, 0] * 4
+    for generated, real in zip(drawn[::2], drawn[1::2], strict=True):
+        assert any({generated, real} <= set(values) for values in of_pair.values())
+
+
+def test_twins_get_one_history(tmp_path: Path) -> None:
+    """A pair of the same pixels stays a pair of the same pixels: only a generator could tell them apart."""
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    for name in ("real", "generated"):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    samples = [
+        Sample(tmp_path / "real.png", generated=False, family="camera", group="p", pair="p"),
+        Sample(tmp_path / "generated.png", generated=True, family="autoencoder", group="p", pair="p"),
+    ]
+    pictures = BalancedPictures(samples, CodecChain(), size=64, batch=8, seed=5).batch(0).pictures
+    np.testing.assert_array_equal(pictures[::2], pictures[1::2])
+    assert len({picture.tobytes() for picture in pictures}) == 4
+
+
+def test_both_classes_live_through_the_same_histories() -> None:
+    """Over many draws the two classes' histories have the same qualities, scales and codecs."""
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    chain = CodecChain()
+    sharpness = [
+        [
+            float(np.abs(np.diff(chain(pixels, 64, np.random.default_rng([label, i])), axis=1)).mean())
+            for i in range(300)
+        ]
+        for label in (0, 1)
+    ]
+    assert ks_distance(*sharpness) < 0.12
+
+
+def test_a_batch_is_the_same_wherever_a_run_begins(corpus: Path) -> None:
+    """Batch 3 does not depend on whether batches 0 to 2 were drawn: a resumed run sees what it would have."""
+    pictures = [
+        BalancedPictures(read_corpus(corpus), CodecChain(), size=32, batch=4, seed=2) for _ in range(2)
+    ]
+    begun = [next(pictures[0].batches(3)), list(islice(pictures[1].batches(0), 4))[3]]
+    np.testing.assert_array_equal(begun[0].pictures, begun[1].pictures)
+
+
+def test_a_bank_goes_on_where_it_stopped_and_keeps_pairs(corpus: Path, tmp_path: Path) -> None:
+    """Nothing is computed twice, and each batch holds as many of each class."""
+    pictures = BalancedPictures(read_corpus(corpus), CodecChain(), size=32, batch=4, seed=2)
+    computed: list[int] = []
+
+    def halved(crops: torch.Tensor) -> torch.Tensor:
+        computed.append(len(crops))
+        return crops.permute(0, 3, 1, 2).float() / 2
+
+    def stopped(crops: torch.Tensor) -> torch.Tensor:
+        if len(computed) == 3:
+            raise InterruptedError
+        return halved(crops)
+
+    with pytest.raises(InterruptedError):
+        FeatureBank(tmp_path, 16).fill(pictures, 4, stopped, "half")
+    bank = FeatureBank(tmp_path, 16)
+    bank.fill(pictures, 4, halved, "half")
+    assert computed == [4] * 4
+    kept = next(bank.batches("half", 8, first=0, seed=0))
+    assert kept.labels.tolist() == [1, 0] * 4
+    assert kept.features is not None
+    np.testing.assert_array_equal(kept.features * 2, kept.pictures.transpose(0, 3, 1, 2))
+
+
+def test_the_paper_squashes_the_whole_picture() -> None:
+    """Its recipe has no codec chain, and the same picture under both labels is the same square."""
+    recipe = paper_recipe(ClassifierTraining(minutes=3, seed=9))
+    assert (recipe.network.depth, recipe.size, recipe.batch, recipe.learning_rate) == (50, 256, 64, 1e-4)
+    assert recipe.dnf.quantise
+    assert (recipe.minutes, recipe.seed) == (3, 9)
+    wide = np.zeros((40, 160, 3), dtype=np.uint8)
+    wide[:, 80:] = 255
+    square = SquashAndFlip()(wide, 64, np.random.default_rng(0))
+    assert square.shape == (64, 64, 3)
+    assert 0.45 < (square > 127).mean() < 0.55
 
 
 def test_training_goes_on_where_it_stopped(corpus: Path, tmp_path: Path) -> None:
     """A second run with more minutes keeps the first run's steps and adds to them."""
     recipe = UnetTraining(channels=(16, 16), size=32, batch=2, minutes=0.02)
     train_unet(read_corpus(corpus), tmp_path, recipe)
-    before = torch.load(tmp_path / "training.pt", weights_only=True)["losses"]
-    longer = UnetTraining(channels=(16, 16), size=32, batch=2, minutes=0.05)
+    before = json.loads((tmp_path / "unet-curves.json").read_text())["loss"]
+    longer = UnetTraining(channels=(16, 16), size=32, batch=2, minutes=10, max_steps=len(before) + 3)
     train_unet(read_corpus(corpus), tmp_path, longer)
-    after = torch.load(tmp_path / "training.pt", weights_only=True)["losses"]
+    after = json.loads((tmp_path / "unet-curves.json").read_text())["loss"]
     assert len(after) > len(before) > 0
     assert after[: len(before)] == before
 
@@ -115,26 +183,71 @@ def test_the_u_net_learns_to_estimate_noise(corpus: Path, tmp_path: Path) -> Non
     """After 60 steps its loss is well below that of saying nothing, which is 1."""
     recipe = UnetTraining((16, 16), size=32, batch=4, minutes=10, max_steps=60, learning_rate=3e-3)
     train_unet(read_corpus(corpus), tmp_path, recipe)
-    losses = torch.load(tmp_path / "training.pt", weights_only=True)["losses"]
+    losses = json.loads((tmp_path / "unet-curves.json").read_text())["loss"]
     assert np.mean(losses[-10:]) < 0.9
 
 
 def test_pictures_become_a_bundle_and_the_bundle_is_measured(corpus: Path, tmp_path: Path) -> None:
-    """`train unet`, `train classifier` and `evaluate` work one after the other from the command line."""
-    unet, work, out, figures = (str(tmp_path / name) for name in ("unet", "work", "bundle", "figures.json"))
-    tiny = ["--size", "32", "--batch", "4"]
-    build = CliRunner().invoke(
-        main, ["train", "unet", str(corpus), "--out", unet, "--minutes", "0.05", *tiny, "--channels", "16,16"]
-    )
-    assert build.exit_code == 0, build.output
-    options = ["--unet", unet, "--work", work, "--out", out, "--minutes", "0.05", *tiny]
-    trained = CliRunner().invoke(main, ["train", "classifier", str(corpus), *options])
+    """`train all`, then `evaluate`: stripes are told from noise."""
+    out = str(tmp_path / "bundle")
+    options = ["--out", out, "--max-steps", "60", "--size", "32", "--batch", "8", "--channels", "16,16"]
+    trained = CliRunner().invoke(main, ["train", "all", str(corpus), *options, "--bank", "32"])
     assert trained.exit_code == 0, trained.output
-    assert resolve(out).manifest.preprocessing.mode == "crop"
-    measured = CliRunner().invoke(main, ["evaluate", out, str(corpus), "--out", figures, "--record", "own"])
+    manifest = resolve(out).manifest
+    assert manifest.preprocessing.mode == "crop"
+    assert manifest.provenance["classifier_steps"] == 60
+    assert (tmp_path / "bundle-work" / "unet" / "unet-curves.json").exists()
+    assert (tmp_path / "bundle-work" / "classifier" / "classifier-curves.png").exists()
+    report = str(tmp_path / "report")
+    measured = CliRunner().invoke(
+        main, ["evaluate", out, str(corpus), "--out", report, "--record", "own", "--robustness", "none"]
+    )
     assert measured.exit_code == 0, measured.output
-    assert "g1" in Path(figures).read_text()
-    assert "auroc" in resolve(out).manifest.figures["own"]
+    assert "auroc" in str(resolve(out).manifest.figures["own"])
+
+
+def test_two_trainings_with_one_seed_give_one_network(corpus: Path, tmp_path: Path) -> None:
+    """With steps instead of minutes a training is reproducible, also when it stops half way."""
+    training, validation = grouped_split(read_corpus(corpus), every=4)
+
+    def train(folder: str, *budgets: int) -> torch.Tensor:
+        for steps in budgets:
+            recipe = ClassifierTraining(
+                feature="rgb",
+                network=ResNetConfig(depth=18, width=8),
+                size=32,
+                batch=4,
+                max_steps=6,
+                validate_steps=steps,
+            )
+            trained = train_classifier(None, training, validation, tmp_path / folder, recipe)
+        return trained.network.conv1.weight
+
+    torch.testing.assert_close(train("one", 3), train("two", 3), rtol=0, atol=0)
+
+
+def test_a_family_can_be_held_out_whole(corpus: Path, tmp_path: Path) -> None:
+    """It is calibrated on and never trained on; a family that is not there is a usage error."""
+    out = str(tmp_path / "bundle")
+    tiny = ["--max-steps", "2", "--size", "32", "--batch", "4", "--work", str(tmp_path / "work")]
+    command = ["train", "classifier", str(corpus), "--feature", "npr", "--out", out, *tiny]
+    trained = CliRunner().invoke(main, [*command, "--hold-out", "g1"])
+    assert trained.exit_code == 0, trained.output
+    manifest = resolve(out).manifest
+    assert (manifest.feature, manifest.unet) == ("npr", None)
+    assert manifest.provenance["held_out_families"] == ["g1"]
+    assert manifest.provenance["training_pictures"] == 40 - 10 - 2 - 1
+    wrong = CliRunner().invoke(main, [*command, "--hold-out", "nobody"])
+    assert wrong.exit_code == 2
+    assert "no family nobody" in wrong.output
+
+
+def test_the_feature_and_the_u_net_must_fit(corpus: Path, tmp_path: Path) -> None:
+    """The noise feature cannot be trained without a U-Net, and the error says so."""
+    command = ["train", "classifier", str(corpus), "--work", str(tmp_path), "--out", str(tmp_path / "b")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert "needs --unet" in result.output
 
 
 def test_the_classifier_goes_on_where_it_stopped(corpus: Path, tmp_path: Path) -> None:
@@ -142,16 +255,16 @@ def test_the_classifier_goes_on_where_it_stopped(corpus: Path, tmp_path: Path) -
     unet = build_unet((16, 16), 32)
     training, validation = grouped_split(read_corpus(corpus), every=4)
 
-    def train(minutes: float) -> dict[str, list[object]]:
+    def train(steps: int) -> dict[str, list[object]]:
         network = ResNetConfig(depth=18, width=8)
-        recipe = ClassifierTraining(network=network, size=32, batch=4, minutes=minutes)
+        recipe = ClassifierTraining(network=network, size=32, batch=4, max_steps=steps)
         train_classifier(unet, training, validation, tmp_path, recipe)
-        record: dict[str, list[object]] = json.loads((tmp_path / "losses.json").read_text())
+        record: dict[str, list[object]] = json.loads((tmp_path / "classifier-curves.json").read_text())
         return record
 
-    first, second = train(0.02), train(0.05)
-    assert len(second["losses"]) > len(first["losses"]) > 0
-    assert second["losses"][: len(first["losses"])] == first["losses"]
+    first, second = train(4), train(7)
+    assert (len(first["loss"]), len(second["loss"])) == (4, 7)
+    assert second["loss"][: len(first["loss"])] == first["loss"]
     assert second["validation"][: len(first["validation"])] == first["validation"]
 
 

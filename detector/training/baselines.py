@@ -1,0 +1,133 @@
+"""What a bundle is compared with: the same ResNet, with the same budget, on RGB or pixel residuals."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from pydantic import JsonValue
+
+from detector.bundle import MANIFEST_FILE, Bundle, open_bundle
+from detector.training.corpus import CorpusRejected, Sample, grouped_split, read_corpus
+
+if TYPE_CHECKING:
+    from detector.training.recipe import ClassifierTraining
+
+Baseline = Literal["rgb", "npr"]
+
+_TRAIN = "train"
+
+
+class BaselineRejected(ValueError):  # noqa: N818 - a finding on the bundle, the corpus or the folder
+    """No baseline with the bundle's budget can be trained or reused."""
+
+
+def baseline_bundle(
+    feature: Baseline, own: Bundle, corpus: Path, folder: Path, *, measured: Collection[Path], device: str
+) -> Bundle:
+    """Train the baseline of a bundle on the corpus's train split, or reuse the one in `folder`.
+
+    The network, the views, the batch and the number of steps are those of `own`, from its manifest and
+    its provenance. An interrupted training is resumed. `measured` are the pictures of the evaluation, which
+    must not be trained on; `device` is where to train. Raises `BaselineRejected`.
+    """
+    budget = _budget(own)
+    finished = folder / "bundle"
+    if (finished / MANIFEST_FILE).exists():
+        bundle = open_bundle(finished)
+        if bundle.manifest.provenance.get("budget") != budget or bundle.manifest.feature != feature:
+            raise BaselineRejected(
+                f"{finished} was trained with another budget; remove it or choose another --out"
+            )
+        return bundle
+    return _trained(feature, own, corpus, folder, budget, measured=measured, device=device)
+
+
+def _budget(own: Bundle) -> dict[str, JsonValue]:
+    manifest = own.manifest
+    steps = manifest.provenance.get("classifier_steps")
+    if not isinstance(steps, int) or steps < 1:
+        raise BaselineRejected(
+            "the bundle does not record its classifier_steps, so no baseline can have the same budget; "
+            "train one and give it with --baseline-bundle"
+        )
+    return {
+        "steps": steps,
+        "batch": manifest.provenance.get("classifier_batch", 32),
+        "bank": manifest.provenance.get("classifier_bank", 0),
+        "preset": manifest.provenance.get("preset", "own"),
+        "held_out_families": manifest.provenance.get("held_out_families", []),
+        "seed": manifest.provenance.get("seed", 1),
+        "preprocessing": manifest.preprocessing.model_dump(mode="json"),
+        "network": manifest.classifier.model_dump(mode="json", exclude={"in_channels"}),
+    }
+
+
+def _trained(
+    feature: Baseline,
+    own: Bundle,
+    corpus: Path,
+    folder: Path,
+    budget: dict[str, JsonValue],
+    *,
+    measured: Collection[Path],
+    device: str,
+) -> Bundle:
+    from detector.training.assembly import assemble
+    from detector.training.classifier import train_classifier
+
+    training, validation, calibration = _samples(corpus, cast("list[str]", budget["held_out_families"]))
+    if {sample.path for sample in training + validation} & set(measured):
+        raise BaselineRejected("the corpus has no train split apart from the pictures that are measured")
+    recipe = _recipe(feature, own, budget, device)
+    try:
+        trained = train_classifier(None, training, validation, folder / "work", recipe)
+    except ValueError as error:
+        raise BaselineRejected(str(error)) from error
+    return assemble(
+        None,
+        trained.network,
+        calibration,
+        folder / "bundle",
+        recipe,
+        name=f"{own.manifest.name}-{feature}",
+        version=own.manifest.version,
+        provenance={"budget": budget, "corpus_split": _TRAIN},
+    )
+
+
+def _samples(corpus: Path, held_out_families: list[str]) -> tuple[list[Sample], list[Sample], list[Sample]]:
+    """Return the pictures to train on, to validate on and to calibrate on, as `train classifier` does."""
+    try:
+        samples = read_corpus(corpus, _TRAIN)
+    except CorpusRejected as error:
+        raise BaselineRejected(f"a baseline is trained on the train split: {error}") from error
+    held_out = [sample for sample in samples if sample.family in held_out_families]
+    groups = {sample.group for sample in held_out}
+    training, validation = grouped_split([sample for sample in samples if sample.group not in groups])
+    both = len({sample.generated for sample in held_out}) > 1
+    return training, validation + held_out, held_out if both else validation
+
+
+def _recipe(
+    feature: Baseline, own: Bundle, budget: dict[str, JsonValue], device: str
+) -> "ClassifierTraining":
+    from detector.training.recipe import FIRST_ESTIMATE, ClassifierTraining, paper_recipe
+
+    preprocessing = own.manifest.preprocessing
+    recipe = ClassifierTraining(
+        feature=feature,
+        network=own.manifest.classifier,
+        mode=preprocessing.mode,
+        size=preprocessing.size,
+        views=preprocessing.views,
+        batch=cast("int", budget["batch"]),
+        bank=cast("int", budget["bank"]),
+        max_steps=cast("int", budget["steps"]),
+        seed=cast("int", budget["seed"]),
+        device=device,
+    )
+    if budget["preset"] == "paper":
+        # The published quantisation would cut off the dark half of a picture.
+        return replace(paper_recipe(recipe), dnf=FIRST_ESTIMATE)
+    return recipe
