@@ -145,8 +145,8 @@ def _save_classifier(classifier: ResNet | Towers, folder: Path) -> None:
 
 
 def _half(weight: torch.Tensor) -> torch.Tensor:
-    # The statistics of the batch normalisation keep their range: a small variance would vanish in float16.
-    return weight.half().contiguous() if weight.dim() > 1 else weight
+    # Convolutions alone: a small variance of a batch normalisation would vanish in float16.
+    return weight.half().contiguous() if weight.dim() > 2 else weight  # noqa: PLR2004 - kernels have four
 
 
 def _logits(detector: Detector, samples: list[Sample]) -> tuple[Logits, Labels]:
