@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from detector.training.corpus import LAYOUTS
+
 if TYPE_CHECKING:
     from detector.bundle import Bundle
     from detector.manifest import Feature
@@ -34,7 +36,7 @@ def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _
 
 _data = _options(
     click.option("--split", default="train", show_default=True, help="Of a corpus that has splits."),
-    click.option("--layout", default="auto", show_default=True, help="How the folders are to be read."),
+    click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True),
     click.option("--seed", type=int, default=1, show_default=True),
     click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
 )
@@ -179,11 +181,11 @@ class _Samples:
 
 
 def _samples(corpus: Path, options: dict[str, Any]) -> _Samples:
-    from detector.training.corpus import CorpusRejected, grouped_split, read_corpus
+    from detector.training.corpus import CorpusRejected, grouped_split, read_corpus, readable
 
     held_out_families = set(options.get("hold_out", ()))
     try:
-        samples = read_corpus(corpus, options["split"], options["layout"])
+        samples, _ = readable(read_corpus(corpus, options["split"], options["layout"]))
     except CorpusRejected as error:
         raise click.UsageError(str(error)) from error
     if unknown := held_out_families - {sample.family for sample in samples}:

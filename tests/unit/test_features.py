@@ -143,7 +143,8 @@ def test_two_bundles_are_fused_on_held_out_families(tmp_path: Path) -> None:
         logits.append(detector.examine([detector.prepare(pixels)])[0].logit)
     offset = float(load_file(out / "classifier.safetensors")["mix.bias"])
     expected = weights["dnf"] * logits[0] + weights["rgb"] * logits[1] + offset  # type: ignore[operator]
-    assert logits[2] == pytest.approx(expected, abs=2e-3)
+    # The fused bundle rounds the kernels of these two, which are stored in float32, to float16.
+    assert logits[2] == pytest.approx(expected, abs=5e-3)
 
 
 def test_bundles_that_do_not_fit_are_not_fused(tmp_path: Path) -> None:
