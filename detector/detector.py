@@ -16,9 +16,9 @@ from detector.views import crops
 if TYPE_CHECKING:
     import torch
 
+    from detector.dnf import NoiseEstimator
     from detector.resnet import ResNet
     from detector.towers import Towers
-    from detector.unet import Unet
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -49,16 +49,20 @@ class Detector:
     def __init__(
         self,
         bundle: Bundle,
-        unet: "Unet | None",
+        unet: "NoiseEstimator | None",
         classifier: "ResNet | Towers",
         device: "torch.device",
         dtype: "torch.dtype",
+        *,
+        acceleration: str,
     ) -> None:
         self.bundle = bundle
         self._unet = unet
         self._classifier = classifier
         self._device = device
         self._dtype = dtype
+        #: Which layers the networks run on, in words.
+        self.acceleration = acceleration
         manifest = bundle.manifest
         self._dnf_channels = manifest.dnf.channels if needs_unet(manifest.feature) else 3
 
@@ -79,6 +83,7 @@ class Detector:
         import torch
         from safetensors.torch import load_file
 
+        from detector.acceleration import install
         from detector.towers import build_classifier
         from detector.unet import UnetRejected, load_unet
 
@@ -96,15 +101,8 @@ class Detector:
             classifier.load_state_dict({name: _widened(value) for name, value in weights.items()})
         except (UnetRejected, OSError, RuntimeError) as error:
             raise BundleError("malformed", f"The weights of {bundle.folder} do not fit: {error}") from error
-        # Measured on CPU and documented for tensor cores; Metal gains nothing from it.
-        layout = torch.contiguous_format if place.type == "mps" else torch.channels_last
-        return cls(
-            bundle,
-            unet and unet.to(device=place, dtype=kind, memory_format=layout).eval(),  # type: ignore[call-overload]
-            classifier.to(device=place, dtype=kind, memory_format=layout).eval(),  # type: ignore[call-overload]
-            place,
-            kind,
-        )
+        estimator, classifier, acceleration = install(unet, classifier, place, kind)
+        return cls(bundle, estimator, classifier, place, kind, acceleration=acceleration)
 
     @property
     def device(self) -> str:
@@ -162,10 +160,11 @@ class Detector:
 
     def feature(self, views: "torch.Tensor") -> "torch.Tensor":
         """Compute the feature of views (B, 3, S, S) in -1..1: (B, C, S, S) float32 on this device."""
+        from detector.acceleration import to_device
         from detector.features import compute_feature
 
         manifest = self.bundle.manifest
-        return compute_feature(manifest.feature, self._unet, views.to(self._device), manifest.dnf)
+        return compute_feature(manifest.feature, self._unet, to_device(views, self._device), manifest.dnf)
 
     def _judge(self, dnf: "torch.Tensor") -> list[float]:
         from detector.dnf import quantised

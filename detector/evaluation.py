@@ -1,138 +1,287 @@
-"""Measure a detector on a labelled corpus: per family and over all."""
+"""Measure a detector on one labelled split: families, format controls, robustness, rivals, stability."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from io import BytesIO
-from typing import Literal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from detector.controls import AS_IS, CONTROLS
 from detector.detector import Detector
-from detector.images import decode
-from detector.metrics import (
-    auroc,
-    average_precision,
-    bootstrap_auroc,
-    expected_calibration_error,
-    tpr_at_fpr,
+from detector.figures import (
+    FamilyFigures,
+    Figures,
+    family_figures,
+    figures,
+    labels_of,
+    policy_shares,
+    ranking_of,
 )
-from detector.training.corpus import Sample
+from detector.metrics import Interval, intervals, share
+from detector.policy import Thresholds, VerdictName, decide
+from detector.robustness import DEGRADATIONS, Extent
+from detector.scoring import Rewrite, Scored, ScoringFailed, score_samples
+from detector.stability import REENCODINGS, settled
+from detector.training.corpus import Sample, SkippedPicture, readable
 
-FormatControl = Literal["as_is", "alike", "swapped"]
+Progress = Callable[[int], None]
 
-_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One picture's truth, its family, its logit and its calibrated probability of *generated*, 0..1."""
-
-    generated: bool
-    family: str
-    logit: float
-    probability: float
+_WARM_UP = 4
 
 
 @dataclass(frozen=True)
-class Figures:
-    """The figures over a set of pictures; rates are in 0..1, `auroc_low` and `auroc_high` a 95 % interval.
+class Plan:
+    """What is measured beside the families and the format controls."""
 
-    `real_accused` is the share of real photographs called generated at the bundle's thresholds, and
-    `generated_found` the share of generated pictures called so.
+    robustness: Extent = "none"
+    stability: bool = False
+
+    def passes(self, rivals: int) -> int:
+        """Return how many times each picture is scored, with so many rivals beside the bundle."""
+        curves = sum(len(each.strengths(self.robustness)) for each in DEGRADATIONS)
+        return (1 + rivals) * (1 + len(CONTROLS)) + curves + len(REENCODINGS) * self.stability
+
+
+@dataclass(frozen=True)
+class ControlResult:
+    """One format control: its `auroc`, and the `shift` against the files as they are, picture by picture.
+
+    `rescaled` says that it changes more than the encoding.
     """
 
-    real: int
-    generated: int
-    auroc: float
-    auroc_low: float
-    auroc_high: float
-    average_precision: float
-    balanced_accuracy: float
-    tpr_at_fpr_1: float
-    tpr_at_fpr_5: float
-    calibration_error: float
-    real_accused: float
-    generated_found: float
-
-    def rounded(self) -> dict[str, float]:
-        """Return the figures by name, rounded to three places."""
-        return {name: round(value, 3) for name, value in asdict(self).items()}
+    name: str
+    meaning: str
+    rescaled: bool
+    auroc: Interval
+    shift: Interval
 
 
-def score_samples(
+@dataclass(frozen=True)
+class CurvePoint:
+    """The figures at one strength of a degradation."""
+
+    strength: float
+    auroc: Interval
+    tpr_at_fpr_5: Interval
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The figures over one kind of degradation, mildest first."""
+
+    name: str
+    title: str
+    points: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class PolicyShares:
+    """What a policy does, each in 0..1: of the reals, of the generated, and of all pictures (`reviewed`)."""
+
+    real_accused: Interval
+    real_reviewed: Interval
+    generated_found: Interval
+    generated_reviewed: Interval
+    reviewed: Interval
+
+
+@dataclass(frozen=True)
+class StabilityResult:
+    """What the stability check changes: the shares without and with it.
+
+    `overturned` is the share of verdicts that it turned into review, `time_ratio` the scoring time with it,
+    over that without it, in this run.
+    """
+
+    reencodings: tuple[str, ...]
+    without: PolicyShares
+    checked: PolicyShares
+    overturned: float
+    time_ratio: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A detector in the comparison; `margin` is by how much this bundle's AUROC is higher, None for itself.
+
+    `largest_shift` is that of the AUROC by a format control, without its sign.
+    """
+
+    name: str
+    digest: str
+    auroc: Interval
+    tpr_at_fpr_5: Interval
+    largest_shift: float
+    margin: Interval | None
+
+
+@dataclass(frozen=True)
+class SplitEvaluation:
+    """Everything measured on one split; `scored` and `rivals_scored` are of the files as they are."""
+
+    split: str
+    overall: Figures
+    families: list[FamilyFigures]
+    controls: list[ControlResult]
+    curves: list[Curve]
+    stability: StabilityResult | None
+    comparison: list[Comparison]
+    scored: list[Scored]
+    rivals_scored: dict[str, list[Scored]]
+    unreadable: list[SkippedPicture]
+
+    @property
+    def largest_shift(self) -> ControlResult:
+        """The format control that moves the AUROC most, in either direction."""
+        return max(self.controls, key=lambda control: abs(control.shift.value))
+
+    @property
+    def largest_shift_by_encoding(self) -> ControlResult:
+        """The same among the controls that change the encoding and nothing else."""
+        kept = [control for control in self.controls if not control.rescaled]
+        return max(kept, key=lambda control: abs(control.shift.value))
+
+
+def evaluate_split(
+    split: str,
     detector: Detector,
-    samples: Iterable[Sample],
+    samples: Sequence[Sample],
+    plan: Plan,
     *,
-    control: FormatControl = "as_is",
-    progress: Callable[[int], None] = lambda _: None,
-) -> list[Scored]:
-    """Score every picture.
+    rivals: Mapping[str, Detector] | None = None,
+    progress: Progress = lambda _: None,
+) -> SplitEvaluation:
+    """Measure a detector, and its `rivals` by name, on the samples of one split.
 
-    `control` "alike" re-encodes all of them as JPEG of quality 90; "swapped" gives the reals a lossless
-    copy and the generated ones JPEG of quality 85: a detector of formats would follow it.
+    Files that cannot be decoded are left out. `progress` is told how many scores were done. Raises
+    `ScoringFailed`, and `CorpusRejected` when no file can be decoded.
     """
-    scored: list[Scored] = []
-    batch: list[Sample] = []
-    listed = list(samples)
-    for index, sample in enumerate(listed, start=1):
-        batch.append(sample)
-        if len(batch) == _BATCH or index == len(listed):
-            prepared = [detector.prepare(_pixels(s, control)) for s in batch]
-            scored += [
-                Scored(s.generated, s.family, finding.logit, finding.probability)
-                for s, finding in zip(batch, detector.examine(prepared), strict=True)
-            ]
-            progress(len(batch))
-            batch = []
-    return scored
+    rivals = rivals or {}
+    thresholds = detector.bundle.manifest.thresholds
+    chosen, unreadable = readable(samples)
+    if {sample.generated for sample in chosen} != {True, False}:
+        raise ScoringFailed(f"{split}: figures need readable pictures of both classes")
+    progress(len(unreadable) * plan.passes(len(rivals)))
 
+    def score(who: Detector, rewrite: Rewrite) -> list[Scored]:
+        return score_samples(who, chosen, rewrite, progress=progress)
 
-def _pixels(sample: Sample, control: FormatControl) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    pixels = decode(sample.path.read_bytes()).pixels
-    if control == "as_is" or (control == "swapped" and not sample.generated):
-        return pixels
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=90 if control == "alike" else 85)
-    return decode(file.getvalue()).pixels
-
-
-def figures(scored: list[Scored], generated_from: float) -> Figures:
-    """Compute the figures of scored pictures of both classes; `generated_from` is the accusing threshold."""
-    labels = np.array([int(item.generated) for item in scored])
-    probabilities = np.array([item.probability for item in scored])
-    scores = np.array([item.logit for item in scored])
-    low, high = bootstrap_auroc(scores, labels)
-    called = probabilities >= 0.5  # noqa: PLR2004 - the calibrated middle
-    accused = probabilities >= generated_from
-    return Figures(
-        real=int((labels == 0).sum()),
-        generated=int(labels.sum()),
-        auroc=auroc(scores, labels),
-        auroc_low=low,
-        auroc_high=high,
-        average_precision=average_precision(scores, labels),
-        balanced_accuracy=float((called[labels == 1].mean() + (~called[labels == 0]).mean()) / 2),
-        tpr_at_fpr_1=tpr_at_fpr(scores, labels, 0.01),
-        tpr_at_fpr_5=tpr_at_fpr(scores, labels, 0.05),
-        calibration_error=expected_calibration_error(probabilities, labels),
-        real_accused=float(accused[labels == 0].mean()),
-        generated_found=float(accused[labels == 1].mean()),
+    detector.warm_up(_WARM_UP)
+    began = time.perf_counter()
+    scored = score(detector, AS_IS.rewrite)
+    seconds = time.perf_counter() - began
+    controls = _controls(detector, scored, score)
+    rivals_scored = {name: score(rival, AS_IS.rewrite) for name, rival in rivals.items()}
+    rivals_controls = {name: _controls(rivals[name], rivals_scored[name], score) for name in rivals}
+    return SplitEvaluation(
+        split=split,
+        overall=figures(scored, thresholds),
+        families=family_figures(scored, thresholds),
+        controls=controls,
+        curves=_curves(detector, scored, plan.robustness, score),
+        stability=_stability(detector, scored, seconds, score) if plan.stability else None,
+        comparison=[
+            _compared("this bundle", detector, scored, controls, against=None),
+            *(
+                _compared(name, rivals[name], rivals_scored[name], rivals_controls[name], against=scored)
+                for name in rivals
+            ),
+        ]
+        if rivals
+        else [],
+        scored=scored,
+        rivals_scored=rivals_scored,
+        unreadable=unreadable,
     )
 
 
-def family_figures(scored: list[Scored], generated_from: float) -> dict[str, Figures]:
-    """Return the figures by family.
+_Score = Callable[[Detector, Rewrite], list[Scored]]
 
-    A generated family is measured against all reals, a real source against all generated pictures.
-    """
-    reals = [item for item in scored if not item.generated]
-    fakes = [item for item in scored if item.generated]
-    families = {item.family: item.generated for item in scored}
-    return {
-        family: figures(
-            [item for item in scored if item.family == family] + (reals if generated else fakes),
-            generated_from,
+
+def _controls(detector: Detector, as_is: list[Scored], score: _Score) -> list[ControlResult]:
+    before = ranking_of(as_is)
+    results: list[ControlResult] = []
+    for control in CONTROLS:
+        after = ranking_of(score(detector, control.rewrite))
+        measured = intervals(
+            {
+                "auroc": after.auroc,
+                "shift": lambda counts, after=after: after.auroc(counts) - before.auroc(counts),  # type: ignore[misc]
+            },
+            labels_of(as_is),
         )
-        for family, generated in sorted(families.items(), key=lambda pair: (not pair[1], pair[0]))
-    }
+        results.append(ControlResult(control.name, control.meaning, control.rescaled, **measured))
+    return results
+
+
+def _curves(detector: Detector, as_is: list[Scored], extent: Extent, score: _Score) -> list[Curve]:
+    curves: list[Curve] = []
+    for degradation in DEGRADATIONS if extent != "none" else ():
+        points = [] if degradation.untouched is None else [_point(degradation.untouched, as_is)]
+        points += [
+            _point(strength, score(detector, degradation.at(strength)))
+            for strength in degradation.strengths(extent)
+        ]
+        curves.append(Curve(degradation.name, degradation.title, tuple(points)))
+    return curves
+
+
+def _point(strength: float, scored: list[Scored]) -> CurvePoint:
+    return CurvePoint(strength, **_ranked(scored))
+
+
+def _ranked(scored: list[Scored]) -> dict[str, Interval]:
+    ranking = ranking_of(scored)
+    return intervals(
+        {"auroc": ranking.auroc, "tpr_at_fpr_5": lambda counts: ranking.tpr_at_fpr(counts, 0.05)},
+        labels_of(scored),
+    )
+
+
+def _stability(detector: Detector, as_is: list[Scored], seconds: float, score: _Score) -> StabilityResult:
+    thresholds = detector.bundle.manifest.thresholds
+    began = time.perf_counter()
+    reencoded = [score(detector, lambda pixels, _, each=each: each.apply(pixels)) for each in REENCODINGS]  # type: ignore[misc]
+    more_seconds = time.perf_counter() - began
+    first = _verdicts(as_is, thresholds)
+    others = zip(*(_verdicts(scored, thresholds) for scored in reencoded), strict=True)
+    checked = [settled(own, other) for own, other in zip(first, others, strict=True)]
+    return StabilityResult(
+        reencodings=tuple(each.name for each in REENCODINGS),
+        without=_shares(as_is, first),
+        checked=_shares(as_is, checked),
+        overturned=float(np.mean([own != held for own, held in zip(first, checked, strict=True)])),
+        time_ratio=(seconds + more_seconds) / seconds,
+    )
+
+
+def _verdicts(scored: list[Scored], thresholds: Thresholds) -> list[VerdictName]:
+    return [decide(item.probability, thresholds) for item in scored]
+
+
+def _shares(scored: list[Scored], verdicts: list[VerdictName]) -> PolicyShares:
+    return PolicyShares(
+        **policy_shares(labels_of(scored), verdicts), reviewed=share(verdicts.count("review"), len(verdicts))
+    )
+
+
+def _compared(
+    name: str,
+    detector: Detector,
+    scored: list[Scored],
+    controls: list[ControlResult],
+    *,
+    against: list[Scored] | None,
+) -> Comparison:
+    margin = None
+    if against is not None:
+        own, rival = ranking_of(against), ranking_of(scored)
+        formula = {"margin": lambda counts: own.auroc(counts) - rival.auroc(counts)}
+        margin = intervals(formula, labels_of(scored))["margin"]
+    return Comparison(
+        name=name,
+        digest=detector.bundle.digest,
+        **_ranked(scored),
+        largest_shift=max(abs(control.shift.value) for control in controls),
+        margin=margin,
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from pydantic import JsonValue
 
 from detector.bundle import MANIFEST_FILE, Bundle, open_bundle
-from detector.training.corpus import CorpusRejected, Sample, grouped_split, read_corpus
+from detector.training.corpus import CorpusRejected, Sample, grouped_split, read_corpus, readable
 
 if TYPE_CHECKING:
     from detector.training.recipe import ClassifierTraining
@@ -27,8 +27,8 @@ def baseline_bundle(
 ) -> Bundle:
     """Train the baseline of a bundle on the corpus's train split, or reuse the one in `folder`.
 
-    The network, the views, the batch and the number of steps are those of `own`, from its manifest and
-    its provenance. An interrupted training is resumed. `measured` are the pictures of the evaluation, which
+    The network (one tower of it), the views, the batch and the number of steps are those of `own`, from its
+    manifest and its provenance. An interrupted training is resumed. `measured` are the pictures of the evaluation, which
     must not be trained on; `device` is where to train. Raises `BaselineRejected`.
     """
     budget = _budget(own)
@@ -59,7 +59,7 @@ def _budget(own: Bundle) -> dict[str, JsonValue]:
         "held_out_families": manifest.provenance.get("held_out_families", []),
         "seed": manifest.provenance.get("seed", 1),
         "preprocessing": manifest.preprocessing.model_dump(mode="json"),
-        "network": manifest.classifier.model_dump(mode="json", exclude={"in_channels"}),
+        "network": manifest.classifier.model_dump(mode="json", exclude={"in_channels", "towers"}),
     }
 
 
@@ -99,7 +99,7 @@ def _trained(
 def _samples(corpus: Path, held_out_families: list[str]) -> tuple[list[Sample], list[Sample], list[Sample]]:
     """Return the pictures to train on, to validate on and to calibrate on, as `train classifier` does."""
     try:
-        samples = read_corpus(corpus, _TRAIN)
+        samples, _ = readable(read_corpus(corpus, _TRAIN))
     except CorpusRejected as error:
         raise BaselineRejected(f"a baseline is trained on the train split: {error}") from error
     held_out = [sample for sample in samples if sample.family in held_out_families]
@@ -117,7 +117,7 @@ def _recipe(
     preprocessing = own.manifest.preprocessing
     recipe = ClassifierTraining(
         feature=feature,
-        network=own.manifest.classifier,
+        network=own.manifest.classifier.model_copy(update={"in_channels": 3, "towers": ()}),
         mode=preprocessing.mode,
         size=preprocessing.size,
         views=preprocessing.views,
