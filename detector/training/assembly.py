@@ -24,7 +24,7 @@ from detector.training.corpus import Sample
 from detector.training.recipe import ClassifierTraining
 from detector.unet import Unet, save_unet
 
-_MOST_CALIBRATION_PICTURES = 600
+_MOST_CALIBRATION_PICTURES = 400
 _CALIBRATION_SIDE = 256
 _BATCH = 16
 
@@ -49,7 +49,7 @@ def assemble(
 ) -> Bundle:
     """Write the networks in float16 as a bundle whose scores and thresholds are fitted on `calibration`.
 
-    Each of these pictures, at most 600 of them, is scored after one random history. The thresholds let at
+    Each of these pictures, at most 400 of them, is scored after one random history. The thresholds let at
     most 1 % of the reals among them be called generated and at most 10 % reach a person or worse.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,8 @@ def baseline_bundle(
     """Train the baseline of a bundle on the corpus's train split, or reuse the one in `folder`.
 
     The network (one tower of it), the views, the batch and the number of steps are those of `own`, from its
-    manifest and its provenance. An interrupted training is resumed. `measured` are the pictures of the evaluation, which
-    must not be trained on; `device` is where to train. Raises `BaselineRejected`.
+    manifest and its provenance. An interrupted training is resumed. `measured` are the pictures of the
+    evaluation, which must not be trained on; `device` is where to train. Raises `BaselineRejected`.
     """
     budget = _budget(own)
     finished = folder / "bundle"
