@@ -20,7 +20,7 @@ from detector.figures import (
 from detector.metrics import Interval, intervals, share
 from detector.policy import Thresholds, VerdictName, decide
 from detector.robustness import DEGRADATIONS, Extent
-from detector.scoring import Rewrite, Scored, ScoringFailed, score_samples
+from detector.scoring import Rewrite, Scored, ScoringFailed, limited, score_samples
 from detector.stability import REENCODINGS, settled
 from detector.training.corpus import Sample, SkippedPicture, readable
 
@@ -31,15 +31,25 @@ _WARM_UP = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured beside the families and the format controls."""
+    """What is measured beside the families and the format controls.
+
+    Controls, curves and the stability check score at most `condition_limit` pictures, families in
+    proportion; all of them when it is None.
+    """
 
     robustness: Extent = "none"
     stability: bool = False
+    condition_limit: int | None = None
 
-    def passes(self, rivals: int) -> int:
-        """Return how many times each picture is scored, with so many rivals beside the bundle."""
+    def altered(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Choose the pictures that are scored once more in every condition."""
+        return limited(samples, self.condition_limit) if self.condition_limit else list(samples)
+
+    def scores(self, samples: Sequence[Sample], rivals: int) -> int:
+        """Return how many scores the plan takes, with so many rivals beside the bundle."""
         curves = sum(len(each.strengths(self.robustness)) for each in DEGRADATIONS)
-        return (1 + rivals) * (1 + len(CONTROLS)) + curves + len(REENCODINGS) * self.stability
+        conditions = (1 + rivals) * len(CONTROLS) + curves + len(REENCODINGS) * self.stability
+        return (1 + rivals) * len(samples) + conditions * len(self.altered(samples))
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class SplitEvaluation:
-    """Everything measured on one split; `scored` and `rivals_scored` are of the files as they are."""
+    """Everything measured on one split; `scored` and `rivals_scored` are of the files as they are.
+
+    `altered_pictures` is how many pictures the controls, the curves and the stability check are measured on.
+    """
 
     split: str
     overall: Figures
@@ -129,6 +142,7 @@ class SplitEvaluation:
     scored: list[Scored]
     rivals_scored: dict[str, list[Scored]]
     unreadable: list[SkippedPicture]
+    altered_pictures: int
 
     @property
     def largest_shift(self) -> ControlResult:
@@ -161,25 +175,32 @@ def evaluate_split(
     chosen, unreadable = readable(samples)
     if {sample.generated for sample in chosen} != {True, False}:
         raise ScoringFailed(f"{split}: figures need readable pictures of both classes")
-    progress(len(unreadable) * plan.passes(len(rivals)))
+    progress(plan.scores(samples, len(rivals)) - plan.scores(chosen, len(rivals)))
+    altered = plan.altered(chosen)
+    paths = {sample.path for sample in altered}
 
     def score(who: Detector, rewrite: Rewrite) -> list[Scored]:
-        return score_samples(who, chosen, rewrite, progress=progress)
+        return score_samples(who, altered, rewrite, progress=progress)
+
+    def as_is(scored: list[Scored]) -> list[Scored]:
+        return [one for one, sample in zip(scored, chosen, strict=True) if sample.path in paths]
 
     detector.warm_up(_WARM_UP)
     began = time.perf_counter()
-    scored = score(detector, AS_IS.rewrite)
-    seconds = time.perf_counter() - began
-    controls = _controls(detector, scored, score)
-    rivals_scored = {name: score(rival, AS_IS.rewrite) for name, rival in rivals.items()}
-    rivals_controls = {name: _controls(rivals[name], rivals_scored[name], score) for name in rivals}
+    scored = score_samples(detector, chosen, AS_IS.rewrite, progress=progress)
+    seconds = (time.perf_counter() - began) * len(altered) / len(chosen)
+    controls = _controls(detector, as_is(scored), score)
+    rivals_scored = {
+        name: score_samples(rival, chosen, AS_IS.rewrite, progress=progress) for name, rival in rivals.items()
+    }
+    rivals_controls = {name: _controls(rivals[name], as_is(rivals_scored[name]), score) for name in rivals}
     return SplitEvaluation(
         split=split,
         overall=figures(scored, thresholds),
         families=family_figures(scored, thresholds),
         controls=controls,
-        curves=_curves(detector, scored, plan.robustness, score),
-        stability=_stability(detector, scored, seconds, score) if plan.stability else None,
+        curves=_curves(detector, as_is(scored), plan.robustness, score),
+        stability=_stability(detector, as_is(scored), seconds, score) if plan.stability else None,
         comparison=[
             _compared("this bundle", detector, scored, controls, against=None),
             *(
@@ -192,6 +213,7 @@ def evaluate_split(
         scored=scored,
         rivals_scored=rivals_scored,
         unreadable=unreadable,
+        altered_pictures=len(altered),
     )
 
 

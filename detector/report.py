@@ -1,22 +1,29 @@
-"""The evaluation's two files: report.json for programs, and report.html, one page that a person can read."""
+"""The evaluation's files: report.json for programs, report.html for people, figures.md for a model card."""
 
 import base64
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from rich import box
+from rich.console import Console
 
 from detector.bundle import Bundle
 from detector.evaluation import ControlResult, SplitEvaluation
 from detector.plots import split_plots
 from detector.scoring import Scored
+from detector.tables import split_tables
 
 JSON_FILE = "report.json"
 PAGE_FILE = "report.html"
+FIGURES_FILE = "figures.md"
 FEW_PICTURES = 50
 
 _TEMPLATE = "report.html.j2"
+_WIDEST_TABLE = 400
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Evaluation:
 
 
 def write_report(evaluation: Evaluation, corpus: Path, folder: Path) -> Path:
-    """Write report.json, report.html and the plots as PNG to `folder`; return the page's path.
+    """Write report.json, report.html, figures.md and the plots as PNG to `folder`; return the page's path.
 
     Raises ImportError where matplotlib or Jinja is not installed.
     """
@@ -49,9 +56,23 @@ def write_report(evaluation: Evaluation, corpus: Path, folder: Path) -> Path:
     for split, drawn in plots.items():
         for name, png in drawn.items():
             (folder / "plots" / f"{split}-{name}.png").write_bytes(png)
+    (folder / FIGURES_FILE).write_text(as_markdown(evaluation), encoding="utf-8")
     page = folder / PAGE_FILE
     page.write_text(render(evaluation, plots), encoding="utf-8")
     return page
+
+
+def as_markdown(evaluation: Evaluation) -> str:
+    """Return the tables as Markdown, for a model card."""
+    console = Console(file=StringIO(), width=_WIDEST_TABLE)
+    console.print(f"`{evaluation.command}` ({evaluation.device}, {evaluation.dtype})", soft_wrap=True)
+    for result in evaluation.splits:
+        for table in split_tables(result):
+            console.print(f"\n### {table.title}", end="")
+            table.title, table.box = None, box.MARKDOWN
+            console.print(table)
+    text = cast("StringIO", console.file).getvalue()
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
 
 def as_json(evaluation: Evaluation, corpus: Path) -> dict[str, Any]:
@@ -99,6 +120,7 @@ def render(evaluation: Evaluation, plots: Mapping[str, Mapping[str, bytes]]) -> 
 def _split_json(result: SplitEvaluation, corpus: Path) -> dict[str, Any]:
     return {
         "overall": asdict(result.overall),
+        "altered_pictures": result.altered_pictures,
         "families": [asdict(row) for row in result.families],
         "controls": [asdict(control) for control in result.controls],
         "largest_shift": _shift_json(result.largest_shift),

@@ -116,8 +116,8 @@ def fuse(
             "classifier": config,
             "figures": {},
             "provenance": {
+                **first.provenance,
                 "fusion_weights": {"dnf": float(weights[0]), "rgb": float(weights[1])},
-                "dnf": first.provenance,
                 "rgb": second.provenance,
             },
         }

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Literal, cast
 from pydantic import JsonValue
 
 from detector.bundle import MANIFEST_FILE, Bundle, open_bundle
-from detector.training.corpus import CorpusRejected, Sample, grouped_split, read_corpus, readable
+from detector.training.corpus import (
+    CorpusRejected,
+    TrainingSplit,
+    read_corpus,
+    readable,
+    training_split,
+)
 
 if TYPE_CHECKING:
     from detector.training.recipe import ClassifierTraining
@@ -76,18 +82,18 @@ def _trained(
     from detector.training.assembly import assemble
     from detector.training.classifier import train_classifier
 
-    training, validation, calibration = _samples(corpus, cast("list[str]", budget["held_out_families"]))
-    if {sample.path for sample in training + validation} & set(measured):
+    samples = _samples(corpus, cast("list[str]", budget["held_out_families"]))
+    if {sample.path for sample in samples.training + samples.validation} & set(measured):
         raise BaselineRejected("the corpus has no train split apart from the pictures that are measured")
     recipe = _recipe(feature, own, budget, device)
     try:
-        trained = train_classifier(None, training, validation, folder / "work", recipe)
+        trained = train_classifier(None, samples.training, samples.validation, folder / "work", recipe)
     except ValueError as error:
         raise BaselineRejected(str(error)) from error
     return assemble(
         None,
         trained.network,
-        calibration,
+        samples.calibration,
         folder / "bundle",
         recipe,
         name=f"{own.manifest.name}-{feature}",
@@ -96,17 +102,12 @@ def _trained(
     )
 
 
-def _samples(corpus: Path, held_out_families: list[str]) -> tuple[list[Sample], list[Sample], list[Sample]]:
-    """Return the pictures to train on, to validate on and to calibrate on, as `train classifier` does."""
+def _samples(corpus: Path, held_out_families: list[str]) -> TrainingSplit:
     try:
         samples, _ = readable(read_corpus(corpus, _TRAIN))
+        return training_split(samples, held_out_families)
     except CorpusRejected as error:
         raise BaselineRejected(f"a baseline is trained on the train split: {error}") from error
-    held_out = [sample for sample in samples if sample.family in held_out_families]
-    groups = {sample.group for sample in held_out}
-    training, validation = grouped_split([sample for sample in samples if sample.group not in groups])
-    both = len({sample.generated for sample in held_out}) > 1
-    return training, validation + held_out, held_out if both else validation
 
 
 def _recipe(

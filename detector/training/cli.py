@@ -1,7 +1,6 @@
 """dnf-detector train."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +11,7 @@ from detector.training.corpus import LAYOUTS
 if TYPE_CHECKING:
     from detector.bundle import Bundle
     from detector.manifest import Feature
-    from detector.training.corpus import Sample
+    from detector.training.corpus import Sample, TrainingSplit
     from detector.training.recipe import ClassifierTraining
     from detector.unet import Unet
 
@@ -171,30 +170,14 @@ def fuse(corpus: Path, *, estimates: str, pictures: str, **options: Any) -> None
     click.echo(f"{bundle.folder}: digest {bundle.digest}")
 
 
-@dataclass(frozen=True)
-class _Samples:
-    """`calibration` is the families that were held out whole, when they are of both classes."""
+def _samples(corpus: Path, options: dict[str, Any]) -> "TrainingSplit":
+    from detector.training.corpus import CorpusRejected, read_corpus, readable, training_split
 
-    training: list["Sample"]
-    validation: list["Sample"]
-    calibration: list["Sample"]
-
-
-def _samples(corpus: Path, options: dict[str, Any]) -> _Samples:
-    from detector.training.corpus import CorpusRejected, grouped_split, read_corpus, readable
-
-    held_out_families = set(options.get("hold_out", ()))
     try:
         samples, _ = readable(read_corpus(corpus, options["split"], options["layout"]))
+        return training_split(samples, options.get("hold_out", ()))
     except CorpusRejected as error:
         raise click.UsageError(str(error)) from error
-    if unknown := held_out_families - {sample.family for sample in samples}:
-        raise click.UsageError(f"--hold-out: there is no family {min(unknown)} in {corpus}")
-    held_out = [sample for sample in samples if sample.family in held_out_families]
-    groups = {sample.group for sample in held_out}
-    training, validation = grouped_split([sample for sample in samples if sample.group not in groups])
-    both = len({sample.generated for sample in held_out}) > 1
-    return _Samples(training, validation + held_out, held_out if both else validation)
 
 
 def _train_unet(
@@ -212,7 +195,7 @@ def _train_unet(
 
 def _train_classifier(
     network: "Unet | None",
-    samples: _Samples,
+    samples: "TrainingSplit",
     work: Path,
     recipe: "ClassifierTraining",
     options: dict[str, Any],
@@ -246,6 +229,8 @@ def _train_classifier(
             "calibration_pictures": len(samples.calibration),
             "held_out_families": list(options["hold_out"]),
             "classifier_steps": trained.steps,
+            "classifier_batch": recipe.batch,
+            "classifier_bank": recipe.bank,
             "validation_auroc": round(trained.validation_auroc, 4),
             "seed": recipe.seed,
         },

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,9 +19,11 @@ __all__ = [
     "Layout",
     "Sample",
     "SkippedPicture",
+    "TrainingSplit",
     "grouped_split",
     "read_corpus",
     "readable",
+    "training_split",
 ]
 
 Layout = Literal["auto", "manifest", FolderLayout]
@@ -127,6 +129,32 @@ def grouped_split(samples: list[Sample], *, every: int = 12) -> tuple[list[Sampl
         [sample for sample in samples if sample.group not in held_out],
         [sample for sample in samples if sample.group in held_out],
     )
+
+
+@dataclass(frozen=True)
+class TrainingSplit:
+    """What to train on, to choose a checkpoint by, and to calibrate on; no group is on both sides.
+
+    `calibration` is the families that were held out whole, when they are of both classes, else `validation`.
+    """
+
+    training: list[Sample]
+    validation: list[Sample]
+    calibration: list[Sample]
+
+
+def training_split(samples: list[Sample], held_out_families: Collection[str] = ()) -> TrainingSplit:
+    """Split as `grouped_split` does, with whole families held out, and what shares a group with them.
+
+    Raises `CorpusRejected` when there is no such family.
+    """
+    if unknown := set(held_out_families) - {sample.family for sample in samples}:
+        raise CorpusRejected(f"there is no family {min(unknown)} to hold out")
+    held_out = [sample for sample in samples if sample.family in held_out_families]
+    groups = {sample.group for sample in held_out}
+    training, validation = grouped_split([sample for sample in samples if sample.group not in groups])
+    both = len({sample.generated for sample in held_out}) > 1
+    return TrainingSplit(training, validation + held_out, held_out if both else validation)
 
 
 def _bucket(group: str, buckets: int) -> int:

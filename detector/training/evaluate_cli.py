@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from detector.bundle import Bundle
     from detector.detector import Detector, Dtype
     from detector.evaluation import SplitEvaluation
+    from detector.manifest import Feature as Rival
     from detector.robustness import Extent
     from detector.training.baselines import Baseline
     from detector.training.corpus import Sample
 
 _WIDTH_OF_A_PIPE = 160
 _BASELINES = ("rgb", "npr")
+# A bundle with towers may also be set beside its own noise feature alone.
+_RIVALS = (*_BASELINES, "dnf")
 _WHOLE = "all"
 
 
@@ -56,6 +59,11 @@ class _RememberedCommand(click.Command):
     help="Instead of training it in --out.",
 )
 @click.option("--limit", type=click.IntRange(min=10), help="Pictures of a split, families in proportion.")
+@click.option(
+    "--condition-limit",
+    type=click.IntRange(min=10),
+    help="Pictures for controls, curves and stability; families in proportion.",
+)
 @click.option("--record", metavar="NAME", help="Store the overall figures in the bundle's manifest.")
 @click.pass_context
 def evaluate(
@@ -72,6 +80,7 @@ def evaluate(
     baselines: tuple["Baseline", ...],
     given: tuple[str, ...],
     limit: int | None,
+    condition_limit: int | None,
     record: str | None,
 ) -> None:
     """Measure a bundle on a labelled corpus: families, format controls, robustness.
@@ -90,7 +99,7 @@ def evaluate(
     from detector.tables import split_tables
     from detector.training.corpus import CorpusRejected
 
-    plan = Plan(robustness or ("quick" if out else "none"), stability)
+    plan = Plan(robustness or ("quick" if out else "none"), stability, condition_limit)
     rivals_given = _given_bundles(given)
     samples = _samples(corpus, splits, limit)
     detector = _load(bundle, device, dtype)
@@ -107,7 +116,7 @@ def evaluate(
     )
     with _progress() as progress:
         for split, chosen in samples.items():
-            task = progress.add_task(split, total=len(chosen) * plan.passes(len(rivals)))
+            task = progress.add_task(split, total=plan.scores(chosen, len(rivals)))
             advance = partial(progress.advance, task)
             try:
                 result = evaluate_split(split, detector, chosen, plan, rivals=rivals, progress=advance)
@@ -138,11 +147,11 @@ def _need_plotting() -> None:
             ) from error
 
 
-def _given_bundles(given: tuple[str, ...]) -> dict["Baseline", str]:
+def _given_bundles(given: tuple[str, ...]) -> dict["Rival", str]:
     pairs = [text.partition("=") for text in given]
-    if any(name not in _BASELINES or not reference for name, _, reference in pairs):
-        raise click.UsageError(f"--baseline-bundle takes NAME=BUNDLE, NAME one of {', '.join(_BASELINES)}")
-    return {cast("Baseline", name): reference for name, _, reference in pairs}
+    if any(name not in _RIVALS or not reference for name, _, reference in pairs):
+        raise click.UsageError(f"--baseline-bundle takes NAME=BUNDLE, NAME one of {', '.join(_RIVALS)}")
+    return {cast("Rival", name): reference for name, _, reference in pairs}
 
 
 def _samples(corpus: Path, splits: tuple[str, ...], limit: int | None) -> dict[str, list["Sample"]]:
@@ -190,7 +199,7 @@ def _load(bundle: "Bundle | str", device: str, dtype: str) -> "Detector":
 
 def _rivals(
     baselines: tuple["Baseline", ...],
-    given: dict["Baseline", str],
+    given: dict["Rival", str],
     own: "Detector",
     *,
     samples: dict[str, list["Sample"]],
@@ -198,20 +207,22 @@ def _rivals(
     out: Path | None,
 ) -> dict[str, "Detector"]:
     """Load the baselines that are given, train the others in `out`, and return all by name."""
-    names = dict.fromkeys([*baselines, *given])
     measured = {sample.path for chosen in samples.values() for sample in chosen}
-    bundles: dict[Baseline, Bundle] = {}
-    for name in names:
-        if name in given:
-            bundles[name] = _given_rival(name, given[name])
-        elif out:
-            bundles[name] = _trained_rival(name, own, corpus, out, measured=measured)
-        else:
-            raise click.UsageError(f"--baseline {name} is trained in --out; give it, or --baseline-bundle")
+    bundles: dict[str, Bundle] = {}
+    for name, reference in given.items():
+        bundles[name] = _given_rival(name, reference)
+    for baseline in baselines:
+        if baseline in bundles:
+            continue
+        if not out:
+            raise click.UsageError(
+                f"--baseline {baseline} is trained in --out; give it, or --baseline-bundle"
+            )
+        bundles[baseline] = _trained_rival(baseline, own, corpus, out, measured=measured)
     return {name: _load(bundle, own.device, own.dtype) for name, bundle in bundles.items()}
 
 
-def _given_rival(name: "Baseline", reference: str) -> "Bundle":
+def _given_rival(name: "Rival", reference: str) -> "Bundle":
     from detector.bundle import BundleError, resolve
 
     try:

@@ -191,13 +191,28 @@ def test_a_plan_says_how_many_scores_it_takes(tiny_bundle: Path, samples: list[S
     plan = Plan(stability=True)
     done: list[int] = []
     result = evaluate_split("all", detector, listed, plan, rivals={"rgb": detector}, progress=done.append)
-    assert sum(done) == len(listed) * plan.passes(rivals=1)
+    assert sum(done) == plan.scores(listed, rivals=1)
     assert [skipped.sample.path for skipped in result.unreadable] == [unreadable]
     assert len(result.scored) == len(samples)
     margin = result.comparison[1].margin
     assert margin is not None
     assert (margin.value, margin.low, margin.high) == (0.0, 0.0, 0.0)
     assert {row.largest_shift for row in result.comparison} == {abs(result.largest_shift.shift.value)}
+
+
+def test_controls_can_be_measured_on_fewer_pictures(tiny_bundle: Path, samples: list[Sample]) -> None:
+    """The figures are still of all pictures, and each shift compares the same pictures with themselves."""
+    detector = Detector.load(tiny_bundle, device="cpu", dtype="float32")
+    plan = Plan(condition_limit=6)
+    done: list[int] = []
+    result = evaluate_split("all", detector, samples, plan, progress=done.append)
+    assert len(result.scored) == len(samples)
+    assert result.altered_pictures == 6
+    assert sum(done) == plan.scores(samples, rivals=0) == len(samples) + 4 * 6
+    alone = evaluate_split("all", detector, plan.altered(samples), Plan())
+    assert [control.shift.value for control in result.controls] == pytest.approx(
+        [control.shift.value for control in alone.controls]
+    )
 
 
 def test_pictures_of_one_class_give_no_figures(tiny_bundle: Path, samples: list[Sample]) -> None:

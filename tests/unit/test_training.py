@@ -203,6 +203,7 @@ def test_pictures_become_a_bundle_and_the_bundle_is_measured(corpus: Path, tmp_p
         main, ["evaluate", out, str(corpus), "--out", report, "--record", "own", "--robustness", "none"]
     )
     assert measured.exit_code == 0, measured.output
+    assert "| all " in (tmp_path / "report" / "figures.md").read_text()
     assert "auroc" in str(resolve(out).manifest.figures["own"])
 
 
