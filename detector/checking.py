@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from detector.detector import Detector, Finding
 from detector.images import PICTURE_SUFFIXES, ImageReason, ImageRejected, Picture, decode
 from detector.policy import VerdictName, decide
+from detector.stability import stable_verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,12 +53,15 @@ def pictures_in(paths: Iterable[Path]) -> list[Path]:
 
 
 def check_files(
-    detector: Detector, paths: Iterable[Path], *, batch_size: int = 16
+    detector: Detector, paths: Iterable[Path], *, batch_size: int = 16, stability: bool = False
 ) -> Iterator[CheckedFile | RejectedFile]:
-    """Judge files and yield what came of each, in their order; `batch_size` pictures run together."""
+    """Judge files and yield what came of each, in their order; `batch_size` pictures run together.
+
+    With `stability` each picture runs with its re-encodings, and a verdict that they overturn is *review*.
+    """
     waiting = iter(paths)
-    while batch := list(islice(waiting, batch_size)):
-        yield from _check_batch(detector, batch)
+    while batch := list(islice(waiting, 1 if stability else batch_size)):
+        yield from _check_stable(detector, batch[0]) if stability else _check_batch(detector, batch)
 
 
 def _check_batch(detector: Detector, paths: list[Path]) -> Iterator[CheckedFile | RejectedFile]:
@@ -73,6 +77,15 @@ def _check_batch(detector: Detector, paths: list[Path]) -> Iterator[CheckedFile 
             finding = next(findings)
             verdict = decide(finding.probability, thresholds)
             yield CheckedFile(path, verdict, finding, item.width, item.height, item.format)
+
+
+def _check_stable(detector: Detector, path: Path) -> Iterator[CheckedFile | RejectedFile]:
+    item = _read(path)
+    if isinstance(item, RejectedFile):
+        yield item
+        return
+    checked = stable_verdict(detector, item.pixels, detector.bundle.manifest.thresholds)
+    yield CheckedFile(path, checked.verdict, checked.finding, item.width, item.height, item.format)
 
 
 def _read(path: Path) -> Picture | RejectedFile:

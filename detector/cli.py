@@ -51,6 +51,7 @@ main.add_command(bench)
 @_device
 @_dtype
 @click.option("--batch-size", type=click.IntRange(1, 512), default=16, show_default=True)
+@click.option("--stability", is_flag=True, help="Review what re-encodings overturn; four times the time.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write path,score.")
 @click.option("--thumbnails", type=click.Path(path_type=Path, file_okay=False), help="Write each DNF as PNG.")
@@ -61,6 +62,7 @@ def check(
     device: str,
     dtype: "Dtype",
     batch_size: int,
+    stability: bool,
     as_json: bool,
     csv_file: Path | None,
     thumbnails: Path | None,
@@ -85,7 +87,8 @@ def check(
             rows = csv.writer(stack.enter_context(csv_file.open("w", newline="", encoding="utf-8")))
             rows.writerow(["path", "score"])
         task = stack.enter_context(progress).add_task("Judging", total=len(files))
-        for index, result in enumerate(check_files(detector, files, batch_size=batch_size)):
+        results = check_files(detector, files, batch_size=batch_size, stability=stability)
+        for index, result in enumerate(results):
             record = _record(result)
             rejected = rejected or "rejected" in record
             if as_json:

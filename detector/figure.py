@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from detector.bundle import Bundle
 from detector.detector import Detector
 from detector.images import decode
-from detector.manifest import Feature
+from detector.manifest import Feature, needs_unet
 from detector.policy import VerdictName, decide
 from detector.views import crops
 
@@ -27,14 +27,19 @@ _WORDS: dict[VerdictName, str] = {"real": "real", "review": "needs review", "gen
 _HEADINGS = {False: "Photographs", True: "Generated pictures"}
 _TITLES: dict[Feature, str] = {
     "dnf": "The Diffusion Noise Feature (DNF)",
+    "dnf+rgb": "The Diffusion Noise Feature (DNF)",
     "rgb": "The picture itself (RGB), as a baseline",
     "npr": "Neighbouring-pixel residuals (NPR), as a baseline",
 }
 _DNF_MEANING = (
     "A diffusion U-Net has learned to estimate the noise in noisy photographs. Given a clean picture it "
     "still answers: with the picture's finest grain and edges, and with what cameras, encoders and "
-    "generators left in them. A ResNet judges that answer, never the picture."
+    "generators left in them. "
 )
+_JUDGED: dict[Feature, str] = {
+    "dnf": "A ResNet judges that answer, never the picture.",
+    "dnf+rgb": "One ResNet judges that answer and another the picture itself; their logits are weighed.",
+}
 
 # The figure's geometry, in inches.
 _CELL, _GAP, _MIDDLE, _MARGIN = 1.95, 0.1, 0.5, 0.4
@@ -81,7 +86,7 @@ def examine_picture(detector: Detector, path: Path, *, generated: bool) -> Exami
     else:
         middle = np.clip((prepared[0].transpose(1, 2, 0) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
     with torch.inference_mode():
-        dnf = detector.feature(torch.from_numpy(prepared))[0].cpu().numpy()
+        dnf = detector.feature(torch.from_numpy(prepared))[0, :3].cpu().numpy()
     stem = path.stem.removeprefix("generated-" if generated else "real-").replace("-", " ").replace("_", " ")
     return ExaminedPicture(
         name=stem if len(stem) <= _LONGEST_NAME else f"{stem[:_LONGEST_NAME]}…",
@@ -130,9 +135,10 @@ def draw_figure(pictures: Sequence[ExaminedPicture], bundle: Bundle) -> bytes:
     height = _HEAD + rows * (_CELL + _CAPTION) + _PROFILE + _FOOT
     figure = Figure(figsize=(_WIDTH, height), dpi=110, facecolor="white")
     feature = bundle.manifest.feature
+    shown = _shown(feature)
     _write(figure, _MARGIN, 0.42, _TITLES[feature], size=20, bold=True)
-    if feature == "dnf":
-        for line, text in enumerate(wrap(_DNF_MEANING, 142)):
+    if needs_unet(feature):
+        for line, text in enumerate(wrap(_DNF_MEANING + _JUDGED[feature], 142)):
             _write(figure, _MARGIN, 0.82 + 0.25 * line, text, size=12, colour=_QUIET)
     levels = np.concatenate([picture.spectrum.ravel() for picture in pictures])
     low, high = np.percentile(levels, [1, 99])
@@ -140,7 +146,7 @@ def draw_figure(pictures: Sequence[ExaminedPicture], bundle: Bundle) -> bytes:
         left = _MARGIN + truth * (_SIDE + _MIDDLE)
         colour = _COLOURS["generated" if truth else "real"]
         _write(figure, left, _HEAD - 0.45, _HEADINGS[truth], size=14, bold=True, colour=colour)
-        for column, heading in enumerate(("picture", feature.upper(), f"spectrum of the {feature.upper()}")):
+        for column, heading in enumerate(("picture", shown, f"spectrum of the {shown}")):
             _write(figure, left + column * (_CELL + _GAP), _HEAD - 0.15, heading, size=10.5, colour=_QUIET)
         for row, picture in enumerate(side):
             _draw_row(figure, left, _HEAD + row * (_CELL + _CAPTION), picture, (low, high))
@@ -206,7 +212,7 @@ def _draw_profiles(figure: "Figure", pictures: Sequence[ExaminedPicture], top: f
 
 def _notes(bundle: Bundle) -> str:
     manifest = bundle.manifest
-    feature, size = manifest.feature.upper(), manifest.preprocessing.size
+    feature, size = _shown(manifest.feature), manifest.preprocessing.size
     shown = (
         "the picture squashed to a square"
         if manifest.preprocessing.mode == "squash"
@@ -244,3 +250,7 @@ def _write(
     weight = "bold" if bold else "normal"
     place = (left / across, 1 - middle / down)
     figure.text(*place, text, size=size, weight=weight, color=colour, ha=align, va="center")
+
+
+def _shown(feature: Feature) -> str:
+    return "DNF" if needs_unet(feature) else feature.upper()

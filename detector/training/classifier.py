@@ -94,7 +94,9 @@ def train_classifier(
             group["lr"] = rate
         record["losses"].append(_step(network, optimizer, batch))
         _average(averaged, network, min(recipe.ema, (1 + steps) / (10 + steps)))
-        last = _progress(steps + 1, seconds, recipe) >= 1 or rate < _LEAST_RATE
+        last = _progress(steps + 1, seconds, recipe) >= 1 or (
+            recipe.schedule == "plateau" and rate < _LEAST_RATE
+        )
         if last or (steps + 1) % recipe.validate_steps == 0:
             figure = _validate(averaged, held_out)
             record["validation"].append([steps + 1, figure])

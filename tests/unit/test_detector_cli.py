@@ -52,6 +52,23 @@ def test_a_rejected_file_gives_its_reason_and_exit_one(folder: Path, tiny_bundle
     assert "verdict" in records["b.jpg"]
 
 
+def test_the_stability_check_keeps_the_scores_and_the_reasons(folder: Path, tiny_bundle: Path) -> None:
+    """It may only turn verdicts into review; a file that is no picture is rejected as ever."""
+    plain, checked = (
+        {
+            r["path"]: r
+            for r in map(json.loads, run("check", "--bundle", tiny_bundle, *more).stdout.splitlines())
+        }
+        for more in (["--json", folder], ["--json", "--stability", folder])
+    )
+    assert plain.keys() == checked.keys()
+    for path, record in plain.items():
+        after = checked[path]
+        assert after.get("rejected") == record.get("rejected")
+        assert after.get("score") == pytest.approx(record.get("score"), abs=1e-4)
+        assert after.get("verdict") in {record.get("verdict"), "review"}
+
+
 def test_the_table_the_csv_and_the_thumbnails_are_written(
     folder: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
