@@ -1,5 +1,7 @@
 """The Celery application and its configuration, for producers and workers alike."""
 
+import ssl
+
 from celery import Celery
 from kombu import Queue
 
@@ -11,8 +13,12 @@ DEFAULT_QUEUE: QueueName = "image-checks"
 
 def create_app(settings: Settings) -> Celery:
     """Return the application: JSON only, acknowledged late, no result backend, urgent checks first."""
-    app = Celery("dnf-moderation", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    url = settings.redis_url.get_secret_value()
+    app = Celery("dnf-moderation", broker=url, set_as_current=False)
     app.conf.update(
+        broker_transport="worker.transport:Transport",
+        # kombu would take rediss:// for encryption without a look at the certificate.
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if url.startswith("rediss:") else None,
         accept_content=["json"],
         task_serializer="json",
         task_ignore_result=True,
@@ -38,8 +44,11 @@ def create_app(settings: Settings) -> Celery:
             "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "health_check_interval": 5,
-            # BRPOP looks at the queues in the order in which they are declared: urgent first.
+            # A worker looks at the queues in the order in which they are declared: urgent first.
             "queue_order_strategy": "priority",
+            "dead_letter_stream": settings.dead_letter_stream,
+            "dead_letter_stream_max_length": settings.dead_letter_stream_max_length,
+            "longest_wait_seconds": float(settings.visibility_timeout_seconds),
         },
     )
     return app

@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 from pydantic import JsonValue
 
 from worker.app import DEFAULT_QUEUE, create_app
+from worker.dead_letters import DeadLetters
 from worker.messages import CHECK_IMAGE, DeadLetter, ImageCheck, QueueName
 from worker.results import Event, Results
 from worker.settings import Settings
@@ -61,6 +62,7 @@ class Client:
         self.settings = settings or Settings()
         self._app = create_app(self.settings)
         self._results = Results(self.settings)
+        self._letters = DeadLetters.connect(self.settings)
         self._storage: Storage | None = None
 
     def submit(self, bucket: str, key: str, *, queue: QueueName = DEFAULT_QUEUE, **fields: Any) -> str:
@@ -135,10 +137,10 @@ class Client:
                     if event.check_id in awaited:
                         found[event.check_id] = event
                 else:
-                    for entry_id, letter in self._results.letters(read):
-                        read = entry_id
-                        if letter.check_id in awaited:
-                            letters[str(letter.check_id)] = letter
+                    for kept in self._letters.read(read):
+                        read = kept.entry_id
+                        if kept.letter and kept.letter.check_id in awaited:
+                            letters[str(kept.letter.check_id)] = kept.letter
                 dead = {check_id: letter for check_id, letter in letters.items() if check_id not in found}
                 missing = awaited - found.keys() - dead.keys()
                 if not missing and not dead:
@@ -150,6 +152,7 @@ class Client:
     def close(self) -> None:
         """Close the connections."""
         self._results.close()
+        self._letters.close()
         self._app.close()
 
     def __enter__(self) -> Self:
