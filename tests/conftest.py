@@ -26,9 +26,10 @@ _databases = itertools.count(1)
 class RunningWorker:
     """A worker process of the product, with its own Valkey database and its log in a file."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path, module: str = "worker.cli") -> None:
         self.environment = dict(environment)
         self.log = log
+        self.module = module
         self.guarded: GuardedProcess | None = None
 
     @property
@@ -48,7 +49,7 @@ class RunningWorker:
         # Few threads of the numerics: the tests share their cores with the services.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("DNF_")}
         self.guarded = GuardedProcess(
-            [sys.executable, "-m", "worker.cli", "run"],
+            [sys.executable, "-m", self.module, "run"],
             log=self.log,
             environment={**inherited, "OMP_NUM_THREADS": "1", **self.environment},
         )

@@ -13,7 +13,7 @@ from uuid import uuid4
 from kombu.utils.json import dumps, loads
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from worker.messages import CHECK_IMAGE, UncheckableMessage
+from worker.messages import CHECK_IMAGE, UncheckableMessage, first_fault
 
 #: Bytes of an entry: the largest check that the contract allows takes a tenth of it.
 MAX_ENTRY_BYTES = 256 << 10
@@ -82,13 +82,6 @@ def entry_of(args: list[Any], kwargs: dict[str, Any], queue: str) -> bytes:
     identity = str(uuid4())
     headers = {"task": CHECK_IMAGE, "id": identity, "root_id": identity, "retries": 0}
     return _text(_payload(args, kwargs, headers=headers, tag=str(uuid4()), queue=queue)).encode()
-
-
-def first_fault(error: ValidationError) -> str:
-    """Return the first fault that pydantic found, as `field: what is wrong`."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "message"
-    return f"{field}: {first['msg']}"
 
 
 def _object(entry: bytes) -> object:

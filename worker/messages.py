@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from detector.images import ImageReason
 from detector.policy import Thresholds, VerdictName
@@ -204,6 +204,13 @@ ImageEvent = Annotated[VerdictEvent | RejectionEvent, Field(discriminator="type"
 def event_id(check_id: str, model_digest: str, policy: str) -> str:
     """Return the event's id, 64 hex digits: the SHA-256 of the check's id, the model's digest and policy."""
     return hashlib.sha256(f"{check_id}\n{model_digest}\n{policy}".encode()).hexdigest()
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return the first fault that pydantic found, as `field: what is wrong`."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "message"
+    return f"{field}: {first['msg']}"
 
 
 SCHEMAS: dict[str, type[BaseModel]] = {

@@ -18,6 +18,11 @@ class SharedLock:
         self._waiting_alone = 0
         self._alone = False
 
+    @property
+    def waiting_alone(self) -> int:
+        """How many wait to be alone."""
+        return self._waiting_alone
+
     @contextmanager
     def shared(self, timeout_seconds: float) -> Iterator[None]:
         """Hold the lock beside others. Raises `Crowded`."""

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from detector.images import ImageLimits, ImageRejected, Picture, decode
 from detector.policy import decide
 from detector.thumbnail import dnf_thumbnail
-from worker.admission import first_fault
 from worker.dead_letters import check_id_in, letter_of_call
 from worker.logs import get_logger
 from worker.messages import (
@@ -27,6 +26,7 @@ from worker.messages import (
     Verdict,
     VerdictEvent,
     event_id,
+    first_fault,
 )
 from worker.shared_lock import Crowded
 from worker.stopwatch import Stopwatch
