@@ -70,6 +70,13 @@ class QoS(stock.QoS):
         """Note a message that was taken."""
         virtual.QoS.append(self, message, delivery_tag)
 
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Put back what was taken and never acknowledged, unless the server refuses."""
+        try:
+            super().restore_visible(*args, **kwargs)
+        except redis.ResponseError as error:
+            log.warning("restoring_refused", why=str(error))
+
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a message back on its queue; one that cannot be read becomes a dead letter.
 
