@@ -123,7 +123,8 @@ def test_an_entry_that_is_put_back_is_the_same_entry(
 
 
 @pytest.mark.parametrize(
-    ("args", "kwargs"), [([{"check_id": "c", "n": 2**70}], {}), ([], {"a": 1}), ([[1]], {}), ([1, 2], {"b": 1})]
+    ("args", "kwargs"),
+    [([{"check_id": "c", "n": 2**70}], {}), ([], {"a": 1}), ([[1]], {}), ([1, 2], {"b": 1})],
 )
 def test_a_call_that_is_put_back_has_the_same_arguments_and_no_deliveries(
     letters: DeadLetters, broker: redis.Redis, args: list[Any], kwargs: dict[str, Any]

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -58,9 +59,9 @@ def test_every_beginning_is_counted_and_those_that_end_never_add_up(
     """Twenty deliveries that end, also by an error, leave the check as good as new."""
     one = process()
     for number in range(1, 21):
-        with pytest.raises(RuntimeError, match="whatever"), one.begin("c") as delivery:
+        with suppress(RuntimeError), one.begin("c") as delivery:
             assert (delivery.number, delivery.alone) == (number, False)
-            raise RuntimeError("whatever")
+            raise RuntimeError
     assert one.total("c") == 20
     with process().begin("c") as delivery:
         assert (delivery.number, delivery.alone) == (21, False)

@@ -4,7 +4,6 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from time import time
 from typing import Any
 
@@ -144,7 +143,9 @@ def test_a_server_without_memory_loses_no_message_and_ends_no_consumer(
         assert len(taker.taken) == 1
 
 
-def test_acknowledging_over_a_closed_connection_is_a_lost_connection(app: Celery, broker: redis.Redis) -> None:
+def test_acknowledging_over_a_closed_connection_is_a_lost_connection(
+    app: Celery, broker: redis.Redis
+) -> None:
     """A task that ends after its connection was closed must not end the worker."""
     assert broker.ping()
     with _taker(app) as taker:
@@ -159,7 +160,7 @@ def test_what_was_taken_and_not_acknowledged_goes_back_when_the_connection_close
     """It is the first to be taken again."""
     _push(broker, *[entry_of([number], {}, QUEUE) for number in range(3)])
     with _taker(app) as taker:
-        taker.channel.basic_qos(0, 1, False)
+        taker.channel.basic_qos(prefetch_count=1)
         taker.take()
         first = [message.payload[0] for message in taker.taken]
     assert (broker.hlen("unacked"), _waiting(broker)) == (0, 3)
