@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     max_retries: int = Field(
         default=8, ge=0, description="Retries of a check before it becomes a dead letter."
     )
+    max_queue_length: int = Field(
+        default=100_000, ge=1, description="Checks that may wait in one queue before more are refused."
+    )
     max_deliveries: int = Field(
         default=3, ge=1, description="Worker processes that may end during a check before it is given up."
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.conftest import RunningWorker
+from tests.conftest import PATIENCE, RunningWorker
 from worker.client import Client
 from worker.messages import QUEUES
 from worker.settings import Settings
@@ -79,7 +79,7 @@ def wait_for_all(
     client: Client, fleet: Fleet, check_ids: Collection[str], *, seconds: float, supervise: bool = True
 ) -> Counter[str]:
     """Wait until every check has an event and no message is left; return how many events each has."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     with redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker:
         while True:
             if supervise:

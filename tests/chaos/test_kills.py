@@ -7,6 +7,7 @@ import redis
 
 from tests.chaos.conftest import SCALE, VISIBILITY_SECONDS, StartFleet
 from tests.chaos.fleet import Fleet, wait_for_all
+from tests.conftest import PATIENCE
 from worker.client import Client
 from worker.embedded import Valkey
 
@@ -20,7 +21,7 @@ def _submit(client: Client, key: str, count: int) -> list[str]:
 
 def _wait_for_share(fleet: Fleet, share: float, check_ids: list[str]) -> None:
     """Wait until a share of the checks is answered, so that what is killed is killed under load."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * PATIENCE
     while len(fleet.events("image_checked")) < share * len(check_ids):
         assert time.monotonic() < deadline, "the workers do not work"
         time.sleep(0.05)
@@ -43,7 +44,7 @@ def test_killed_workers_lose_no_verdict_and_double_none(
     assert counted == Counter(check_ids)
     assert workers.deaths == [], "a worker ended that nobody killed"
     delay = time.monotonic() - began
-    assert delay < 60 * SCALE + VISIBILITY_SECONDS + SWEEP_SECONDS
+    assert delay < (30 * SCALE + 2 * VISIBILITY_SECONDS + SWEEP_SECONDS) * PATIENCE
 
 
 def test_a_broker_that_is_killed_and_starts_again_loses_no_verdict_and_no_worker(
