@@ -34,6 +34,8 @@ def create_app(settings: Settings) -> Celery:
         worker_send_task_events=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
+        # A worker outlives every outage of its broker; Celery's own hundred attempts end after an hour.
+        broker_connection_max_retries=None,
         broker_connection_timeout=5,
         broker_transport_options={
             "visibility_timeout": settings.visibility_timeout_seconds,

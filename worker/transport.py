@@ -7,6 +7,8 @@
 - **An entry that would end the worker becomes a dead letter** before Celery sees it (`worker.admission`).
 - **An acknowledgement over a closed connection is a lost connection**, not an AttributeError that ends the
   worker.
+- **A message that could not be acknowledged takes no place in the worker.** kombu keeps it among those in
+  work, and a worker that has as many of them as it may takes nothing any more.
 - **A server that refuses commands** (no memory, disk full, read-only) makes the worker wait, not end.
 """
 
@@ -69,6 +71,24 @@ class QoS(stock.QoS):
     def append(self, message: Any, delivery_tag: str) -> None:
         """Note a message that was taken."""
         virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Forget a message, here and on the server. Raises redis.RedisError when only the former succeeded.
+
+        The server delivers it again then. Were it kept here, each would take a place for ever, and a worker
+        without places takes nothing.
+        """
+        try:
+            super().ack(delivery_tag)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Put a message back or drop it; it is forgotten here as in `ack`."""
+        try:
+            super().reject(delivery_tag, requeue=requeue)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Put back what was taken and never acknowledged, unless the server refuses."""

@@ -202,6 +202,26 @@ def test_an_entry_that_is_no_message_becomes_a_dead_letter_and_stops_nobody(
     assert (letter.reason, letter.queue, letter.deliveries) == ("unreadable_entry", QUEUE, 0)
 
 
+@pytest.mark.parametrize("how", ["ack", "requeue"])
+def test_a_message_that_could_not_be_acknowledged_takes_no_place(
+    app: Celery, broker: redis.Redis, how: str
+) -> None:
+    """A consumer with one place takes the next message, and the first comes again in its time."""
+    _push(broker, entry_of(["first"], {}, QUEUE), entry_of(["second"], {}, QUEUE))
+    with _taker(app) as taker:
+        taker.channel.basic_qos(prefetch_count=1)
+        taker.take()
+        broker.execute_command("ACL", "SETUSER", "default", "-zrem")
+        try:
+            with pytest.raises(redis.ResponseError, match="permissions"):
+                taker.taken[0].ack() if how == "ack" else taker.taken[0].requeue()
+        finally:
+            broker.execute_command("ACL", "SETUSER", "default", "+zrem")
+        taker.take()
+        assert [message.payload[0] for message in taker.taken] == [["first"], ["second"]]
+        assert broker.hlen("unacked") == 2
+
+
 def test_what_cannot_be_put_back_does_not_keep_the_others_from_it(
     app: Celery, broker: redis.Redis, letters: Callable[[], list[DeadLetter]]
 ) -> None:
