@@ -46,6 +46,7 @@ def chaos_environment(services: EmbeddedServices, valkey: Valkey) -> dict[str, s
         "DNF_CHECK_DEADLINE_SECONDS": "5",
         # Events of a whole test, however many.
         "DNF_VERDICT_STREAM_MAX_LENGTH": "100000",
+        "DNF_THUMBNAIL_SIDE_PIXELS": "16",
         "NULL_BATCH_SECONDS": "0.1",
     }
 

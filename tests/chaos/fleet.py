@@ -70,23 +70,22 @@ def settings_of(environment: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def answered(client: Client) -> Counter[str]:
-    """Return how many events each check has on the stream."""
-    return Counter(event.check_id for event in client.events(follow=False))
-
-
 def wait_for_all(
     client: Client, fleet: Fleet, check_ids: Collection[str], *, seconds: float, supervise: bool = True
 ) -> Counter[str]:
     """Wait until every check has an event and no message is left; return how many events each has."""
     deadline = time.monotonic() + seconds * PATIENCE
+    counted, read = Counter[str](), "0-0"
     with redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker:
         while True:
             if supervise:
                 fleet.supervise()
-            counted = answered(client)
+            # Counted before the events are read: nothing is in work then that could still add one.
             waiting = sum(int(broker.llen(name)) for name in QUEUES)  # type: ignore[arg-type]
             held = int(broker.hlen("unacked"))  # type: ignore[arg-type]
+            for event in client.events(since=read, follow=False):
+                counted[event.check_id] += 1
+                read = event.entry_id
             if counted.keys() >= set(check_ids) and not waiting and not held:
                 return counted
             if time.monotonic() > deadline:

@@ -34,10 +34,10 @@ def test_killed_workers_lose_no_verdict_and_double_none(
 
     None of them waits for longer than its share of the visibility timeout, the sweep and the load.
     """
-    workers = fleet(2)
+    workers, kills = fleet(2), 4 * SCALE
     check_ids = _submit(client, stored_picture, 240 * SCALE)
-    for number in range(4):
-        _wait_for_share(workers, 0.15 * (number + 1), check_ids)
+    for number in range(kills):
+        _wait_for_share(workers, 0.7 * (number + 1) / kills, check_ids)
         workers.kill(number)
     began = time.monotonic()
     counted = wait_for_all(client, workers, check_ids, seconds=90 * SCALE)
@@ -51,11 +51,11 @@ def test_a_broker_that_is_killed_and_starts_again_loses_no_verdict_and_no_worker
     fleet: StartFleet, client: Client, stored_picture: str, valkey: Valkey
 ) -> None:
     """Three times in the midst of the load; each check has one verdict, and the same processes gave them."""
-    workers = fleet(2)
+    workers, kills = fleet(2), 3 if SCALE == 1 else 6
     check_ids = _submit(client, stored_picture, 240 * SCALE)
     pids = workers.pids()
-    for number in range(3 * SCALE):
-        _wait_for_share(workers, min(0.9, 0.2 * (number + 1)), check_ids)
+    for number in range(kills):
+        _wait_for_share(workers, 0.7 * (number + 1) / kills, check_ids)
         valkey.kill()
         time.sleep(0.5)  # an outage that everyone notices
         valkey.start()

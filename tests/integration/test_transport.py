@@ -1,4 +1,4 @@
-"""The transport's mends, on a real Valkey: each of these fails with kombu's own transport."""
+"""The transport on a real Valkey: with kombu's own most of these fail."""
 
 import json
 import socket
