@@ -42,6 +42,8 @@ def create_app(settings: Settings) -> Celery:
             # Left to itself the sweep for lost checks runs only every hundred seconds.
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
+            # A worker killed in its sweep holds back those of the others for so long; kombu says 300 seconds.
+            "unacked_mutex_expire": 10,
             # Without time limits a frozen connection hangs a worker for ever.
             "socket_timeout": 5,
             "socket_connect_timeout": 5,

@@ -238,6 +238,17 @@ def test_what_cannot_be_put_back_does_not_keep_the_others_from_it(
     assert (letter.message, letter.queue) == (bad, QUEUE)
 
 
+def test_a_worker_killed_in_its_sweep_holds_back_the_others_for_seconds(
+    app: Celery, broker: redis.Redis
+) -> None:
+    """The sweep's lock ends by itself, well below the visibility timeout."""
+    with _taker(app) as taker:
+        assert taker.channel.unacked_mutex_expire <= 10
+        lock = broker.lock("unacked_mutex", timeout=taker.channel.unacked_mutex_expire)
+        assert lock.acquire(blocking=False)
+        assert 0 < broker.pttl("unacked_mutex") <= 10_000  # type: ignore[operator]
+
+
 def test_urgent_messages_are_taken_first(app: Celery, broker: redis.Redis) -> None:
     """Whatever waits in the other queues."""
     for queue in ("image-checks.bulk", "image-checks", "image-checks.urgent"):
