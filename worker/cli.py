@@ -4,26 +4,28 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import redis
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from worker.dead_letters_cli import dead_letters
 from worker.messages import QUEUES, QueueName, RejectionEvent
 from worker.results import Event
 from worker.settings import Settings
+from worker.usage import WrongUsage, plain_errors, settings_in_force
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dnf-moderation")
 def main() -> None:
     """Tell photographs from AI-generated pictures, from a message queue."""
+
+
+main.add_command(dead_letters)
 
 
 @main.command()
@@ -33,7 +35,7 @@ def run() -> None:
     from worker.logs import configure_logs
     from worker.run import run_worker
 
-    settings = _settings()
+    settings = settings_in_force()
     configure_logs(settings)
     # Celery takes over the signal once it runs; as a container's first process we would ignore it until then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -68,7 +70,7 @@ def submit(
 
     extra = _metadata(metadata)
     files = [_picture(name) for name in pictures]
-    with _plain_errors(), Client(_settings()) as client:
+    with plain_errors(), Client(settings_in_force()) as client:
         since = client.position()
         names = {
             client.submit_file(file, queue=queue, metadata=extra)
@@ -99,7 +101,7 @@ def verdicts(*, follow: bool, as_json: bool, group: str | None) -> None:
     """Show the events on the results queue, oldest first."""
     from worker.client import Client
 
-    with _plain_errors(), Client(_settings()) as client:
+    with plain_errors(), Client(settings_in_force()) as client:
         try:
             if group is None:
                 for event in client.events(follow=follow):
@@ -129,7 +131,7 @@ def demo(*, keep: bool, out: Path, bundle: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 def config(*, as_json: bool) -> None:
     """Show the settings in force, secrets masked."""
-    shown = _settings().shown()
+    shown = settings_in_force().shown()
     if as_json:
         click.echo(json.dumps(shown, indent=2))
         return
@@ -139,28 +141,15 @@ def config(*, as_json: bool) -> None:
     Console().print(table)
 
 
-def _settings() -> Settings:
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = "_".join(str(part) for part in first["loc"]).upper()
-        raise _WrongUsage(f"DNF_{name}: {first['msg']}" if name else first["msg"]) from error
-
-
-class _WrongUsage(click.ClickException):
-    exit_code = 2
-
-
 def _metadata(text: str | None) -> dict[str, JsonValue]:
     if text is None:
         return {}
     try:
         parsed = json.loads(text)
     except ValueError as error:
-        raise _WrongUsage(f"--metadata is no JSON: {error}") from error
+        raise WrongUsage(f"--metadata is no JSON: {error}") from error
     if not isinstance(parsed, dict):
-        raise _WrongUsage("--metadata must be a JSON object")
+        raise WrongUsage("--metadata must be a JSON object")
     return parsed
 
 
@@ -168,30 +157,13 @@ def _picture(name: str) -> Path | tuple[str, str]:
     if name.startswith("s3://"):
         bucket, _, key = name.removeprefix("s3://").partition("/")
         if not bucket or not key:
-            raise _WrongUsage(f"{name}: expected s3://BUCKET/KEY")
+            raise WrongUsage(f"{name}: expected s3://BUCKET/KEY")
         return bucket, key
     if not Path(name).is_file():
-        raise _WrongUsage(f"{name}: there is no such file")
+        raise WrongUsage(f"{name}: there is no such file")
     if not os.access(name, os.R_OK):
-        raise _WrongUsage(f"{name}: the file may not be read")
+        raise WrongUsage(f"{name}: the file may not be read")
     return Path(name)
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn what the network and the user's input do to us into one line."""
-    from worker.client import QueueUnreachable
-    from worker.storage import StorageRejected, StorageUnavailable
-
-    try:
-        yield
-    except redis.RedisError as error:
-        raise click.ClickException(f"Redis cannot be reached: {error}") from error
-    except (QueueUnreachable, StorageUnavailable, StorageRejected) as error:
-        raise click.ClickException(str(error)) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise _WrongUsage(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
 
 
 def _show(events: list[tuple[str, Event]], *, as_json: bool) -> None:

@@ -2,25 +2,36 @@
 
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import redis
 from kombu.exceptions import OperationalError
 from pydantic import JsonValue
 
+from worker.admission import entry_of
 from worker.app import DEFAULT_QUEUE, create_app
+from worker.dead_letters import DeadLetters
 from worker.messages import CHECK_IMAGE, DeadLetter, ImageCheck, QueueName
-from worker.results import Event, Results
+from worker.results import Event, Results, connect
 from worker.settings import Settings
 from worker.storage import Storage
+
+# One command for each: large enough to be quick, small enough not to hold up the broker.
+_CHECKS_A_STEP = 200
 
 
 class QueueUnreachable(ConnectionError):  # noqa: N818 - a state
     """The broker cannot be reached; nothing was enqueued."""
+
+
+class QueueFull(Exception):  # noqa: N818 - a state
+    """The queue holds as many checks as it may; nothing was enqueued."""
 
 
 class NoVerdict(Exception):  # noqa: N818 - a state
@@ -61,6 +72,8 @@ class Client:
         self.settings = settings or Settings()
         self._app = create_app(self.settings)
         self._results = Results(self.settings)
+        self._letters = DeadLetters.connect(self.settings)
+        self._redis = connect(self.settings)
         self._storage: Storage | None = None
 
     def submit(self, bucket: str, key: str, *, queue: QueueName = DEFAULT_QUEUE, **fields: Any) -> str:
@@ -71,13 +84,35 @@ class Client:
         return self.submit_check(ImageCheck(bucket=bucket, key=key, **fields), queue=queue)
 
     def submit_check(self, check: ImageCheck, *, queue: QueueName = DEFAULT_QUEUE) -> str:
-        """Enqueue a check and return its id. Submitting again under the same id is safe."""
+        """Enqueue a check and return its id. Submitting again under the same id is safe.
+
+        Raises `QueueFull` and `QueueUnreachable`.
+        """
+        self._refuse_if_full(queue)
         message = check.model_dump(mode="json")
         try:
             self._app.send_task(CHECK_IMAGE, args=[message], queue=queue, retry_policy={"max_retries": 3})
         except OperationalError as error:
             raise QueueUnreachable(f"the broker cannot be reached: {error}") from error
         return check.check_id
+
+    def submit_many(self, checks: Iterable[ImageCheck], *, queue: QueueName = DEFAULT_QUEUE) -> list[str]:
+        """Enqueue many checks, some hundred in one step each, and return their ids.
+
+        After an error some may be enqueued: submitting all of them again is safe. Raises `QueueFull` and
+        `QueueUnreachable`.
+        """
+        check_ids: list[str] = []
+        left = iter(checks)
+        while chunk := list(islice(left, _CHECKS_A_STEP)):
+            self._refuse_if_full(queue, room_for=len(chunk))
+            entries = [entry_of([check.model_dump(mode="json")], {}, queue) for check in chunk]
+            try:
+                self._redis.lpush(queue, *entries)
+            except redis.RedisError as error:
+                raise QueueUnreachable(f"the broker cannot be reached: {error}") from error
+            check_ids += [check.check_id for check in chunk]
+        return check_ids
 
     def submit_file(
         self,
@@ -117,14 +152,25 @@ class Client:
                 return
 
     def wait_for(
-        self, *check_ids: str, timeout_seconds: float = 60.0, since: str = "0-0"
+        self,
+        *checks: str | ImageCheck,
+        timeout_seconds: float = 60.0,
+        since: str = "0-0",
+        resubmit_after_seconds: float | None = None,
+        queue: QueueName = DEFAULT_QUEUE,
     ) -> dict[str, Event]:
         """Return the events of these checks by id, looking at what came after `since`.
 
-        Raises `NoVerdict` when the time is up, or when every check without an event is a dead letter.
+        A check may be named by its id, or given whole: then it is submitted again, to `queue`, when nothing
+        was heard of it for `resubmit_after_seconds`, and again after twice that time, and so on. A broker
+        that lost what it had confirmed, in a power failure say, thus costs time and no verdict. Raises
+        `NoVerdict` when the time is up, or when every check without an event is a dead letter.
         """
-        deadline = time.monotonic() + timeout_seconds
-        awaited = set(check_ids)
+        began = time.monotonic()
+        deadline = began + timeout_seconds
+        whole = {check.check_id: check for check in checks if isinstance(check, ImageCheck)}
+        patience = resubmit_after_seconds or float("inf")
+        awaited = {check if isinstance(check, str) else check.check_id for check in checks}
         found: dict[str, Event] = {}
         letters: dict[str, DeadLetter] = {}
         # Both streams take their ids from one server's clock.
@@ -135,21 +181,35 @@ class Client:
                     if event.check_id in awaited:
                         found[event.check_id] = event
                 else:
-                    for entry_id, letter in self._results.letters(read):
-                        read = entry_id
-                        if letter.check_id in awaited:
-                            letters[str(letter.check_id)] = letter
+                    for kept in self._letters.read(read):
+                        read = kept.entry_id
+                        if kept.letter and kept.letter.check_id in awaited:
+                            letters[str(kept.letter.check_id)] = kept.letter
                 dead = {check_id: letter for check_id, letter in letters.items() if check_id not in found}
                 missing = awaited - found.keys() - dead.keys()
                 if not missing and not dead:
                     return found
                 if not missing or time.monotonic() > deadline:
                     raise NoVerdict(found, dead, missing)
+                if event is None and time.monotonic() > began + patience:
+                    patience *= 2
+                    self.submit_many([whole[check_id] for check_id in missing & whole.keys()], queue=queue)
         raise AssertionError("unreachable: the tail is endless")
+
+    def _refuse_if_full(self, queue: QueueName, *, room_for: int = 1) -> None:
+        most = self.settings.max_queue_length
+        try:
+            length = int(self._redis.llen(queue))
+        except redis.RedisError as error:
+            raise QueueUnreachable(f"the broker cannot be reached: {error}") from error
+        if length + room_for > most:
+            raise QueueFull(f"{length} checks wait in {queue}; at most {most} may")
 
     def close(self) -> None:
         """Close the connections."""
+        self._redis.close()
         self._results.close()
+        self._letters.close()
         self._app.close()
 
     def __enter__(self) -> Self:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from detector.images import ImageReason
 from detector.policy import Thresholds, VerdictName
@@ -29,13 +29,29 @@ StorageReason = Literal[
 ]
 RejectionReason = Literal[StorageReason, ImageReason]
 DeadLetterReason = Literal[
-    "malformed_message", "unknown_policy", "storage_unavailable", "model_failed", "internal_error"
+    "unreadable_entry",
+    "unknown_task",
+    "malformed_message",
+    "unknown_policy",
+    "storage_unavailable",
+    "model_failed",
+    "internal_error",
+    "too_many_deliveries",
 ]
+LetterForm = Literal["check", "arguments", "entry", "entry_base64"]
 Stage = Literal[
     "queue_wait", "fetch", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail", "total"
 ]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class UncheckableMessage(Exception):  # noqa: N818 - a verdict on the message, not a fault of the program
+    """The message asks for nothing that can be done; `reason` says which kind, `str()` is a sentence."""
+
+    def __init__(self, reason: DeadLetterReason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason: DeadLetterReason = reason
 
 
 class _Contract(BaseModel):
@@ -145,10 +161,17 @@ class DeadLetter(_Contract):
     """A message that could not be carried out, kept whole with the reason."""
 
     check_id: str | None = Field(default=None, description="If the message names one.")
-    message: str = Field(description="The original message's arguments, as JSON text.")
+    message: str = Field(description="The original message, as `form` says.")
+    form: LetterForm = Field(
+        default="check",
+        description="`check`: the task's argument as JSON text; `arguments`: an object with `args` and"
+        " `kwargs`; `entry`: the queue entry itself; `entry_base64`: the same of one that is no text.",
+    )
+    cut: bool = Field(default=False, description="Whether the message was too long to be kept whole.")
+    queue: str | None = Field(default=None, description="Where the message was taken from, if known.")
     reason: DeadLetterReason
     sentence: str
-    deliveries: int = Field(ge=0)
+    deliveries: int = Field(ge=0, description="How often the check was begun; 0 if it never was.")
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -181,6 +204,13 @@ ImageEvent = Annotated[VerdictEvent | RejectionEvent, Field(discriminator="type"
 def event_id(check_id: str, model_digest: str, policy: str) -> str:
     """Return the event's id, 64 hex digits: the SHA-256 of the check's id, the model's digest and policy."""
     return hashlib.sha256(f"{check_id}\n{model_digest}\n{policy}".encode()).hexdigest()
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return the first fault that pydantic found, as `field: what is wrong`."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "message"
+    return f"{field}: {first['msg']}"
 
 
 SCHEMAS: dict[str, type[BaseModel]] = {

@@ -10,7 +10,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from worker.logs import get_logger
-from worker.messages import DeadLetter, ImageEvent, RejectionEvent, VerdictEvent
+from worker.messages import ImageEvent, RejectionEvent, VerdictEvent
 from worker.settings import Settings
 
 log = get_logger("worker.results")
@@ -55,7 +55,7 @@ class Event:
 
 
 class Results:
-    """The verdict stream and the stream of dead letters of one Redis database."""
+    """The verdict stream of one Redis database."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -78,10 +78,6 @@ class Results:
     def answered(self, check_id: str) -> bool:
         """Return whether an event of this check was published before."""
         return bool(self._redis.exists(self._mark(check_id)))
-
-    def bury(self, letter: DeadLetter) -> None:
-        """Append a dead letter, whole, to its stream."""
-        self._redis.xadd(self._settings.dead_letter_stream, {"letter": letter.model_dump_json()})
 
     def position(self) -> str:
         """Return the id of the stream's newest entry, from which `tail` sees only later ones."""
@@ -145,14 +141,6 @@ class Results:
     def acknowledge(self, group: str, event: Event) -> None:
         """Tell the group that an event was dealt with."""
         self._redis.xack(self._settings.verdict_stream, group, event.entry_id)
-
-    def letters(self, since: str = "0-0") -> list[tuple[str, DeadLetter]]:
-        """Return the dead letters after the entry `since`, oldest first, each with its entry id."""
-        entries: Any = self._redis.xrange(self._settings.dead_letter_stream, min=f"({since}")
-        return [
-            (_text(entry_id), DeadLetter.model_validate_json(fields[b"letter"]))
-            for entry_id, fields in entries
-        ]
 
     def close(self) -> None:
         """Close the connections."""

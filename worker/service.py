@@ -11,6 +11,7 @@ from PIL import Image
 
 from detector.detector import Detector, Finding
 from worker.batching import MicroBatcher
+from worker.dead_letters import DeadLetters
 from worker.deliveries import Deliveries
 from worker.messages import Model
 from worker.results import Results, connect
@@ -28,6 +29,7 @@ class Service:
     storage: Storage
     results: Results
     deliveries: Deliveries
+    dead_letters: DeadLetters
     model: Model
     name: str
 
@@ -47,7 +49,8 @@ class Service:
             ),
             storage=Storage(settings),
             results=Results(settings),
-            deliveries=Deliveries(connect(settings), ttl_seconds=settings.publish_once_ttl_seconds),
+            deliveries=Deliveries(connect(settings), settings),
+            dead_letters=DeadLetters.connect(settings),
             model=Model(name=manifest.name, version=manifest.version, digest=detector.bundle.digest),
             name=f"{socket.gethostname()}:{os.getpid()}",
         )
@@ -57,3 +60,4 @@ class Service:
         self.batcher.close()
         self.results.close()
         self.deliveries.close()
+        self.dead_letters.close()

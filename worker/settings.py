@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     max_retries: int = Field(
         default=8, ge=0, description="Retries of a check before it becomes a dead letter."
     )
+    max_queue_length: int = Field(
+        default=100_000, ge=1, description="Checks that may wait in one queue before more are refused."
+    )
+    max_deliveries: int = Field(
+        default=3, ge=1, description="Worker processes that may end during a check before it is given up."
+    )
     max_bytes: int = Field(default=20 << 20, gt=0, description="Limit of an upload.")
     max_pixels: int = Field(default=50_000_000, gt=0, description="Limit of a picture's width x height.")
     verdict_stream: str = Field(default="verdicts", min_length=1, description="Redis Stream of events.")
@@ -60,6 +66,7 @@ class Settings(BaseSettings):
     dead_letter_stream: str = Field(
         default="dead-letters", min_length=1, description="Stream of dead letters."
     )
+    dead_letter_stream_max_length: int = Field(default=10_000, ge=1, description="Dead letters kept.")
     publish_once_ttl_seconds: int = Field(
         default=7 * 86400, ge=60, description="How long a published check id is remembered."
     )

@@ -1,7 +1,6 @@
 """check_image: the main flow of a worker, top to bottom."""
 
 import hashlib
-import json
 import math
 import random
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,21 +12,23 @@ from pydantic import ValidationError
 from detector.images import ImageLimits, ImageRejected, Picture, decode
 from detector.policy import decide
 from detector.thumbnail import dnf_thumbnail
+from worker.dead_letters import check_id_in, letter_of_call
 from worker.logs import get_logger
 from worker.messages import (
-    CHECK_ID,
     CHECK_IMAGE,
-    DeadLetter,
     DeadLetterReason,
     ImageCheck,
     PictureFacts,
     Rejection,
     RejectionEvent,
     Thumbnail,
+    UncheckableMessage,
     Verdict,
     VerdictEvent,
     event_id,
+    first_fault,
 )
+from worker.shared_lock import Crowded
 from worker.stopwatch import Stopwatch
 from worker.storage import StorageRejected, StorageUnavailable
 
@@ -47,31 +48,27 @@ log = get_logger("worker.tasks")
 MODEL_RETRIES = 2
 
 
-class UncheckableMessage(Exception):  # noqa: N818 - a verdict on the message, not a fault of the program
-    """The message asks for nothing that can be done; `reason` says which kind, `str()` is a sentence."""
-
-    def __init__(self, reason: DeadLetterReason, sentence: str) -> None:
-        super().__init__(sentence)
-        self.reason: DeadLetterReason = reason
-
-
 class ModelFailed(Exception):  # noqa: N818 - a state of the model that may pass
     """The networks raised, or gave no result in time."""
 
 
-def check_image(service: "Service", message: object, *, retry: int = 0) -> None:
+def check_image(service: "Service", message: object) -> None:
     """Judge one upload and publish what came of it, once.
 
-    Raises `UncheckableMessage`; and `StorageUnavailable`, `ModelFailed` and redis.RedisError when the check
-    is to be tried again later.
+    Raises `UncheckableMessage`; and `StorageUnavailable`, `ModelFailed`, `Crowded` and redis.RedisError when
+    the check is to be tried again later.
     """
-    watch = Stopwatch()
     check = _understood(message)
+    with service.deliveries.begin(check.check_id) as delivery:
+        if delivery.number > 1 and service.results.answered(check.check_id):
+            log.info("check_answered_before", check_id=check.check_id, delivery=delivery.number)
+            return
+        _judge(service, check, delivery.number)
+
+
+def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
+    watch = Stopwatch()
     watch.add_queue_wait(check.submitted_at)
-    delivery = service.deliveries.count(check.check_id, retry=retry)
-    if delivery > 1 and service.results.answered(check.check_id):
-        log.info("check_answered_before", check_id=check.check_id, delivery=delivery)
-        return
     try:
         with watch.stage("fetch"):
             data = service.storage.fetch(check)
@@ -123,15 +120,15 @@ def register(app: "Celery", service: "Service") -> None:
     def task(self: "Task[Any, None]", *args: Any, **kwargs: Any) -> None:
         message = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
         try:
-            check_image(service, message, retry=self.request.retries)
+            check_image(service, message)
         except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it
             _postpone_or_bury(self, service, message, error)
 
 
 def _postpone_or_bury(task: "Task[Any, None]", service: "Service", message: object, error: Exception) -> None:
     """Try a check again that could not be carried out, or keep it as a dead letter when it had its tries."""
-    if isinstance(error, redis.RedisError):
-        # The outcome cannot be told to anyone yet: the check waits for Redis as long as it takes.
+    if isinstance(error, redis.RedisError | Crowded):
+        # Redis cannot be told the outcome yet, or others are alone: the check waits for as long as it takes.
         _postpone(task, service, message, error)
     most = service.settings.max_retries
     reason: DeadLetterReason
@@ -144,12 +141,12 @@ def _postpone_or_bury(task: "Task[Any, None]", service: "Service", message: obje
             reason, tries = "model_failed", min(MODEL_RETRIES, most)
         case _:
             reason, tries = "internal_error", min(MODEL_RETRIES, most)
-            log.error("check_failed", check_id=_check_id(message), exc_info=error)
+            log.error("check_failed", check_id=check_id_in(message), exc_info=error)
     retries = task.request.retries
     if retries < tries:
         _postpone(task, service, message, error)
     try:
-        _bury(service, message, reason, error, retries)
+        _bury(task, service, message, UncheckableMessage(reason, str(error) or type(error).__name__))
     except redis.RedisError as unreachable:
         _postpone(task, service, message, unreachable)
 
@@ -164,7 +161,7 @@ def _postpone(task: "Task[Any, None]", service: "Service", message: object, erro
     seconds = retry_delay(retries, service.settings.longest_retry_seconds)
     log.warning(
         "check_postponed",
-        check_id=_check_id(message),
+        check_id=check_id_in(message),
         seconds=round(seconds, 1),
         retry=retries + 1,
         why=f"{type(error).__name__}: {error}",
@@ -181,9 +178,7 @@ def _understood(message: object) -> ImageCheck:
     try:
         check = ImageCheck.model_validate(message)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "message"
-        raise UncheckableMessage("malformed_message", f"{field}: {first['msg']}") from error
+        raise UncheckableMessage("malformed_message", first_fault(error)) from error
     if check.policy != "default":
         raise UncheckableMessage("unknown_policy", f"There is no policy {check.policy}.")
     return check
@@ -230,30 +225,23 @@ def _publish_rejection(
     )
 
 
-def _bury(
-    service: "Service", message: object, reason: DeadLetterReason, error: Exception, retries: int
-) -> None:
-    letter = DeadLetter(
-        check_id=_check_id(message),
-        message=json.dumps(message, default=str),
-        reason=reason,
-        sentence=str(error) or type(error).__name__,
-        deliveries=retries + 1,
+def _bury(task: "Task[Any, None]", service: "Service", message: object, refused: UncheckableMessage) -> None:
+    check_id = check_id_in(message)
+    letter = letter_of_call(
+        list(task.request.args or ()),
+        dict(task.request.kwargs or {}),
+        (task.request.delivery_info or {}).get("routing_key"),
+        refused,
+        service.deliveries.total(check_id) if check_id else 0,
     )
-    service.results.bury(letter)
+    service.dead_letters.bury(letter)
     log.error(
         "dead_letter_written",
-        check_id=letter.check_id,
-        reason=reason,
+        check_id=check_id,
+        reason=letter.reason,
         sentence=letter.sentence,
         deliveries=letter.deliveries,
     )
-
-
-def _check_id(message: object) -> str | None:
-    check_id = message.get("check_id") if isinstance(message, dict) else None
-    # What is no check id may hold anything, such as half a surrogate pair, which is no text to pass on.
-    return check_id if isinstance(check_id, str) and CHECK_ID.fullmatch(check_id) else None
 
 
 def _outcome(service: "Service", check: ImageCheck, watch: Stopwatch, delivery: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from worker.messages import DeadLetter, Rejection, RejectionEvent
+from worker.messages import Rejection, RejectionEvent
 from worker.results import Results, connect
 from worker.settings import Settings
 
@@ -153,15 +153,3 @@ def test_an_entry_that_is_no_event_stops_nobody(results: Results, broker: redis.
     found = _drained(results.consume("readers", "one", block_seconds=0.01))
     assert [event.check_id for event in found] == ["good"]
     assert broker.xpending("verdicts", "readers")["pending"] == 1
-
-
-def test_dead_letters_are_kept_whole_and_in_order(results: Results) -> None:
-    """The message comes back as it was, and reading goes on after any entry."""
-    for number in range(3):
-        letter = DeadLetter(
-            message=f'{{"n": {number}}}', reason="model_failed", sentence="It failed.", deliveries=1
-        )
-        results.bury(letter)
-    letters = results.letters()
-    assert [letter.message for _, letter in letters] == ['{"n": 0}', '{"n": 1}', '{"n": 2}']
-    assert [letter.message for _, letter in results.letters(letters[1][0])] == ['{"n": 2}']

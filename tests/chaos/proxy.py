@@ -1,0 +1,114 @@
+"""A TCP proxy on loopback that delays, throttles, resets and freezes what goes through it."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+HOST = "127.0.0.1"
+
+
+class FaultProxy:
+    """Forwards connections to a port, as well as its faults let it, while the `with` block runs.
+
+    `delay_seconds` holds back every piece of data; `bytes_a_second` bounds a connection's rate in each
+    direction.
+    """
+
+    def __init__(self, target_port: int) -> None:
+        self.target_port = target_port
+        self.port = 0
+        self.delay_seconds = 0.0
+        self.bytes_a_second = float("inf")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._gates: set[asyncio.Event] = set()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._writers) // 2
+
+    def freeze(self) -> None:
+        """Make every open connection silent for ever, and close none, as a firewall that forgot them does.
+
+        New connections are not touched.
+        """
+        self._call(self._freeze())
+
+    def reset(self) -> None:
+        """Cut every open connection with a reset, in the midst of whatever it carries."""
+        self._call(self._reset())
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._call(self._start())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _call(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    async def _freeze(self) -> None:
+        for gate in self._gates:
+            gate.clear()
+
+    async def _start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, HOST, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        await self._reset()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _reset(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            onward_reader, onward_writer = await asyncio.open_connection(HOST, self.target_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        pair, gate = {writer, onward_writer}, asyncio.Event()
+        gate.set()
+        self._gates.add(gate)
+        self._writers |= pair
+        try:
+            await asyncio.gather(
+                self._pump(reader, onward_writer, gate), self._pump(onward_reader, writer, gate)
+            )
+        finally:
+            self._gates.discard(gate)
+            self._writers -= pair
+            for each in pair:
+                each.transport.abort()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(16_384):
+                await asyncio.sleep(self.delay_seconds + len(data) / self.bytes_a_second)
+                await gate.wait()
+                writer.write(data)
+                await writer.drain()
+        # The other direction has nobody left to talk to.
+        writer.transport.abort()

@@ -1,0 +1,145 @@
+"""Rubbish on the queue, and a picture that kills."""
+
+import base64
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import cycle
+from typing import Any
+
+import pytest
+import redis
+from PIL import Image
+
+from tests.chaos.conftest import SCALE, StartFleet
+from tests.chaos.fleet import wait_for_all
+from worker.admission import entry_of
+from worker.client import Client
+from worker.dead_letters import DeadLetters, RedriveRefused
+from worker.embedded import EmbeddedServices, Valkey
+from worker.messages import QUEUES
+from worker.startup import free_ports
+
+MAX_DELIVERIES = 3
+
+
+def _changed(number: int, path: str, value: Any) -> bytes:
+    entry = json.loads(entry_of([{"bucket": "uploads", "key": f"{number}.jpg"}], {}, QUEUES[0]))
+    *parents, last = path.split(".")
+    place = entry
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    return json.dumps(entry).encode()
+
+
+def _body(number: int, text: str) -> bytes:
+    return _changed(number, "body", base64.b64encode(f"{text}{' ' * (number % 50)}".encode()).decode())
+
+
+# Each makes another entry of its kind from a number; none of them can be a check.
+KINDS: list[Callable[[int, random.Random], bytes]] = [
+    lambda number, chance: b"\xff" + chance.randbytes(number % 200),
+    lambda number, chance: entry_of([{"n": number}], {}, QUEUES[0])[: -chance.randrange(1, 300)],
+    lambda number, _: json.dumps([number]).encode(),
+    lambda number, _: str(number).encode(),
+    lambda number, _: json.dumps({"number": number}).encode(),
+    lambda number, _: _changed(number, "headers", {"n": number}),
+    lambda number, _: b"[" * (2000 + number),
+    lambda number, _: _changed(number, "headers.task", f"os.system-{number}"),
+    lambda number, _: _changed(number, "headers.task", [number]),
+    lambda number, _: _changed(number, "headers.id", number),
+    lambda number, _: _changed(number, "headers.eta", f"in {number} days"),
+    lambda number, _: _changed(number, "headers.eta", f"{3000 + number % 6000}-01-01T00:00:00+00:00"),
+    lambda number, _: _changed(number, "headers.retries", {"number": number}),
+    lambda number, _: _changed(number, "headers", number),
+    lambda number, _: _changed(number, "properties.delivery_tag", number),
+    lambda number, _: _changed(number, "properties.body_encoding", f"rot{number}"),
+    lambda number, _: _changed(number, "content-type", f"application/x-python-serialize-{number}"),
+    lambda number, _: _changed(number, "body", f"% no base64 {number}"),
+    lambda number, _: _body(number, f"{{{number}]"),
+    lambda number, _: _body(number, f"[[{number}], {{}}]"),
+    lambda number, _: _body(number, f'[[{{"n": {number}}}], {{}}, {{"chain": [1]}}]'),
+    lambda number, _: _body(number, f'[[{{"bucket": "uploads", "key": "", "n": {number}}}], {{}}, null]'),
+    lambda number, _: _body(number, f'[[{{"bucket": "uploads", "metadata": {number}}}], {{}}, {{}}]'),
+    lambda number, _: _body(number, f'[[], {{"bucket": {number}}}, {{}}]'),
+    lambda number, _: _body(number, f'[[{{"b": {{"__type__": "x", "__value__": {number}}}}}], {{}}, {{}}]'),
+]
+
+
+@pytest.fixture
+def letters(client: Client) -> Iterator[DeadLetters]:
+    """Provide the stream of dead letters."""
+    letters = DeadLetters.connect(client.settings)
+    yield letters
+    letters.close()
+
+
+def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_lives(
+    fleet: StartFleet, client: Client, stored_picture: str, valkey: Valkey, letters: DeadLetters
+) -> None:
+    """Each has one letter, a check behind all of them has its verdict, and the process is the same."""
+    chance = random.Random(4)
+    entries = {KINDS[number % len(KINDS)](number, chance) for number in range(2000 * SCALE)}
+    assert len(entries) > 1900 * SCALE
+    workers = fleet(1, DNF_DEAD_LETTER_STREAM_MAX_LENGTH=str(3000 * SCALE))
+    pids = workers.pids()
+    with redis.Redis.from_url(valkey.url) as broker:
+        for entry, queue in zip(entries, cycle(QUEUES)):
+            broker.lpush(queue, entry)
+    check_id = client.submit(client.settings.upload_bucket, stored_picture)
+    counted = wait_for_all(client, workers, [check_id], seconds=120 * SCALE, supervise=False)
+    assert counted == Counter([check_id])
+    assert workers.pids() == pids
+    found = [kept.letter for kept in letters.read()]
+    assert len(found) == len(entries)
+    assert {letter.reason for letter in found if letter} == {
+        "unreadable_entry",
+        "unknown_task",
+        "malformed_message",
+    }
+
+
+def test_a_picture_that_kills_the_process_takes_nobody_along(
+    fleet: StartFleet, client: Client, stored_picture: str, services: EmbeddedServices, letters: DeadLetters
+) -> None:
+    """One among sixty good ones: sixty verdicts, one dead letter, no more deaths than are allowed."""
+    Image.new("RGB", (64, 64), "white").save(poison := io.BytesIO(), "PNG")
+    services.seaweedfs.client().put_object(
+        Bucket=services.bucket, Key="chaos/poison.png", Body=poison.getvalue()
+    )
+    bucket = client.settings.upload_bucket
+    good = [client.submit(bucket, stored_picture) for _ in range(20)]
+    poisonous = client.submit(bucket, "chaos/poison.png")
+    good += [client.submit(bucket, stored_picture) for _ in range(40)]
+    workers = fleet(1, DNF_MAX_DELIVERIES=str(MAX_DELIVERIES))
+    counted = wait_for_all(client, workers, good, seconds=120)
+    assert counted == Counter(good)
+    (kept,) = letters.read()
+    assert kept.letter is not None
+    assert (kept.letter.check_id, kept.letter.reason) == (poisonous, "too_many_deliveries")
+    assert kept.letter.deliveries == MAX_DELIVERIES
+    assert len(workers.deaths) == MAX_DELIVERIES
+    isolated = workers.events("check_isolated")
+    assert poisonous in {line["check_id"] for line in isolated}
+
+
+def test_letters_that_are_put_back_after_the_store_was_mended_have_one_verdict_each(
+    fleet: StartFleet, client: Client, stored_picture: str, letters: DeadLetters
+) -> None:
+    """Two operators put all of them back at once, and a worker that reaches the store judges each once."""
+    check_ids = [client.submit(client.settings.upload_bucket, stored_picture) for _ in range(20)]
+    away = fleet(1, DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{free_ports(1)[0]}", DNF_MAX_RETRIES="0")
+    away.workers[0].wait_for_event("dead_letter_written", count=len(check_ids))
+    away.stop()
+    found = list(letters.read())
+    assert {kept.letter and kept.letter.reason for kept in found} == {"storage_unavailable"}
+    for kept in found * 2:
+        with suppress(RedriveRefused):
+            letters.redrive(kept)
+    counted = wait_for_all(client, fleet(1), check_ids, seconds=60)
+    assert counted == Counter(check_ids)
+    assert list(letters.read()) == []

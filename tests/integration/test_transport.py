@@ -1,0 +1,267 @@
+"""The transport on a real Valkey: with kombu's own most of these fail."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from time import time
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from kombu import Connection, Consumer, Queue
+from kombu.transport.redis import Transport as StockTransport
+
+from worker.admission import MAX_ENTRY_BYTES, entry_of
+from worker.app import create_app
+from worker.dead_letters import DeadLetters
+from worker.embedded import Valkey
+from worker.messages import QUEUES, DeadLetter
+from worker.settings import Settings
+from worker.transport import Transport
+
+QUEUE = "image-checks"
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Provide a server of this module's own, whose limits may be changed."""
+    server = Valkey(tmp_path_factory.mktemp("transport") / "valkey")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def broker(valkey: Valkey) -> Iterator[redis.Redis]:
+    """Provide a client of the server, emptied."""
+    with redis.Redis.from_url(valkey.url) as client:
+        client.config_set("maxmemory", "0")
+        client.flushall()
+        yield client
+        client.config_set("maxmemory", "0")
+
+
+@pytest.fixture
+def app(valkey: Valkey) -> Iterator[Celery]:
+    """Provide the application on that server."""
+    app = create_app(Settings(redis_url=valkey.url))
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def letters(valkey: Valkey, broker: redis.Redis) -> Iterator[Callable[[], list[DeadLetter]]]:
+    """Provide a function that reads the dead letters."""
+    settings = Settings(redis_url=valkey.url)
+    assert broker.ping()
+    stream = DeadLetters.connect(settings)
+    yield lambda: [kept.letter for kept in stream.read() if kept.letter]
+    stream.close()
+
+
+class _Taker:
+    """A consumer of the queues in this process, as a worker's."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.channel = connection.channel()
+        self.taken: list[Any] = []
+        self.consumer = Consumer(
+            self.channel, [Queue(name) for name in QUEUES], on_message=self.taken.append, accept=["json"]
+        )
+        self.consumer.consume()
+
+    def take(self, *, seconds: float = 1.0) -> None:
+        """Take what there is, for a time."""
+        with suppress(socket.timeout):
+            while True:
+                self.connection.drain_events(timeout=seconds)
+
+
+@contextmanager
+def _taker(app: Celery) -> Iterator[_Taker]:
+    connection = app.connection_for_read()
+    try:
+        yield _Taker(connection)
+    finally:
+        with suppress(*connection.connection_errors):
+            connection.close()
+
+
+def _push(broker: redis.Redis, *entries: bytes, queue: str = QUEUE) -> None:
+    for entry in entries:
+        broker.lpush(queue, entry)
+
+
+def _waiting(broker: redis.Redis) -> int:
+    return sum(int(broker.llen(name)) for name in QUEUES)  # type: ignore[arg-type]
+
+
+def test_a_message_is_noted_before_it_leaves_its_queue(app: Celery, broker: redis.Redis) -> None:
+    """A taken message stands in `unacked`, in kombu's own form, until it is acknowledged."""
+    entry = entry_of([{"a": "ü"}], {}, QUEUE)
+    _push(broker, entry)
+    with _taker(app) as taker:
+        taker.take()
+        (message,) = taker.taken
+        assert _waiting(broker) == 0
+        noted = broker.hget("unacked", message.delivery_tag)
+        assert json.loads(noted) == [json.loads(entry), "", QUEUE]  # type: ignore[arg-type]
+        assert broker.zscore("unacked_index", message.delivery_tag) == pytest.approx(time(), abs=60)
+        message.ack()
+    assert (broker.hlen("unacked"), broker.zcard("unacked_index"), _waiting(broker)) == (0, 0, 0)
+
+
+def test_an_answer_that_never_arrives_loses_no_message(
+    app: Celery, broker: redis.Redis, wait_until: Callable[..., None]
+) -> None:
+    """The connection dies after the server gave the message away and before it was read: it is noted."""
+    _push(broker, entry_of([{}], {}, QUEUE))
+    with _taker(app) as taker:
+        taker.connection.transport.cycle.on_poll_start()
+        wait_until(lambda: _waiting(broker) == 0, "the server gave the message away")
+        taker.channel.client.connection.disconnect()
+        assert taker.taken == []
+        assert broker.hlen("unacked") == 1
+
+
+def test_a_server_without_memory_loses_no_message_and_ends_no_consumer(
+    app: Celery, broker: redis.Redis
+) -> None:
+    """Reads and pops go on without memory, notes do not: the message stays until there is memory again."""
+    with _taker(app) as taker:
+        taker.take(seconds=0.2)
+        _push(broker, entry_of([{}], {}, QUEUE))
+        broker.config_set("maxmemory", "1")
+        taker.take(seconds=1.5)
+        assert taker.taken == []
+        assert _waiting(broker) == 1
+        broker.config_set("maxmemory", "0")
+        taker.take(seconds=2)
+        assert len(taker.taken) == 1
+
+
+def test_acknowledging_over_a_closed_connection_is_a_lost_connection(
+    app: Celery, broker: redis.Redis
+) -> None:
+    """A task that ends after its connection was closed must not end the worker."""
+    assert broker.ping()
+    with _taker(app) as taker:
+        channel, errors = taker.channel, taker.connection.connection_errors
+    with pytest.raises(errors):
+        channel.basic_ack("some tag")
+
+
+def test_what_was_taken_and_not_acknowledged_goes_back_when_the_connection_closes(
+    app: Celery, broker: redis.Redis
+) -> None:
+    """It is the first to be taken again."""
+    _push(broker, *[entry_of([number], {}, QUEUE) for number in range(3)])
+    with _taker(app) as taker:
+        taker.channel.basic_qos(prefetch_count=1)
+        taker.take()
+        first = [message.payload[0] for message in taker.taken]
+    assert (broker.hlen("unacked"), _waiting(broker)) == (0, 3)
+    with _taker(app) as taker:
+        taker.take()
+        assert [message.payload[0] for message in taker.taken] == [*first, [1], [2]] == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"",
+        b"not json",
+        b"\xff\xfe",
+        b"[1, 2]",
+        b"null",
+        b"{}",
+        b'{"headers": {}, "properties": {}}',
+        b'{"headers": null, "properties": {"delivery_tag": "t"}}',
+        b'{"headers": {"task": ["x"]}, "properties": {"delivery_tag": "t"}}',
+        b'{"headers": {"task": "x"}, "properties": {"delivery_tag": "t", "body_encoding": "x"}, "body": "x"}',
+        b"[" * 5000 + b"]" * 5000,
+        b'"' + b"a" * MAX_ENTRY_BYTES + b'"',
+        entry_of(["\ud800"], {}, QUEUE).replace(b'"retries": 0', b'"retries": 0, "argsrepr": "\\ud800"'),
+    ],
+    ids=lambda entry: repr(entry[:24]),
+)
+def test_an_entry_that_is_no_message_becomes_a_dead_letter_and_stops_nobody(
+    app: Celery, broker: redis.Redis, letters: Callable[[], list[DeadLetter]], entry: bytes
+) -> None:
+    """It leaves the queue for the dead letters, and the message behind it is taken."""
+    _push(broker, entry, entry_of([{}], {}, QUEUE))
+    with _taker(app) as taker:
+        taker.take()
+        assert len(taker.taken) == 1
+        assert _waiting(broker) == 0
+        assert broker.hlen("unacked") == 1
+    (letter,) = letters()
+    assert (letter.reason, letter.queue, letter.deliveries) == ("unreadable_entry", QUEUE, 0)
+
+
+@pytest.mark.parametrize("how", ["ack", "requeue"])
+def test_a_message_that_could_not_be_acknowledged_takes_no_place(
+    app: Celery, broker: redis.Redis, how: str
+) -> None:
+    """A consumer with one place takes the next message, and the first comes again in its time."""
+    _push(broker, entry_of(["first"], {}, QUEUE), entry_of(["second"], {}, QUEUE))
+    with _taker(app) as taker:
+        taker.channel.basic_qos(prefetch_count=1)
+        taker.take()
+        broker.execute_command("ACL", "SETUSER", "default", "-zrem")
+        try:
+            with pytest.raises(redis.ResponseError, match="permissions"):
+                taker.taken[0].ack() if how == "ack" else taker.taken[0].requeue()
+        finally:
+            broker.execute_command("ACL", "SETUSER", "default", "+zrem")
+        taker.take()
+        assert [message.payload[0] for message in taker.taken] == [["first"], ["second"]]
+        assert broker.hlen("unacked") == 2
+
+
+def test_what_cannot_be_put_back_does_not_keep_the_others_from_it(
+    app: Celery, broker: redis.Redis, letters: Callable[[], list[DeadLetter]]
+) -> None:
+    """One unreadable note in `unacked` becomes a dead letter; the message after it goes back to its queue."""
+    good = entry_of([{}], {}, QUEUE).decode()
+    bad = good.replace('"retries": 0', '"retries": {"__type__": "x", "__value__": 1}')
+    for tag, entry in [("b-newer", bad), ("a-older", good)]:
+        broker.hset("unacked", tag, f'[{entry},"","{QUEUE}"]')
+        broker.zadd("unacked_index", {tag: 2 if tag == "b-newer" else 1})
+    with _taker(app) as taker:
+        taker.channel.qos.restore_visible()
+        assert (broker.hlen("unacked"), _waiting(broker)) == (0, 1)
+    (letter,) = letters()
+    assert (letter.message, letter.queue) == (bad, QUEUE)
+
+
+def test_a_worker_killed_in_its_sweep_holds_back_the_others_for_seconds(
+    app: Celery, broker: redis.Redis
+) -> None:
+    """The sweep's lock ends by itself, well below the visibility timeout."""
+    with _taker(app) as taker:
+        assert taker.channel.unacked_mutex_expire <= 10
+        lock = broker.lock("unacked_mutex", timeout=taker.channel.unacked_mutex_expire)
+        assert lock.acquire(blocking=False)
+        assert 0 < broker.pttl("unacked_mutex") <= 10_000  # type: ignore[operator]
+
+
+def test_urgent_messages_are_taken_first(app: Celery, broker: redis.Redis) -> None:
+    """Whatever waits in the other queues."""
+    for queue in ("image-checks.bulk", "image-checks", "image-checks.urgent"):
+        _push(broker, *[entry_of([queue], {}, queue)] * 2, queue=queue)
+    with _taker(app) as taker:
+        taker.take()
+        order = [message.delivery_info["routing_key"] for message in taker.taken]
+    assert order == ["image-checks.urgent"] * 2 + ["image-checks"] * 2 + ["image-checks.bulk"] * 2
+
+
+def test_other_applications_in_the_process_keep_kombus_transport(app: Celery, valkey: Valkey) -> None:
+    """A platform with tasks of its own imports the client and sees no difference."""
+    other = Celery("other", broker=valkey.url)
+    assert type(app.connection_for_read().transport) is Transport
+    assert type(other.connection_for_read().transport) is StockTransport
+    other.close()
