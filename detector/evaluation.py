@@ -129,7 +129,8 @@ class Comparison:
 class SplitEvaluation:
     """Everything measured on one split; `scored` and `rivals_scored` are of the files as they are.
 
-    `altered_pictures` is how many pictures the controls, the curves and the stability check are measured on.
+    The controls, the curves and the stability check are measured on `altered_pictures` of the pictures, whose
+    AUROC before any change is `as_is_auroc`.
     """
 
     split: str
@@ -143,6 +144,7 @@ class SplitEvaluation:
     rivals_scored: dict[str, list[Scored]]
     unreadable: list[SkippedPicture]
     altered_pictures: int
+    as_is_auroc: Interval
 
     @property
     def largest_shift(self) -> ControlResult:
@@ -214,6 +216,7 @@ def evaluate_split(
         rivals_scored=rivals_scored,
         unreadable=unreadable,
         altered_pictures=len(altered),
+        as_is_auroc=_ranked(as_is(scored))["auroc"],
     )
 
 

@@ -121,6 +121,7 @@ def _split_json(result: SplitEvaluation, corpus: Path) -> dict[str, Any]:
     return {
         "overall": asdict(result.overall),
         "altered_pictures": result.altered_pictures,
+        "as_is_auroc": asdict(result.as_is_auroc),
         "families": [asdict(row) for row in result.families],
         "controls": [asdict(control) for control in result.controls],
         "largest_shift": _shift_json(result.largest_shift),

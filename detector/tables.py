@@ -64,7 +64,11 @@ def _figure_cells(f: Figures, on_reals: str, on_generated: str) -> list[str]:
 
 
 def _controls_table(result: SplitEvaluation) -> Table:
-    table = _table(f"{result.split}: format controls", ("Control", "AUROC", "95 %", "Shift", "95 %"))
+    table = _table(
+        f"{result.split}: format controls, {result.altered_pictures} pictures",
+        ("Control", "AUROC", "95 %", "Shift", "95 %"),
+    )
+    table.add_row("as_is", f"{result.as_is_auroc.value:.3f}", _range(result.as_is_auroc), "-", "")
     for control in result.controls:
         auroc = f"{control.auroc.value:.3f}", _range(control.auroc)
         table.add_row(control.name, *auroc, f"{control.shift.value:+.3f}", _signed_range(control.shift))

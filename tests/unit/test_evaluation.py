@@ -210,6 +210,7 @@ def test_controls_can_be_measured_on_fewer_pictures(tiny_bundle: Path, samples: 
     assert result.altered_pictures == 6
     assert sum(done) == plan.scores(samples, rivals=0) == len(samples) + 4 * 6
     alone = evaluate_split("all", detector, plan.altered(samples), Plan())
+    assert result.as_is_auroc.value == pytest.approx(alone.overall.auroc.value)
     assert [control.shift.value for control in result.controls] == pytest.approx(
         [control.shift.value for control in alone.controls]
     )
