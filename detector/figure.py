@@ -38,7 +38,7 @@ _DNF_MEANING = (
 )
 _JUDGED: dict[Feature, str] = {
     "dnf": "A ResNet judges that answer, never the picture.",
-    "dnf+rgb": "One ResNet judges that answer and another the picture itself; their logits are weighed.",
+    "dnf+rgb": "One ResNet judges that answer, another the picture itself.",
 }
 
 # The figure's geometry, in inches.

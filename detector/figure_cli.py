@@ -1,8 +1,11 @@
 """dnf-detector figure."""
 
+from io import BytesIO
 from pathlib import Path
 
 import click
+
+_WEBP_QUALITY = 88
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -13,7 +16,7 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--generated", multiple=True, type=_file, metavar="FILE", help="A generated picture; may be repeated."
 )
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="A .png file.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help=".png or .webp")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 def figure(
     bundle: str, *, real: tuple[Path, ...], generated: tuple[Path, ...], out: Path, device: str
@@ -22,6 +25,8 @@ def figure(
 
     The n-th photograph and the n-th generated picture share a row.
     """
+    from PIL import Image
+
     from detector.bundle import BundleError
     from detector.detector import Detector
     from detector.figure import draw_figure, examine_picture
@@ -29,8 +34,8 @@ def figure(
 
     if not real and not generated:
         raise click.UsageError("give pictures with --real FILE and --generated FILE")
-    if out.suffix != ".png":
-        raise click.UsageError("--out must end in .png")
+    if out.suffix not in {".png", ".webp"}:
+        raise click.UsageError("--out must end in .png or .webp")
     try:
         detector = Detector.load(bundle, device=device)
     except BundleError as error:
@@ -46,5 +51,9 @@ def figure(
     except ImportError as error:
         raise click.UsageError(f"{error.name} is missing: install the training extra") from error
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(picture)
-    click.echo(f"{out}: {len(real)} photographs, {len(generated)} generated pictures, {len(picture):,} bytes")
+    if out.suffix == ".png":
+        out.write_bytes(picture)
+    else:
+        Image.open(BytesIO(picture)).convert("RGB").save(out, quality=_WEBP_QUALITY)
+    written = out.stat().st_size
+    click.echo(f"{out}: {len(real)} photographs, {len(generated)} generated pictures, {written:,} bytes")

@@ -74,21 +74,24 @@ def test_the_figure_grows_with_its_rows(tiny_bundle: Path, pictures: dict[str, P
     assert heights[0] == heights[1] < heights[2]
 
 
-def test_the_command_writes_a_png(tiny_bundle: Path, pictures: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_the_command_writes_the_format_that_the_name_says(
+    tiny_bundle: Path, pictures: dict[str, Path], tmp_path: Path, suffix: str
+) -> None:
     """Both options may be repeated, and the folder of the figure is made."""
-    out = tmp_path / "made" / "figure.png"
+    out = tmp_path / "made" / f"figure.{suffix}"
     options = ["--real", pictures["large"], "--real", pictures["small"], "--generated", pictures["large"]]
     result = CliRunner().invoke(figure, [str(part) for part in [tiny_bundle, *options, "--out", out]])
     assert result.exit_code == 0, result.output
     assert "2 photographs, 1 generated pictures" in result.output
-    assert Image.open(out).format == "PNG"
+    assert Image.open(out).format == suffix.upper()
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         (["--out", "x.png"], "give pictures with --real FILE and --generated FILE"),
-        (["--real", "{large}", "--out", "x.jpg"], "--out must end in .png"),
+        (["--real", "{large}", "--out", "x.jpg"], "--out must end in .png or .webp"),
         (["--generated", "{none}", "--out", "x.png"], "real-none.jpg: not_an_image"),
     ],
 )
