@@ -23,16 +23,20 @@ def compute_feature(feature: Feature, unet: NoiseEstimator | None, x: Tensor, dn
 def combined(feature: Feature, estimates: Tensor | None, x: Tensor) -> Tensor:
     """Return the feature of pictures `x` whose noise estimates (B, C, H, W) are known; see `compute_feature`.
 
-    With "dnf+rgb" the estimates come first and the picture last.
+    Its parts are stacked in the order of their names.
     """
     x = x.to(torch.float32)
-    if feature == "rgb":
+    return torch.cat([_part(name, estimates, x) for name in feature.split("+")], dim=1)
+
+
+def _part(name: str, estimates: Tensor | None, x: Tensor) -> Tensor:
+    if name == "rgb":
         return x
-    if feature == "npr":
+    if name == "npr":
         return neighbouring_pixel_residuals(x)
     if estimates is None:
         raise ValueError("the Diffusion Noise Feature needs estimates")
-    return torch.cat([estimates, x], dim=1) if feature == "dnf+rgb" else estimates
+    return estimates
 
 
 def neighbouring_pixel_residuals(x: Tensor) -> Tensor:

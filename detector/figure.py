@@ -25,9 +25,8 @@ _INK, _QUIET, _LINE = "#16191d", "#5c6570", "#dfe3e8"
 _COLOURS: dict[VerdictName, str] = {"real": "#0f7b4f", "review": "#a15c00", "generated": "#c02637"}
 _WORDS: dict[VerdictName, str] = {"real": "real", "review": "needs review", "generated": "generated"}
 _HEADINGS = {False: "Photographs", True: "Generated pictures"}
+_DNF_TITLE = "The Diffusion Noise Feature (DNF)"
 _TITLES: dict[Feature, str] = {
-    "dnf": "The Diffusion Noise Feature (DNF)",
-    "dnf+rgb": "The Diffusion Noise Feature (DNF)",
     "rgb": "The picture itself (RGB), as a baseline",
     "npr": "Neighbouring-pixel residuals (NPR), as a baseline",
 }
@@ -36,10 +35,8 @@ _DNF_MEANING = (
     "still answers: with the picture's finest grain and edges, and with what cameras, encoders and "
     "generators left in them. "
 )
-_JUDGED: dict[Feature, str] = {
-    "dnf": "A ResNet judges that answer, never the picture.",
-    "dnf+rgb": "One ResNet judges that answer, another the picture itself.",
-}
+_DNF_ALONE = "A ResNet judges that answer, never the picture."
+_DNF_BESIDE_OTHERS = "One ResNet judges that answer, others the picture itself."
 
 # The figure's geometry, in inches.
 _CELL, _GAP, _MIDDLE, _MARGIN = 1.95, 0.1, 0.5, 0.4
@@ -136,9 +133,10 @@ def draw_figure(pictures: Sequence[ExaminedPicture], bundle: Bundle) -> bytes:
     figure = Figure(figsize=(_WIDTH, height), dpi=110, facecolor="white")
     feature = bundle.manifest.feature
     shown = _shown(feature)
-    _write(figure, _MARGIN, 0.42, _TITLES[feature], size=20, bold=True)
+    _write(figure, _MARGIN, 0.42, _TITLES.get(feature, _DNF_TITLE), size=20, bold=True)
     if needs_unet(feature):
-        for line, text in enumerate(wrap(_DNF_MEANING + _JUDGED[feature], 142)):
+        judged = _DNF_ALONE if feature == "dnf" else _DNF_BESIDE_OTHERS
+        for line, text in enumerate(wrap(_DNF_MEANING + judged, 142)):
             _write(figure, _MARGIN, 0.82 + 0.25 * line, text, size=12, colour=_QUIET)
     levels = np.concatenate([picture.spectrum.ravel() for picture in pictures])
     low, high = np.percentile(levels, [1, 99])

@@ -1,14 +1,15 @@
 """What a bundle says of itself: the contents of bundle.json."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from detector.calibration import PlattScaling
 from detector.policy import Thresholds
 
-Feature = Literal["dnf", "dnf+rgb", "rgb", "npr"]
+Feature = Literal["dnf", "dnf+npr", "dnf+rgb", "dnf+npr+rgb", "rgb", "npr"]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
 Variant = Literal["first", "last", "mean", "stack"]
 
 
@@ -58,14 +59,12 @@ class DnfConfig(_Frozen):
 
 def needs_unet(feature: Feature) -> bool:
     """Whether the feature, or a part of it, is a U-Net's estimate."""
-    return feature in {"dnf", "dnf+rgb"}
+    return "dnf" in feature.split("+")
 
 
-def feature_channels(feature: Feature, dnf: DnfConfig) -> int:
-    """Return how many channels the classifier sees."""
-    if not needs_unet(feature):
-        return 3
-    return dnf.channels + (3 if feature == "dnf+rgb" else 0)
+def feature_channels(feature: Feature, dnf: DnfConfig) -> tuple[int, ...]:
+    """Return how many channels each part of the feature has, in their order."""
+    return tuple(dnf.channels if part == "dnf" else 3 for part in feature.split("+"))
 
 
 class ResNetConfig(_Frozen):
@@ -107,8 +106,9 @@ class UnetSource(_Frozen):
 class Manifest(_Frozen):
     """A detector: its parts, its operating point, and where it comes from.
 
-    `feature` is what the classifier looks at: "dnf", or "dnf+rgb", the feature stacked on the picture; for
-    comparison "rgb", the picture itself, or "npr", its neighbouring-pixel residuals, which need no U-Net.
+    `feature` is what the classifier looks at: "dnf", alone or with parts stacked on it: "npr", the picture's
+    neighbouring-pixel residuals, and "rgb", the picture itself. These two alone need no U-Net, and are what
+    the feature is compared with.
     `figures` are measured, by name; `provenance` says how it was trained; `files` maps each file of the
     bundle, as a relative POSIX path, to its SHA-256 in hex.
     """
@@ -134,7 +134,7 @@ class Manifest(_Frozen):
             raise ValueError("a feature with dnf, and no other, needs a U-Net")
         if self.dnf.quantise and self.feature != "dnf":
             raise ValueError("only the feature dnf alone can be quantised")
-        expected = feature_channels(self.feature, self.dnf)
+        expected = sum(feature_channels(self.feature, self.dnf))
         if self.classifier.in_channels != expected:
             raise ValueError(f"the classifier must take the {expected} channels of the feature")
         return self

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from detector.bundle import Bundle, write_manifest
 from detector.calibration import PlattScaling, fit_logistic, fit_platt, thresholds_for_budget
 from detector.detector import Detector
 from detector.images import decode
-from detector.manifest import Manifest, UnetSource
+from detector.manifest import (
+    FEATURES,
+    Feature,
+    Manifest,
+    ResNetConfig,
+    UnetSource,
+    feature_channels,
+    needs_unet,
+)
 from detector.policy import Thresholds
 from detector.resnet import ResNet
 from detector.towers import Towers
@@ -33,7 +42,7 @@ Labels = NDArray[np.int64]
 
 
 class FusionRejected(ValueError):  # noqa: N818 - a finding on the user's bundles
-    """The two bundles cannot stand side by side."""
+    """The bundles cannot stand side by side."""
 
 
 def assemble(
@@ -74,56 +83,60 @@ def assemble(
 
 
 def fuse(
-    estimates: Bundle,
-    pictures: Bundle,
-    calibration: list[Sample],
-    folder: Path,
-    *,
-    name: str,
-    version: str,
+    bundles: Sequence[Bundle], calibration: list[Sample], folder: Path, *, name: str, version: str
 ) -> Bundle:
-    """Write a bundle with the networks of a `dnf` and of an `rgb` bundle as towers, fitted on `calibration`.
+    """Write a bundle with the networks of several as towers, weighed and calibrated on `calibration`.
 
-    The weights of the two logits are those of a logistic regression on the pictures that also calibrate.
-    Raises `FusionRejected` when the bundles do not fit together.
+    Their features are `dnf`, then `npr`, `rgb` or both. The weights of the logits are those of a logistic
+    regression on the pictures that also calibrate. Raises `FusionRejected` when they do not fit together.
     """
-    first, second = estimates.manifest, pictures.manifest
-    if (first.feature, second.feature) != ("dnf", "rgb"):
-        raise FusionRejected(f"the features must be dnf and rgb, not {first.feature} and {second.feature}")
-    if first.preprocessing != second.preprocessing or first.dnf.quantise:
-        raise FusionRejected("the bundles must cut pictures into the same views, and not quantise")
-    towers = (first.dnf.channels, 3)
-    config = first.classifier.model_copy(update={"in_channels": sum(towers), "towers": towers})
-    if second.classifier.model_copy(update={"in_channels": sum(towers), "towers": towers}) != config:
-        raise FusionRejected("the bundles must have classifiers of one shape")
-    (logits, labels), (others, _) = (_logits(Detector.load(b), calibration) for b in (estimates, pictures))
-    *weights, offset = fit_logistic(np.stack([logits, others], axis=1), labels)
+    manifests = [bundle.manifest for bundle in bundles]
+    first = manifests[0]
+    feature, config = _fused(manifests)
+    scored = [_logits(Detector.load(bundle), calibration) for bundle in bundles]
+    values, labels = np.stack([logits for logits, _ in scored], axis=1), scored[0][1]
+    *weights, offset = fit_logistic(values, labels)
     network = Towers(config)
-    for tower, bundle in zip(network.towers, (estimates, pictures), strict=True):
+    for tower, bundle in zip(network.towers, bundles, strict=True):
         stored = load_file(bundle.classifier_path)
         tower.load_state_dict({key: value.float() for key, value in stored.items()})
     network.mix.weight.data = torch.tensor([weights], dtype=torch.float32)
     network.mix.bias.data = torch.tensor([offset], dtype=torch.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(str(estimates.unet_location), folder / "unet", dirs_exist_ok=True)
+    shutil.copytree(str(bundles[0].unet_location), folder / "unet", dirs_exist_ok=True)
     _save_classifier(network, folder)
+    others = {manifest.feature: manifest.provenance for manifest in manifests[1:]}
+    weighed = {manifest.feature: float(w) for manifest, w in zip(manifests, weights, strict=True)}
     manifest = first.model_copy(
         update={
             "name": name,
             "version": version,
             "created": _now(),
-            "feature": "dnf+rgb",
+            "feature": feature,
             "classifier": config,
             "figures": {},
-            "provenance": {
-                **first.provenance,
-                "fusion_weights": {"dnf": float(weights[0]), "rgb": float(weights[1])},
-                "rgb": second.provenance,
-            },
+            "provenance": {**first.provenance, "fusion_weights": weighed, **others},
         }
     )
-    fused = weights[0] * logits + weights[1] * others + offset
-    return _calibrated(manifest, folder, fused, labels)
+    return _calibrated(manifest, folder, values @ np.array(weights) + offset, labels)
+
+
+def _fused(manifests: Sequence[Manifest]) -> tuple[Feature, ResNetConfig]:
+    """Return the feature and the classifier of bundles side by side. Raises `FusionRejected`."""
+    first = manifests[0]
+    name = "+".join(manifest.feature for manifest in manifests)
+    feature = next((known for known in FEATURES if known == name and "+" in known), None)
+    if feature is None or not needs_unet(feature):
+        raise FusionRejected(f"the features must be dnf, then npr, rgb or both, not {name}")
+    if first.dnf.quantise or any(m.preprocessing != first.preprocessing for m in manifests):
+        raise FusionRejected("the bundles must cut pictures into the same views, and not quantise")
+    towers = feature_channels(feature, first.dnf)
+    configs = [
+        m.classifier.model_copy(update={"in_channels": sum(towers), "towers": towers}) for m in manifests
+    ]
+    if any(config != configs[0] for config in configs):
+        raise FusionRejected("the bundles must have classifiers of one shape")
+    return feature, configs[0]
 
 
 def _now() -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from detector.manifest import FEATURES, needs_unet
 from detector.training.corpus import LAYOUTS
 
 if TYPE_CHECKING:
@@ -96,9 +97,7 @@ def unet(corpus: Path, *, out: Path, channels: str, **options: Any) -> None:
 @click.option("--unet", "unet_folder", help="A diffusers folder or hub id; rgb and npr need none.")
 @click.option("--work", required=True, type=_folder, help="Checkpoints; training resumes there.")
 @click.option("--bank-folder", type=_folder, help="Where the bank is; below the work folder if not given.")
-@click.option(
-    "--feature", type=click.Choice(["dnf", "dnf+rgb", "rgb", "npr"]), default="dnf", show_default=True
-)
+@click.option("--feature", type=click.Choice(FEATURES), default="dnf", show_default=True)
 @_bundle
 @_judged
 @_budget(60)
@@ -112,7 +111,6 @@ def classifier(
     **options: Any,
 ) -> None:
     """Train the ResNet on the U-Net's feature and write a calibrated bundle."""
-    from detector.manifest import needs_unet
     from detector.unet import UnetRejected, load_unet
 
     if needs_unet(feature) != (unet_folder is not None):
@@ -130,7 +128,12 @@ def classifier(
 @_corpus
 @click.option("--work", type=_folder, help="Checkpoints; training resumes there. OUT-work if not given.")
 @click.option("--channels", default="16,32,64,96", show_default=True, help="Of the U-Net.")
-@click.option("--feature", type=click.Choice(["dnf", "dnf+rgb"]), default="dnf", show_default=True)
+@click.option(
+    "--feature",
+    type=click.Choice([feature for feature in FEATURES if needs_unet(feature)]),
+    default="dnf",
+    show_default=True,
+)
 @_bundle
 @_judged
 @_budget(60)
@@ -150,13 +153,15 @@ def whole(corpus: Path, *, work: Path | None, channels: str, **options: Any) -> 
 
 @train.command()
 @_corpus
-@click.argument("estimates", metavar="DNF_BUNDLE")
-@click.argument("pictures", metavar="RGB_BUNDLE")
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
 @_bundle
-@click.option("--hold-out", multiple=True, required=True, metavar="FAMILY", help="As for the two bundles.")
+@click.option("--hold-out", multiple=True, required=True, metavar="FAMILY", help="As for the bundles.")
 @_data
-def fuse(corpus: Path, *, estimates: str, pictures: str, **options: Any) -> None:
-    """Put a classifier of the feature and one of the picture side by side, weighted on held-out families."""
+def fuse(corpus: Path, *, bundles: tuple[str, ...], **options: Any) -> None:
+    """Put classifiers of several features side by side, weighted on held-out families.
+
+    The bundles' features are dnf and one or both of npr and rgb, in this order.
+    """
     from detector.bundle import BundleError, resolve
     from detector.training.assembly import FusionRejected
     from detector.training.assembly import fuse as fuse_bundles
@@ -164,7 +169,7 @@ def fuse(corpus: Path, *, estimates: str, pictures: str, **options: Any) -> None
     calibration = _samples(corpus, options).calibration
     named = {name: options[name] for name in ("name", "version")}
     try:
-        bundle = fuse_bundles(resolve(estimates), resolve(pictures), calibration, options["out"], **named)
+        bundle = fuse_bundles([resolve(name) for name in bundles], calibration, options["out"], **named)
     except (BundleError, FusionRejected) as error:
         raise click.UsageError(str(error)) from error
     click.echo(f"{bundle.folder}: digest {bundle.digest}")

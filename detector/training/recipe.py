@@ -60,7 +60,7 @@ class ClassifierTraining:
     @property
     def channels(self) -> int:
         """How many channels the classifier sees."""
-        return feature_channels(self.feature, self.dnf)
+        return sum(feature_channels(self.feature, self.dnf))
 
 
 def paper_recipe(recipe: ClassifierTraining) -> ClassifierTraining:

@@ -47,6 +47,14 @@ def test_the_picture_follows_its_estimates() -> None:
     torch.testing.assert_close(feature[:, 3:], x)
 
 
+def test_all_parts_stand_in_the_order_of_their_names() -> None:
+    """Estimates, residuals, picture: three channels each."""
+    x = torch.rand(1, 3, 4, 4)
+    feature = compute_feature("dnf+npr+rgb", timestep_everywhere, x, DnfConfig(timesteps=(7,)))
+    torch.testing.assert_close(feature[:, 3:6], neighbouring_pixel_residuals(x))
+    torch.testing.assert_close(feature[:, 6:], x)
+
+
 def test_a_noise_feature_without_a_u_net_is_an_error() -> None:
     """Nothing is made up in its place."""
     with pytest.raises(ValueError, match="needs a U-Net"):
@@ -155,4 +163,4 @@ def test_bundles_that_do_not_fit_are_not_fused(tmp_path: Path) -> None:
     command = ["train", "fuse", str(_corpus(corpus)), bundle, bundle, "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(main, [*command, "--hold-out", "phone"])
     assert result.exit_code == 2
-    assert "must be dnf and rgb" in result.output
+    assert "must be dnf, then npr, rgb or both" in result.output
