@@ -149,7 +149,7 @@ def _compare(
     batch_sizes: tuple[int, ...],
     rounds: int,
 ) -> "tuple[Comparison, str]":
-    from detector.benchmark import acceleration_of, compare, our_pipeline, sample_files
+    from detector.benchmark import compare, our_pipeline, sample_files
     from detector.detector import Detector
     from detector.paper_pipeline import PaperPipeline
 
@@ -158,7 +158,7 @@ def _compare(
     files = sample_files(batch_sizes[0] if batch_sizes else 2)
     with ThreadPoolExecutor(1) as pool:
         found = compare(published.logits, our_pipeline(detector, pool), files, rounds=rounds)
-    return found, f"{detector.device}, {detector.dtype}, {acceleration_of(detector)}"
+    return found, f"{detector.device}, {detector.dtype}, {detector.acceleration}"
 
 
 def _table(rows: "list[Measurement]") -> Table:

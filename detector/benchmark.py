@@ -137,7 +137,7 @@ def _row(
         device=detector.device,
         dtype=detector.dtype,
         batch_size=batch_size,
-        acceleration=acceleration_of(detector),
+        acceleration=detector.acceleration,
         decode_ms=decode_ms,
         prepare_ms=prepare_ms,
         dnf_ms=dnf_ms,
@@ -245,11 +245,6 @@ def known_peak_tflops(name: str) -> float | None:
     """Return the bfloat16 peak of the device called `name`, in TFLOP/s, or None when it is not listed."""
     fitting = [known for known in PEAK_TFLOPS if set(known.split()) <= set(name.replace("-", " ").split())]
     return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
-
-
-def acceleration_of(detector: Detector) -> str:
-    """Say in words which layers a detector runs on."""
-    return str(getattr(detector, "acceleration", "PyTorch's layers"))
 
 
 def device_name(device: str) -> str:

@@ -4,12 +4,13 @@
 """
 
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from detector.paper_pipeline import weight_by_rule
 
 DATA = Path(__file__).parent / "data"
 
@@ -35,20 +36,8 @@ def weights_by_rule(shapes: dict[str, list[int]], seed: int) -> dict[str, torch.
     """Make a state dict: each parameter is drawn from a seed that its name determines."""
     state: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.zeros(shape, dtype=torch.long)
-            continue
-        random = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
-        values = random.standard_normal(shape)
-        if len(shape) > 1:
-            values = values / np.sqrt(np.prod(shape[1:]))
-        elif name.endswith("running_var"):
-            values = 1 + 0.1 * np.abs(values)
-        elif name.endswith(".weight"):
-            values = 1 + 0.1 * values
-        else:
-            values = 0.1 * values
-        state[name] = torch.from_numpy(np.asarray(values, dtype=np.float32))
+        kind = torch.long if name.endswith("num_batches_tracked") else torch.float32
+        state[name] = weight_by_rule(name, torch.empty(shape, dtype=kind), seed)
     return state
 
 

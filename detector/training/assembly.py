@@ -93,6 +93,8 @@ def fuse(
     manifests = [bundle.manifest for bundle in bundles]
     first = manifests[0]
     feature, config = _fused(manifests)
+    if {sample.generated for sample in calibration} != {True, False}:
+        raise FusionRejected("there are no held-out pictures of both classes to weigh the towers on")
     scored = [_logits(Detector.load(bundle), calibration) for bundle in bundles]
     values, labels = np.stack([logits for logits, _ in scored], axis=1), scored[0][1]
     *weights, offset = fit_logistic(values, labels)

@@ -106,17 +106,16 @@ def test_twins_get_one_history(tmp_path: Path) -> None:
     assert len({picture.tobytes() for picture in pictures}) == 4
 
 
-def test_both_classes_live_through_the_same_histories() -> None:
-    """Over many draws the two classes' histories have the same qualities, scales and codecs."""
+def test_both_classes_live_through_the_same_histories(tmp_path: Path) -> None:
+    """The same pixels under both labels, unpaired: over many batches the classes are equally sharp."""
     pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
-    chain = CodecChain()
-    sharpness = [
-        [
-            float(np.abs(np.diff(chain(pixels, 64, np.random.default_rng([label, i])), axis=1)).mean())
-            for i in range(300)
-        ]
-        for label in (0, 1)
-    ]
+    for name in ("real", "generated"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "same.png")
+    batches = BalancedPictures(read_corpus(tmp_path), CodecChain(), size=64, batch=20, seed=3).batches(0)
+    pictures = np.concatenate([batch.pictures for batch in islice(batches, 30)]).astype(np.float64)
+    edges = np.abs(np.diff(pictures, axis=2)).mean(axis=(1, 2, 3)).tolist()
+    sharpness = edges[::2], edges[1::2]
     assert ks_distance(*sharpness) < 0.12
 
 
@@ -208,23 +207,49 @@ def test_pictures_become_a_bundle_and_the_bundle_is_measured(corpus: Path, tmp_p
 
 
 def test_two_trainings_with_one_seed_give_one_network(corpus: Path, tmp_path: Path) -> None:
-    """With steps instead of minutes a training is reproducible, also when it stops half way."""
+    """With steps instead of minutes a training is reproducible."""
     training, validation = grouped_split(read_corpus(corpus), every=4)
 
-    def train(folder: str, *budgets: int) -> torch.Tensor:
-        for steps in budgets:
-            recipe = ClassifierTraining(
-                feature="rgb",
-                network=ResNetConfig(depth=18, width=8),
-                size=32,
-                batch=4,
-                max_steps=6,
-                validate_steps=steps,
-            )
-            trained = train_classifier(None, training, validation, tmp_path / folder, recipe)
-        return trained.network.conv1.weight
+    def train(folder: str) -> torch.Tensor:
+        recipe = ClassifierTraining(
+            feature="rgb",
+            network=ResNetConfig(depth=18, width=8),
+            size=32,
+            batch=4,
+            max_steps=6,
+            validate_steps=3,
+        )
+        return train_classifier(None, training, validation, tmp_path / folder, recipe).network.conv1.weight
 
-    torch.testing.assert_close(train("one", 3), train("two", 3), rtol=0, atol=0)
+    torch.testing.assert_close(train("one"), train("two"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [(["--batch", "5"], "--batch is even"), (["--bank", "8"], "--bank holds at least a batch, 32 crops")],
+)
+def test_a_batch_that_cannot_be_balanced_is_a_usage_error(
+    corpus: Path, tmp_path: Path, options: list[str], complaint: str
+) -> None:
+    """It is said before anything is trained."""
+    command = ["train", "all", str(corpus), "--out", str(tmp_path / "b"), "--max-steps", "1", *options]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert complaint in result.output
+    assert not (tmp_path / "b-work").exists()
+
+
+def test_a_corpus_too_small_to_calibrate_on_is_a_usage_error(tmp_path: Path) -> None:
+    """Two pictures leave nothing to validate on; it is said before the classifier is trained."""
+    for place in ("real", "generated"):
+        (tmp_path / place).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / place / "a.png")
+    work = tmp_path / "work"
+    command = ["train", "classifier", str(tmp_path), "--feature", "rgb", "--work", str(work)]
+    result = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "b"), "--max-steps", "1"])
+    assert result.exit_code == 2
+    assert "no pictures of both classes to validate on" in result.output
+    assert not work.exists()
 
 
 def test_a_family_can_be_held_out_whole(corpus: Path, tmp_path: Path) -> None:
