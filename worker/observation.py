@@ -36,7 +36,8 @@ class Observation:
 
     def attach(self, service: "Service", app: "Celery") -> None:
         """Watch a service whose model is loaded, and the application before it starts."""
-        self.health.attach(app, service.batcher)
+        self.health.watch(service.batcher)
+        self.health.attach(app)
         BATCHER_STALLED.set_function(lambda: service.batcher.stalled_seconds)
         model = service.model
         MODEL_INFO.labels(
