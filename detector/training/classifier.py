@@ -1,5 +1,6 @@
 """Train the ResNet on a feature of both classes after one random codec chain."""
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from detector.dnf import quantised
 from detector.features import combined, compute_feature
 from detector.images import decode
-from detector.manifest import needs_unet
 from detector.metrics import auroc
 from detector.resnet import ResNet
 from detector.training.bank import FeatureBank
@@ -132,13 +132,22 @@ class _FeatureSource:
             for drawn in prefetched(self._pictures.batches(first)):
                 yield self._batch(self._features(torch.from_numpy(drawn.pictures)), drawn.labels)
             return
-        name = f"dnf-{'-'.join(map(str, recipe.dnf.timesteps))}" if needs_unet(recipe.feature) else None
+        name = self._kept_features()
         self._bank.fill(self._pictures, recipe.batch, self._estimates if name else None, name or "")
         drawn_from_bank = self._bank.batches(name, recipe.batch, first=first, seed=recipe.seed)
         for kept in prefetched(drawn_from_bank):
             x = self._pixels(torch.from_numpy(kept.pictures))
             estimates = None if kept.features is None else torch.from_numpy(kept.features).to(x)
             yield self._batch(self._seen(combined(recipe.feature, estimates, x)), kept.labels)
+
+    def _kept_features(self) -> str | None:
+        """Name what a bank keeps: another U-Net, or other timesteps, have features of their own."""
+        if self._unet is None:
+            return None
+        digest = hashlib.sha256()
+        for weight in self._unet.state_dict().values():
+            digest.update(weight.cpu().float().numpy().tobytes())
+        return f"dnf-{'-'.join(map(str, self._recipe.dnf.timesteps))}-{digest.hexdigest()[:8]}"
 
     def held_out(self, samples: list[Sample]) -> _Batch:
         """Return the features of held-out pictures after one history that is the same in every run."""
