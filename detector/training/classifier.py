@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from detector.acceleration import install
 from detector.dnf import quantised
 from detector.features import combined, compute_feature
 from detector.images import decode
@@ -119,7 +120,11 @@ class _FeatureSource:
         self, unet: Unet | None, training: list[Sample], bank: Path, recipe: ClassifierTraining
     ) -> None:
         self._recipe = recipe
-        self._unet = unet and deepcopy(unet).eval().to(recipe.device, torch.bfloat16)
+        self._unet = unet
+        # The features of training are computed as a worker will compute them.
+        self._estimator, _, _ = install(
+            deepcopy(unet), nn.Identity(), torch.device(recipe.device), torch.bfloat16
+        )
         self._pictures = BalancedPictures(
             training, recipe.history, size=recipe.size, batch=recipe.batch, seed=recipe.seed
         )
@@ -167,12 +172,12 @@ class _FeatureSource:
 
     @torch.inference_mode()
     def _estimates(self, pictures: Tensor) -> Tensor:
-        return compute_feature("dnf", self._unet, self._pixels(pictures), self._recipe.dnf).clone()
+        return compute_feature("dnf", self._estimator, self._pixels(pictures), self._recipe.dnf).clone()
 
     @torch.inference_mode()
     def _features(self, pictures: Tensor) -> Tensor:
         recipe, x = self._recipe, self._pixels(pictures)
-        return self._seen(compute_feature(recipe.feature, self._unet, x, recipe.dnf)).clone()
+        return self._seen(compute_feature(recipe.feature, self._estimator, x, recipe.dnf)).clone()
 
     def _seen(self, features: Tensor) -> Tensor:
         return quantised(features) if self._recipe.dnf.quantise else features
