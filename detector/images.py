@@ -7,7 +7,9 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from detector.metadata import MAX_METADATA_BYTES, TooMuchMetadata, bound_metadata
 
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "AVIF"]
 ALLOWED_FORMATS: tuple[str, ...] = get_args(ImageFormat)
@@ -19,12 +21,15 @@ ImageReason = Literal[
     "format_not_allowed",
     "too_many_pixels",
     "too_small",
+    "too_much_metadata",
     "truncated",
     "corrupt",
 ]
 
 # The pixel limit below is stricter and is checked before any pixel is decoded.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What the compressed texts of one PNG may fill in memory; Pillow would let it be 64 MiB.
+PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA_BYTES
 
 
 class ImageRejected(Exception):  # noqa: N818 - a verdict on the upload, not a fault of the program
@@ -67,12 +72,16 @@ class Picture:
 def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
     """Decode the first frame of an encoded picture, upright, with transparency flattened on white.
 
-    JPEG, PNG, WebP, GIF and AVIF are read; the pixel limit is checked on the header, before decoding.
-    Raises `ImageRejected` for everything else.
+    JPEG, PNG, WebP, GIF and AVIF are read; pixels are limited by the header, and metadata by the file's
+    frame, before anything is decoded. Raises `ImageRejected` for everything else.
     """
     limits = limits or ImageLimits()
     if not data:
         raise ImageRejected("empty", "The file is empty.")
+    try:
+        bound_metadata(data)
+    except TooMuchMetadata as error:
+        raise ImageRejected("too_much_metadata", str(error)) from error
     image = _open(data)
     _check_size(image, limits)
     try:
@@ -123,6 +132,8 @@ def _check_size(image: Image.Image, limits: ImageLimits) -> None:
 
 def _decoding_failure(error: Exception) -> ImageRejected:
     message = str(error).lower()
+    if "text chunks" in message or "decompressed data too large" in message:
+        return ImageRejected("too_much_metadata", "The picture's texts or profile fill too much memory.")
     if "truncated" in message or "not enough" in message or isinstance(error, EOFError):
         return ImageRejected("truncated", "The picture ends before its pixels are complete.")
     return ImageRejected("corrupt", "The picture's data is damaged and cannot be decoded.")

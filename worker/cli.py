@@ -32,16 +32,19 @@ main.add_command(dead_letters)
 def run() -> None:
     """Start a worker: the model is loaded and warmed before it takes its first check."""
     from detector.bundle import BundleError
+    from worker.broker import BrokerRefused, refuse_distrust
     from worker.logs import configure_logs
-    from worker.run import run_worker
 
     settings = settings_in_force()
     configure_logs(settings)
     # Celery takes over the signal once it runs; as a container's first process we would ignore it until then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
+        refuse_distrust(settings)
+        from worker.run import run_worker
+
         status = run_worker(settings)
-    except BundleError as error:
+    except (BrokerRefused, BundleError) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(status)
 
