@@ -13,9 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from worker.dead_letters_cli import dead_letters
+from worker.exporter_cli import exporter
 from worker.messages import QUEUES, QueueName, RejectionEvent
 from worker.results import Event
 from worker.settings import Settings
+from worker.tracing import exported_traces
 from worker.usage import WrongUsage, plain_errors, settings_in_force
 
 
@@ -26,6 +28,7 @@ def main() -> None:
 
 
 main.add_command(dead_letters)
+main.add_command(exporter)
 
 
 @main.command()
@@ -33,6 +36,7 @@ def run() -> None:
     """Start a worker: the model is loaded and warmed before it takes its first check."""
     from detector.bundle import BundleError
     from worker.broker import BrokerRefused, refuse_distrust
+    from worker.endpoints import EndpointsUnavailable
     from worker.logs import configure_logs
 
     settings = settings_in_force()
@@ -44,7 +48,7 @@ def run() -> None:
         from worker.run import run_worker
 
         status = run_worker(settings)
-    except (BrokerRefused, BundleError) as error:
+    except (BrokerRefused, BundleError, EndpointsUnavailable) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(status)
 
@@ -73,7 +77,7 @@ def submit(
 
     extra = _metadata(metadata)
     files = [_picture(name) for name in pictures]
-    with plain_errors(), Client(settings_in_force()) as client:
+    with plain_errors(), exported_traces(), Client(settings_in_force()) as client:
         since = client.position()
         names = {
             client.submit_file(file, queue=queue, metadata=extra)

@@ -182,6 +182,11 @@ class _CloudEvent(_Contract):
     subject: str = Field(description="s3://bucket/key")
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
     datacontenttype: Literal["application/json"] = "application/json"
+    traceparent: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="CloudEvents' distributed tracing extension: the trace of the check, if it has one.",
+    )
 
 
 class VerdictEvent(_CloudEvent):
