@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -74,7 +75,8 @@ class Storage:
         limit = self._settings.max_bytes
         try:
             reply = self._s3.get_object(**request)
-            with reply["Body"] as body:
+            # The body's own `with` gives the bare stream, which takes a reply that was cut for a whole one.
+            with closing(reply["Body"]) as body:
                 if reply["ContentLength"] > limit:
                     raise StorageRejected(
                         "too_large", f"The object has {reply['ContentLength']} bytes; the limit is {limit}."

@@ -153,7 +153,7 @@ def test_amazon_does_not_send_a_worker_to_another_region() -> None:
 
     # Stands in for the network; the worker's own refusal was registered before and is asked first.
     storage._s3.meta.events.register("before-send.s3", answer)  # noqa: SLF001
-    with pytest.raises(StorageUnavailable, match="redirects to uploads.s3.eu-west-1.amazonaws.com"):
+    with pytest.raises(StorageUnavailable, match=r"redirects to uploads\.s3\.eu-west-1\.amazonaws\.com"):
         storage.fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert asked
     assert all("eu-west-1" not in url for url in asked)
