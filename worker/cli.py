@@ -14,6 +14,7 @@ from rich.table import Table
 
 from worker.dead_letters_cli import dead_letters
 from worker.messages import QUEUES, QueueName, RejectionEvent
+from worker.planning.plan_cli import plan_command
 from worker.results import Event
 from worker.settings import Settings
 from worker.usage import WrongUsage, plain_errors, settings_in_force
@@ -26,6 +27,7 @@ def main() -> None:
 
 
 main.add_command(dead_letters)
+main.add_command(plan_command)
 
 
 @main.command()
