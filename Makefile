@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench schemas lock clean
+.PHONY: setup demo test lint bench schemas metrics lock clean
 
 setup: $(VENV)/.ready
 
@@ -29,6 +29,9 @@ bench: setup
 
 schemas: setup
 	$(BIN)/python -m worker.messages deploy/schemas
+
+metrics: setup
+	$(BIN)/python -m worker.metrics_page docs/metrics.md
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.in -o requirements.lock

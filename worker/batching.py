@@ -49,8 +49,15 @@ class MicroBatcher(Generic[Item, Result]):
         # Four batches of reserve: beyond that, producers wait in submit.
         self._queue: queue.Queue[_Waiting[Item, Result] | None] = queue.Queue(maxsize=4 * max_batch)
         self._closing = threading.Event()
+        self._at_it_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
+
+    @property
+    def stalled_seconds(self) -> float:
+        """Seconds since the model thread last made progress while it had work; 0.0 when idle."""
+        since = self._at_it_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def submit(self, item: Item, *, timeout_seconds: float | None = None) -> "Future[Batched[Result]]":
         """Queue an item and return the future of its result.
@@ -84,6 +91,7 @@ class MicroBatcher(Generic[Item, Result]):
             batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
             if batch:
                 self._settle(batch)
+                self._at_it_since = None
 
     def _gather(self) -> tuple[list[_Waiting[Item, Result]], bool]:
         """Return the next batch, and whether it is the last."""
@@ -103,7 +111,7 @@ class MicroBatcher(Generic[Item, Result]):
         return batch, False
 
     def _settle(self, batch: list[_Waiting[Item, Result]]) -> None:
-        began = time.monotonic()
+        began = self._at_it_since = time.monotonic()
         try:
             results = self._run([waiting.item for waiting in batch])
             pairs = list(zip(batch, results, strict=True))

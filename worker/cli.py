@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from worker.dead_letters_cli import dead_letters
+from worker.exporter_cli import exporter
 from worker.messages import QUEUES, QueueName, RejectionEvent
 from worker.planning.plan_cli import plan_command
 from worker.results import Event
@@ -27,6 +28,7 @@ def main() -> None:
 
 
 main.add_command(dead_letters)
+main.add_command(exporter)
 main.add_command(plan_command)
 
 
@@ -34,6 +36,7 @@ main.add_command(plan_command)
 def run() -> None:
     """Start a worker: the model is loaded and warmed before it takes its first check."""
     from detector.bundle import BundleError
+    from worker.endpoints import EndpointsUnavailable
     from worker.logs import configure_logs
     from worker.run import run_worker
 
@@ -43,7 +46,7 @@ def run() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         status = run_worker(settings)
-    except BundleError as error:
+    except (BundleError, EndpointsUnavailable) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(status)
 

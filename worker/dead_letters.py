@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from worker.admission import entry_of
 from worker.deliveries import deliveries_key
 from worker.messages import CHECK_ID, DeadLetter, LetterForm, UncheckableMessage
+from worker.metrics import DEAD_LETTERS
 
 if TYPE_CHECKING:
     import redis
@@ -95,7 +96,9 @@ class DeadLetters:
         """Write a letter, in the place of an earlier one of the same message; return its entry id."""
         keys = [self._stream, self._mark(letter)]
         text = letter.model_dump_json()
-        return _text(self._redis.eval(_BURY, len(keys), *keys, self._max_length, text, _REMEMBERED_SECONDS))
+        entry_id = self._redis.eval(_BURY, len(keys), *keys, self._max_length, text, _REMEMBERED_SECONDS)
+        DEAD_LETTERS.labels(letter.reason).inc()
+        return _text(entry_id)
 
     def read(
         self,

@@ -6,6 +6,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from worker.app import create_app
 from worker.logs import get_logger
 from worker.messages import QUEUES
+from worker.observation import Observation, observed
 from worker.service import Service
 from worker.settings import Settings
 from worker.tasks import register
@@ -14,7 +15,15 @@ log = get_logger("worker.run")
 
 
 def run_worker(settings: Settings) -> int:
-    """Consume checks until the process is told to stop; return its exit status. Raises `BundleError`."""
+    """Consume checks until the process is told to stop; return its exit status.
+
+    Raises `BundleError` and `EndpointsUnavailable`.
+    """
+    with observed(settings) as observation:
+        return _run(settings, observation)
+
+
+def _run(settings: Settings, observation: Observation) -> int:
     service = Service.start(settings)
     log.info(
         "model_loaded",
@@ -25,6 +34,7 @@ def run_worker(settings: Settings) -> int:
     )
     app = create_app(settings)
     register(app, service)
+    observation.attach(service, app)
 
     def ready(**_: object) -> None:
         log.info("worker_ready", worker=service.name, queues=list(QUEUES), threads=settings.threads)

@@ -14,6 +14,7 @@ from worker.batching import MicroBatcher
 from worker.dead_letters import DeadLetters
 from worker.deliveries import Deliveries
 from worker.messages import Model
+from worker.metrics import counted_batches
 from worker.results import Results, connect
 from worker.settings import Settings
 from worker.storage import Storage
@@ -45,7 +46,9 @@ class Service:
             settings=settings,
             detector=detector,
             batcher=MicroBatcher(
-                detector.examine, max_batch=settings.batch_size, wait_seconds=settings.batch_wait_seconds
+                counted_batches(detector.examine),
+                max_batch=settings.batch_size,
+                wait_seconds=settings.batch_wait_seconds,
             ),
             storage=Storage(settings),
             results=Results(settings),

@@ -71,6 +71,19 @@ class Settings(BaseSettings):
         default=7 * 86400, ge=60, description="How long a published check id is remembered."
     )
     thumbnail_side_pixels: int = Field(default=128, ge=16, le=512, description="Side of the DNF thumbnail.")
+    http_host: str = Field(
+        default="0.0.0.0",  # noqa: S104 - probes come from outside of a container
+        description="Where probes and metrics are served.",
+    )
+    http_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port of /livez, /readyz, /startupz and /metrics; 0 serves nothing.",
+    )
+    expected_checks_per_second: float = Field(
+        default=3.0, gt=0, description="What one worker is expected to do; for the backlog until measured."
+    )
     source: str = Field(default="dnf-moderation", min_length=1, description="CloudEvents `source`.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Log level.")
     log_format: Literal["auto", "json", "console"] = Field(

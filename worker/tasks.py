@@ -28,6 +28,7 @@ from worker.messages import (
     event_id,
     first_fault,
 )
+from worker.metrics import REDELIVERIES, RETRIES, RetryReason, check_in_flight, count_check
 from worker.shared_lock import Crowded
 from worker.stopwatch import Stopwatch
 from worker.storage import StorageRejected, StorageUnavailable
@@ -60,6 +61,8 @@ def check_image(service: "Service", message: object) -> None:
     """
     check = _understood(message)
     with service.deliveries.begin(check.check_id) as delivery:
+        if delivery.number > 1:
+            REDELIVERIES.inc()
         if delivery.number > 1 and service.results.answered(check.check_id):
             log.info("check_answered_before", check_id=check.check_id, delivery=delivery.number)
             return
@@ -95,9 +98,11 @@ def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
         thumbnail=_described(thumbnail, service.settings.thumbnail_side_pixels),
         batch_size=batched.batch_size,
     )
-    published = service.results.publish(
-        VerdictEvent(**_envelope(service, check), data=outcome), thumbnail=thumbnail
-    )
+    with watch.stage("publish"):
+        published = service.results.publish(
+            VerdictEvent(**_envelope(service, check), data=outcome), thumbnail=thumbnail
+        )
+    count_check(verdict, watch.read(), score=finding.probability)
     log.info(
         "image_checked",
         check_id=check.check_id,
@@ -119,10 +124,11 @@ def register(app: "Celery", service: "Service") -> None:
     @app.task(name=CHECK_IMAGE, bind=True, typing=False, max_retries=None)
     def task(self: "Task[Any, None]", *args: Any, **kwargs: Any) -> None:
         message = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
-        try:
-            check_image(service, message)
-        except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it
-            _postpone_or_bury(self, service, message, error)
+        with check_in_flight((self.request.delivery_info or {}).get("routing_key")):
+            try:
+                check_image(service, message)
+            except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it
+                _postpone_or_bury(self, service, message, error)
 
 
 def _postpone_or_bury(task: "Task[Any, None]", service: "Service", message: object, error: Exception) -> None:
@@ -158,6 +164,7 @@ def retry_delay(retries: int, longest_seconds: float) -> float:
 
 def _postpone(task: "Task[Any, None]", service: "Service", message: object, error: Exception) -> NoReturn:
     retries = task.request.retries
+    RETRIES.labels(_retry_reason(error)).inc()
     seconds = retry_delay(retries, service.settings.longest_retry_seconds)
     log.warning(
         "check_postponed",
@@ -172,6 +179,20 @@ def _postpone(task: "Task[Any, None]", service: "Service", message: object, erro
         # Celery could not enqueue the retry and would now drop the message; this puts it back.
         raise Reject(str(unsent), requeue=True) from error
     raise AssertionError("unreachable: retry raises")
+
+
+def _retry_reason(error: Exception) -> RetryReason:
+    match error:
+        case redis.RedisError():
+            return "broker"
+        case Crowded():
+            return "crowded"
+        case StorageUnavailable():
+            return "storage_unavailable"
+        case ModelFailed():
+            return "model_failed"
+        case _:
+            return "internal_error"
 
 
 def _understood(message: object) -> ImageCheck:
@@ -214,7 +235,9 @@ def _publish_rejection(
     outcome = Rejection(
         **_outcome(service, check, watch, delivery), reason=rejected.reason, sentence=str(rejected)
     )
-    published = service.results.publish(RejectionEvent(**_envelope(service, check), data=outcome))
+    with watch.stage("publish"):
+        published = service.results.publish(RejectionEvent(**_envelope(service, check), data=outcome))
+    count_check("rejected", watch.read(), reason=rejected.reason)
     log.info(
         "image_rejected",
         check_id=check.check_id,

@@ -2,11 +2,13 @@
 
 Queue, store, decoding, batches, deliveries and publishing are the product's own; only the two networks are
 not there. A batch takes `NULL_BATCH_SECONDS`. A white picture is poison: it ends the process from within the
-model, as a fault in native code does, and takes along whatever is in flight beside it.
+model, as a fault in native code does, and takes along whatever is in flight beside it. With `NULL_HANGS` set
+the model never comes back from a batch.
 """
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from detector.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, 
 from detector.policy import Thresholds
 from worker.cli import main
 
+HANGS = bool(os.environ.get("NULL_HANGS"))
 BATCH_SECONDS = float(os.environ.get("NULL_BATCH_SECONDS", "0.02"))
 
 
@@ -59,6 +62,8 @@ class NullDetector(Detector):
         if any(float(views.min()) == 1.0 for views in prepared):
             os.kill(os.getpid(), signal.SIGSEGV)
             time.sleep(60)
+        if HANGS:
+            threading.Event().wait()
         time.sleep(BATCH_SECONDS)
         return [
             Finding(0.0, float(np.clip(views.mean() / 2 + 0.5, 0, 1)), views[0], 1.0, 1.0)

@@ -23,7 +23,7 @@ HPA_MOST_TIMES = 2.0
 #: The chart's policy for scaling down: at most so large a share goes in so many seconds.
 MOST_REMOVED_SHARE = 0.5
 MOST_REMOVED_SECONDS = 60.0
-#: A backlog without a rate counts as a day.
+#: The chart's query lets no backlog count for more.
 LONGEST_BACKLOG_SECONDS = 86_400.0
 #: Failed readings of a metric after which KEDA falls back (`failureThreshold`).
 KEDA_FAILURE_THRESHOLD = 3
@@ -59,18 +59,11 @@ class ScalingRule:
 
 @dataclass(frozen=True)
 class Load:
-    """What the exporter says: `checks` waiting or in work, checks a second (`rate`), workers `alive`."""
+    """What the exporter says: `checks` waiting or in work, `backlog_seconds`, workers `alive`."""
 
     checks: float
-    rate: float
+    backlog_seconds: float
     alive: int
-
-    @property
-    def backlog_seconds(self) -> float:
-        """Seconds of work in hand at the measured rate; a day when nothing moves."""
-        if self.checks <= 0:
-            return 0.0
-        return min(self.checks / self.rate, LONGEST_BACKLOG_SECONDS) if self.rate else LONGEST_BACKLOG_SECONDS
 
 
 class HorizontalPodAutoscaler:
@@ -93,7 +86,7 @@ class HorizontalPodAutoscaler:
             return 0
         if load:
             self._failures = 0
-            backlog = load.backlog_seconds * max(1, load.alive)
+            backlog = min(load.backlog_seconds, LONGEST_BACKLOG_SECONDS) * max(1, load.alive)
             wanted = max(
                 _average(backlog, self._rule.backlog_seconds_target, replicas),
                 _average(load.checks, self._rule.checks_per_replica_target, replicas),

@@ -1,10 +1,10 @@
 """A day of traffic under the autoscaler, check by check or by slices of a second.
 
-Both ways share the clock, the pods, the rule and the arrivals. Slices do at any rate, a billion checks a day
-too; the tests hold them to single checks at a small rate, and single checks to queueing theory.
+Both ways share the clock, the pods, the rule, the arrivals and the exporter's own measure of the rate. Slices
+do at any rate, a billion checks a day too; the tests hold them to single checks at a small rate, and single
+checks to queueing theory.
 """
 
-from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 from math import ceil
@@ -13,13 +13,12 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from worker.exporter import Look, Rate
 from worker.planning.fleet import autoscale
 from worker.planning.scaling import Load, ScalingRule
 from worker.planning.service import Floats, Service, SingleChecks, Slices
 from worker.planning.worker_model import WorkerModel
 
-#: The exporter's rate is that of the last minute.
-RATE_SECONDS = 60
 #: Prometheus, which KEDA asks, reads the exporter so often; between two readings it answers the older one.
 SCRAPE_SECONDS = 15
 #: Prometheus and the autoscaler do not keep step: here a reading is seven seconds old when it is used.
@@ -85,20 +84,20 @@ def simulate(
     """
     env = simpy.Environment()
     service: Service = SingleChecks(env, arrivals, worker, seed) if exact else Slices(env, arrivals, worker)
-    done: deque[float] = deque([0.0], maxlen=RATE_SECONDS + 1)
+    rate = Rate()
     series: list[tuple[float, int, int]] = []
 
-    scraped = Load(0.0, 0.0, 0)
+    scraped = Load(0.0, 0.0, service.fleet.ready)
 
     def watch() -> Generator[simpy.Event, None, None]:
         nonlocal scraped
         while True:
             series.append((service.in_system, service.fleet.ready, service.fleet.paid))
             if env.now % SCRAPE_SECONDS == SCRAPE_PHASE:
-                rate = (done[-1] - done[0]) / max(1, len(done) - 1)
-                scraped = Load(service.in_system, rate, service.fleet.ready)
+                rate.note(_look(env.now, service, worker))
+                attainable = rate.attainable(worker.pictures_a_second)
+                scraped = Load(service.in_system, service.in_system / attainable, service.fleet.ready)
             yield env.timeout(1)
-            done.append(service.done)
 
     def load() -> Load | None:
         return None if blind[0] <= env.now < blind[1] else scraped
@@ -114,6 +113,23 @@ def simulate(
     in_system, ready, paid = np.asarray(series[: len(arrivals)], dtype=np.float64).T
     return Outcome(
         waited.seconds, waited.checks, waited.arrived_at, arrivals.astype(np.float64), in_system, ready, paid
+    )
+
+
+def _look(now: float, service: Service, worker: WorkerModel) -> Look:
+    """Return what the exporter sees; a worker takes twice its batch from the queue."""
+    held = min(service.in_system, service.fleet.ready * 2 * worker.batch_size)
+    return Look(
+        at=now,
+        waiting={"image-checks": round(service.in_system - held)},
+        unacknowledged={"image-checks": held},
+        oldest={},
+        taken=None,
+        alive=service.fleet.ready,
+        published=int(service.done),
+        stream_length=0,
+        groups={},
+        dead_letters=0,
     )
 
 
