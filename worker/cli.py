@@ -15,6 +15,7 @@ from rich.table import Table
 from worker.dead_letters_cli import dead_letters
 from worker.exporter_cli import exporter
 from worker.messages import QUEUES, QueueName, RejectionEvent
+from worker.planning.plan_cli import plan_command
 from worker.results import Event
 from worker.settings import Settings
 from worker.tracing import exported_traces
@@ -29,6 +30,7 @@ def main() -> None:
 
 main.add_command(dead_letters)
 main.add_command(exporter)
+main.add_command(plan_command)
 
 
 @main.command()
