@@ -1,4 +1,4 @@
-"""The CPU kernels of kernels.cpp: compiled when first asked for, kept in the user's cache."""
+"""The CPU kernels of kernels.cpp: built into an image, or compiled at first use and kept in the cache."""
 
 import ctypes
 import hashlib
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
+# Beside the source where `build` has put it: an image has no compiler.
+_BUILT = Path(__file__).with_name("kernels.so")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC")
+# For every CPU that has the instructions, whichever it was compiled on.
+_PORTABLE_FLAGS = ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-std=c++17", "-fopenmp", "-fPIC")
 _COMPILER_SECONDS = 300
 LANES = 16
 
@@ -116,12 +121,17 @@ def packed_weights(weight: "Tensor") -> "Tensor":
 
 @cache
 def cpu_kernels() -> CpuKernels:
-    """Compile the kernels, or find them compiled. Raises `KernelsUnavailable`."""
+    """Find the kernels compiled, or compile them. Raises `KernelsUnavailable`."""
     import torch  # noqa: F401 - its OpenMP runtime must be in the process before the library is loaded
 
     processor = _processor()
     if "avx512_bf16" not in processor.split():
         raise KernelsUnavailable("this CPU has no AVX512-BF16 instructions")
+    if _BUILT.is_file():
+        try:
+            return CpuKernels(ctypes.CDLL(str(_BUILT)))
+        except (OSError, AttributeError) as error:
+            raise KernelsUnavailable(f"the kernels of this installation cannot be loaded: {error}") from error
     compiler = shutil.which("g++")
     if compiler is None:
         raise KernelsUnavailable("there is no C++ compiler (g++) on this machine")
@@ -132,7 +142,7 @@ def cpu_kernels() -> CpuKernels:
         if library.is_file():
             return CpuKernels(ctypes.CDLL(str(library)))
         with tempfile.TemporaryDirectory() as folder:
-            built = _compile(compiler, Path(folder))
+            built = _compile(compiler, _FLAGS, Path(folder))
             _keep(built, library)
             return CpuKernels(ctypes.CDLL(str(built)))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
@@ -140,11 +150,23 @@ def cpu_kernels() -> CpuKernels:
         raise KernelsUnavailable(f"the kernels could not be compiled or loaded: {detail[:500]}") from error
 
 
-def _compile(compiler: str, folder: Path) -> Path:
+def build(library: Path = _BUILT) -> None:
+    """Compile the kernels to `library` for every x86-64 CPU with AVX512-BF16, as an image wants them.
+
+    Raises `KernelsUnavailable` without a compiler, subprocess.CalledProcessError when it fails.
+    """
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise KernelsUnavailable("there is no C++ compiler (g++) on this machine")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(_compile(compiler, _PORTABLE_FLAGS, Path(folder)), library)
+
+
+def _compile(compiler: str, flags: Sequence[str], folder: Path) -> Path:
     compiled, library = folder / "kernels.o", folder / "kernels.so"
     # Linked without -fopenmp: the runtime's symbols are then torch's own, with one pool of threads for both.
     for command in (
-        [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(compiled)],
+        [compiler, *flags, "-c", str(_SOURCE), "-o", str(compiled)],
         [compiler, "-shared", str(compiled), "-o", str(library)],
     ):
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILER_SECONDS)  # noqa: S603 - fixed

@@ -15,6 +15,7 @@ from rich.table import Table
 from worker.dead_letters_cli import dead_letters
 from worker.exporter_cli import exporter
 from worker.messages import QUEUES, QueueName, RejectionEvent
+from worker.planning.plan_cli import plan_command
 from worker.results import Event
 from worker.settings import Settings
 from worker.tracing import exported_traces
@@ -29,23 +30,27 @@ def main() -> None:
 
 main.add_command(dead_letters)
 main.add_command(exporter)
+main.add_command(plan_command)
 
 
 @main.command()
 def run() -> None:
     """Start a worker: the model is loaded and warmed before it takes its first check."""
     from detector.bundle import BundleError
+    from worker.broker import BrokerRefused, refuse_distrust
     from worker.endpoints import EndpointsUnavailable
     from worker.logs import configure_logs
-    from worker.run import run_worker
 
     settings = settings_in_force()
     configure_logs(settings)
     # Celery takes over the signal once it runs; as a container's first process we would ignore it until then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
+        refuse_distrust(settings)
+        from worker.run import run_worker
+
         status = run_worker(settings)
-    except (BundleError, EndpointsUnavailable) as error:
+    except (BrokerRefused, BundleError, EndpointsUnavailable) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(status)
 

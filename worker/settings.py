@@ -4,7 +4,7 @@ import json
 from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MASK = "********"
@@ -19,6 +19,13 @@ class Settings(BaseSettings):
         default=SecretStr("redis://127.0.0.1:6379/0"),
         description="Broker and results: redis:// or rediss:// URL.",
     )
+    redis_ca_file: FilePath | None = Field(
+        default=None, description="PEM of who signs a rediss:// broker's certificate; unset: the system's."
+    )
+    redis_certificate_file: FilePath | None = Field(
+        default=None, description="PEM of this client's own certificate, for a broker that asks for one."
+    )
+    redis_key_file: FilePath | None = Field(default=None, description="PEM of that certificate's key.")
     s3_endpoint_url: str | None = Field(default=None, description="S3 endpoint; unset means Amazon's.")
     s3_region: str = Field(default="us-east-1", description="S3 region.")
     s3_access_key_id: SecretStr | None = Field(
@@ -27,7 +34,8 @@ class Settings(BaseSettings):
     s3_secret_access_key: SecretStr | None = Field(default=None, description="S3 secret key.")
     s3_timeout_seconds: float = Field(default=10, gt=0, description="Limit of an S3 connect and of a read.")
     allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("uploads",), description="Buckets that workers may read: comma-separated or a JSON list."
+        default=("uploads",),
+        description="What workers may read: BUCKET or BUCKET/PREFIX/, with commas or as JSON.",
     )
     upload_bucket: str = Field(default="uploads", description="Where `submit` puts local files.")
     bundle: str = Field(default="default", description="The detector: a folder, a name, s3:// or a hub id.")
@@ -59,6 +67,9 @@ class Settings(BaseSettings):
     )
     max_deliveries: int = Field(
         default=3, ge=1, description="Worker processes that may end during a check before it is given up."
+    )
+    verdict_cache_ttl_seconds: int = Field(
+        default=0, ge=0, description="How long a verdict answers for the same bytes; 0: every one is judged."
     )
     max_bytes: int = Field(default=20 << 20, gt=0, description="Limit of an upload.")
     max_pixels: int = Field(default=50_000_000, gt=0, description="Limit of a picture's width x height.")
@@ -108,8 +119,22 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        if urlsplit(value.get_secret_value()).scheme not in {"redis", "rediss"}:
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in {"redis", "rediss"}:
             raise ValueError("must begin with redis:// or rediss://")
+        if "ssl" in parts.query:
+            # It could switch the check of the certificate off, for one of the two libraries that read it.
+            raise ValueError("takes no ssl_ options: the certificate is checked, see DNF_REDIS_CA_FILE")
+        return value
+
+    @field_validator("allowed_buckets")
+    @classmethod
+    def _whole_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            bucket, slash, prefix = entry.partition("/")
+            # Without its slash, `uploads/in` would let `uploads/internal` be read too.
+            if not bucket or (slash and not prefix.endswith("/")):
+                raise ValueError(f"{entry!r} is neither BUCKET nor BUCKET/PREFIX/, which ends in a slash")
         return value
 
     @model_validator(mode="after")

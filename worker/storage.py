@@ -2,8 +2,10 @@
 
 import hashlib
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
@@ -13,6 +15,7 @@ from worker.messages import ImageCheck, StorageReason
 from worker.settings import Settings
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest
     from botocore.response import StreamingBody
     from types_boto3_s3.client import S3Client
 
@@ -54,6 +57,8 @@ class Storage:
                 s3={"addressing_style": "path"} if settings.s3_endpoint_url else {},
             ),
         )
+        # botocore itself goes where a store redirects it to, in the name of another region.
+        self._s3.meta.events.register("before-send.s3", self._refuse_other_hosts)
 
     def fetch(self, check: ImageCheck) -> bytes:
         """Return the object's bytes, at most `max_bytes`.
@@ -61,8 +66,7 @@ class Storage:
         Raises `StorageRejected` when it cannot be had or is not what the check names, and
         `StorageUnavailable` when the store cannot serve it now.
         """
-        if check.bucket not in self._settings.allowed_buckets:
-            raise StorageRejected("bucket_not_allowed", f"Workers may not read the bucket {check.bucket}.")
+        self._refuse_unlisted(check)
         request: dict[str, Any] = {"Bucket": check.bucket, "Key": check.key}
         if check.version_id:
             request["VersionId"] = check.version_id
@@ -71,7 +75,8 @@ class Storage:
         limit = self._settings.max_bytes
         try:
             reply = self._s3.get_object(**request)
-            with reply["Body"] as body:
+            # The body's own `with` gives the bare stream, which takes a reply that was cut for a whole one.
+            with closing(reply["Body"]) as body:
                 if reply["ContentLength"] > limit:
                     raise StorageRejected(
                         "too_large", f"The object has {reply['ContentLength']} bytes; the limit is {limit}."
@@ -108,6 +113,22 @@ class Storage:
         except BotoCoreError as error:
             raise StorageUnavailable(f"{check.uri}: {error}") from error
         return key, digest
+
+    def _refuse_unlisted(self, check: ImageCheck) -> None:
+        # On its way `incoming/../private` becomes another key, and `../other` another bucket.
+        if {".", ".."} & set(check.key.split("/")):
+            raise StorageRejected("bucket_not_allowed", "A key has no part that is . or .. between slashes.")
+        for entry in self._settings.allowed_buckets:
+            bucket, _, prefix = entry.partition("/")
+            if check.bucket == bucket and check.key.startswith(prefix):
+                return
+        raise StorageRejected("bucket_not_allowed", f"Workers may not read {check.uri}.")
+
+    def _refuse_other_hosts(self, request: "AWSPreparedRequest", **_: Any) -> None:
+        own, asked = (str(urlsplit(url).netloc) for url in (self._s3.meta.endpoint_url, request.url))
+        # Amazon's buckets are hosts below the endpoint's.
+        if asked != own and not asked.endswith(f".{own}"):
+            raise StorageUnavailable(f"the store redirects to {asked}; DNF_S3_REGION may be wrong")
 
 
 def _read(body: "StreamingBody", limit: int, seconds: float) -> bytes:

@@ -8,6 +8,7 @@ from typing import Protocol
 import pytest
 
 from tests.chaos.fleet import Fleet, settings_of
+from tests.chaos.report import Report
 from worker.client import Client
 from worker.embedded import EmbeddedServices, Valkey
 
@@ -78,3 +79,10 @@ def stored_picture(services: EmbeddedServices, make_picture: Callable[..., bytes
     """Return the key of a good picture in the store."""
     services.seaweedfs.client().put_object(Bucket=services.bucket, Key="chaos/good.jpg", Body=make_picture(1))
     return "chaos/good.jpg"
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
+    """Provide this test's rows of the table of promises."""
+    name = os.environ.get("DNF_CHAOS_REPORT")
+    return Report(request.node.originalname, Path(name) if name else None)

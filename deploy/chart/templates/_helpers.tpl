@@ -1,0 +1,131 @@
+{{- define "dnf.fullname" -}}
+{{- .Values.fullnameOverride | default (contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name)) | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "dnf.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "dnf.labels" -}}
+{{ include "dnf.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "dnf.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (.Values.serviceAccount.create | ternary (include "dnf.fullname" .) "default") -}}
+{{- end -}}
+
+{{- define "dnf.image" -}}
+{{- $tag := .Values.image.tag | default (printf "%s-%s" .Chart.AppVersion (.Values.worker.gpu.enabled | ternary "cuda" "cpu")) -}}
+{{- .Values.image.repository -}}
+{{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ $tag }}{{ end -}}
+{{- end -}}
+
+{{/* The exporter wants no CUDA, and its node no gigabytes. */}}
+{{- define "dnf.exporterImage" -}}
+{{- .Values.image.repository -}}
+{{- if .Values.exporter.digest }}@{{ .Values.exporter.digest }}{{ else }}:{{ .Values.exporter.tag | default (printf "%s-cpu" .Chart.AppVersion) }}{{ end -}}
+{{- end -}}
+
+{{- define "dnf.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "dnf.containerSecurity" -}}
+allowPrivilegeEscalation: false
+privileged: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* Where the broker is: from a Secret, never from the values. */}}
+{{- define "dnf.redisEnv" -}}
+- name: DNF_REDIS_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.redis.secretName }}
+      key: {{ .Values.redis.urlKey }}
+{{- end -}}
+
+{{- define "dnf.storageEnv" -}}
+- name: DNF_S3_REGION
+  value: {{ .Values.s3.region | quote }}
+{{- with .Values.s3.endpointUrl }}
+- name: DNF_S3_ENDPOINT_URL
+  value: {{ . | quote }}
+{{- end }}
+- name: DNF_ALLOWED_BUCKETS
+  value: {{ join "," .Values.s3.allowedBuckets | quote }}
+{{- if .Values.s3.secretName }}
+- name: DNF_S3_ACCESS_KEY_ID
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.s3.secretName }}
+      key: {{ .Values.s3.accessKeyIdKey }}
+- name: DNF_S3_SECRET_ACCESS_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.s3.secretName }}
+      key: {{ .Values.s3.secretAccessKeyKey }}
+{{- end }}
+{{- end -}}
+
+{{/* Bundles in S3 are read with boto3's own variables. */}}
+{{- define "dnf.bundleEnv" -}}
+- name: XDG_CACHE_HOME
+  value: /cache
+{{- if or (hasPrefix "s3://" .Values.detector.bundle) (hasPrefix "s3://" .Values.detector.shadowBundle) }}
+- name: AWS_DEFAULT_REGION
+  value: {{ .Values.s3.region | quote }}
+{{- with .Values.s3.endpointUrl }}
+- name: AWS_ENDPOINT_URL_S3
+  value: {{ . | quote }}
+{{- end }}
+{{- if .Values.s3.secretName }}
+- name: AWS_ACCESS_KEY_ID
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.s3.secretName }}
+      key: {{ .Values.s3.accessKeyIdKey }}
+- name: AWS_SECRET_ACCESS_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.s3.secretName }}
+      key: {{ .Values.s3.secretAccessKeyKey }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "dnf.settings" -}}
+{{- range $name, $value := . }}
+- name: DNF_{{ upper $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end -}}
+
+{{- define "dnf.bundleMounts" -}}
+- name: tmp
+  mountPath: /tmp
+- name: cache
+  mountPath: /cache
+{{- if .Values.detector.volume }}
+- name: bundles
+  mountPath: /bundles
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{/* Process number i of a pod serves on the port + i. */}}
+{{- define "dnf.portName" -}}
+http{{ if gt (int .) 0 }}-{{ . }}{{ end }}
+{{- end -}}
