@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from kombu.utils.json import dumps, loads
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from worker.messages import CHECK_IMAGE, UncheckableMessage, first_fault
+from worker.tracing import accepted
 
 #: Bytes of an entry: the largest check that the contract allows takes a tenth of it.
 MAX_ENTRY_BYTES = 256 << 10
@@ -22,7 +23,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\x21-\x7e
 
 
 class _Part(BaseModel):
-    # Headers that tracing libraries add are left behind: Celery takes any header for an attribute of its own.
+    # Headers that are not known are left behind: Celery takes any header for an attribute of its own.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
@@ -37,6 +38,9 @@ class EntryHeaders(_Part):
     )
     root_id: _Name | None = None
     parent_id: _Name | None = None
+    traceparent: Annotated[str | None, BeforeValidator(accepted)] = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
 
 
 class EntryProperties(_Part):
@@ -90,10 +94,12 @@ def admit(entry: bytes, queue: str, *, longest_wait_seconds: float) -> dict[str,
     )
 
 
-def entry_of(args: list[Any], kwargs: dict[str, Any], queue: str) -> bytes:
+def entry_of(args: list[Any], kwargs: dict[str, Any], queue: str, *, traceparent: str | None = None) -> bytes:
     """Return a new entry for a queue that calls the task with these arguments, as Celery would write it."""
     identity = str(uuid4())
     headers = {"task": CHECK_IMAGE, "id": identity, "root_id": identity, "retries": 0}
+    if traceparent:
+        headers["traceparent"] = traceparent
     return _text(_payload(args, kwargs, headers=headers, tag=str(uuid4()), queue=queue)).encode()
 
 

@@ -18,6 +18,7 @@ from worker.messages import QUEUES, QueueName, RejectionEvent
 from worker.planning.plan_cli import plan_command
 from worker.results import Event
 from worker.settings import Settings
+from worker.tracing import exported_traces
 from worker.usage import WrongUsage, plain_errors, settings_in_force
 
 
@@ -75,7 +76,7 @@ def submit(
 
     extra = _metadata(metadata)
     files = [_picture(name) for name in pictures]
-    with plain_errors(), Client(settings_in_force()) as client:
+    with plain_errors(), exported_traces(), Client(settings_in_force()) as client:
         since = client.position()
         names = {
             client.submit_file(file, queue=queue, metadata=extra)

@@ -14,6 +14,7 @@ import redis
 from kombu.exceptions import OperationalError
 from pydantic import JsonValue
 
+from worker import tracing
 from worker.admission import entry_of
 from worker.app import DEFAULT_QUEUE, create_app
 from worker.dead_letters import DeadLetters
@@ -91,7 +92,15 @@ class Client:
         self._refuse_if_full(queue)
         message = check.model_dump(mode="json")
         try:
-            self._app.send_task(CHECK_IMAGE, args=[message], queue=queue, retry_policy={"max_retries": 3})
+            with tracing.span("submit", **{"dnf.check_id": check.check_id, "dnf.queue": queue}):
+                trace = tracing.traceparent()
+                self._app.send_task(
+                    CHECK_IMAGE,
+                    args=[message],
+                    queue=queue,
+                    headers={"traceparent": trace} if trace else None,
+                    retry_policy={"max_retries": 3},
+                )
         except OperationalError as error:
             raise QueueUnreachable(f"the broker cannot be reached: {error}") from error
         return check.check_id
@@ -106,9 +115,13 @@ class Client:
         left = iter(checks)
         while chunk := list(islice(left, _CHECKS_A_STEP)):
             self._refuse_if_full(queue, room_for=len(chunk))
-            entries = [entry_of([check.model_dump(mode="json")], {}, queue) for check in chunk]
             try:
-                self._redis.lpush(queue, *entries)
+                with tracing.span("submit", **{"dnf.checks": len(chunk), "dnf.queue": queue}):
+                    trace = tracing.traceparent()
+                    messages = [check.model_dump(mode="json") for check in chunk]
+                    self._redis.lpush(
+                        queue, *(entry_of([each], {}, queue, traceparent=trace) for each in messages)
+                    )
             except redis.RedisError as error:
                 raise QueueUnreachable(f"the broker cannot be reached: {error}") from error
             check_ids += [check.check_id for check in chunk]

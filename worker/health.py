@@ -48,9 +48,12 @@ class Health:
         self._broker_up_since: float | None = None
         self._broker_fault = "the broker was not asked yet"
 
-    def attach(self, app: "Celery", batcher: _Batcher) -> None:
-        """Watch the batcher and the application's event loop, and its start and stop."""
+    def watch(self, batcher: _Batcher) -> None:
+        """Watch the batcher of a model that is loaded."""
         self._batcher = batcher
+
+    def attach(self, app: "Celery") -> None:
+        """Watch the application's event loop, its start and its stop."""
         health = self
 
         class Beat(bootsteps.StartStopStep):
@@ -112,11 +115,11 @@ class Health:
 
     def ready(self) -> Answer:
         """Say whether checks are taken now."""
-        if fault := self._own_fault():
-            return self._answer(ok=False, reason=fault)
-        if self._broker_up_for() is None:
-            return self._answer(ok=False, reason=f"the broker does not answer: {self._broker_fault}")
-        return self._answer(ok=True, reason="takes checks")
+        fault = self._own_fault()
+        # Without a broker the loop falls silent too: the cause comes first.
+        if self._ready and not self._stopping and self._broker_up_for() is None:
+            fault = f"the broker does not answer: {self._broker_fault}"
+        return self._answer(ok=fault is None, reason=fault or "takes checks")
 
     def started(self) -> Answer:
         """Say whether the model is warm and the first connection was made."""

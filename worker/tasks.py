@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from detector.images import ImageLimits, ImageRejected, Picture, decode
 from detector.policy import decide
 from detector.thumbnail import dnf_thumbnail
+from worker import tracing
 from worker.dead_letters import check_id_in, letter_of_call
 from worker.logs import get_logger
 from worker.messages import (
@@ -28,7 +29,8 @@ from worker.messages import (
     event_id,
     first_fault,
 )
-from worker.metrics import REDELIVERIES, RETRIES, RetryReason, check_in_flight, count_check
+from worker.metrics import RETRIES, RetryReason, count_check
+from worker.observation import check_observed, delivery_observed
 from worker.shared_lock import Crowded
 from worker.stopwatch import Stopwatch
 from worker.storage import StorageRejected, StorageUnavailable
@@ -61,10 +63,9 @@ def check_image(service: "Service", message: object) -> None:
     """
     check = _understood(message)
     with service.deliveries.begin(check.check_id) as delivery:
-        if delivery.number > 1:
-            REDELIVERIES.inc()
+        delivery_observed(delivery.number)
         if delivery.number > 1 and service.results.answered(check.check_id):
-            log.info("check_answered_before", check_id=check.check_id, delivery=delivery.number)
+            log.info("check_answered_before")
             return
         _judge(service, check, delivery.number)
 
@@ -82,6 +83,7 @@ def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
         return
     with watch.stage("prepare"):
         views = service.detector.prepare(picture.pixels)
+    shadow = service.shadow.begin(picture.pixels)
     batched = _examined(service, views, watch)
     finding = batched.result
     thresholds = service.detector.bundle.manifest.thresholds
@@ -97,6 +99,7 @@ def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
         picture=_facts(data, picture),
         thumbnail=_described(thumbnail, service.settings.thumbnail_side_pixels),
         batch_size=batched.batch_size,
+        shadow=service.shadow.beside(shadow, finding.probability, verdict),
     )
     with watch.stage("publish"):
         published = service.results.publish(
@@ -105,14 +108,12 @@ def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
     count_check(verdict, watch.read(), score=finding.probability)
     log.info(
         "image_checked",
-        check_id=check.check_id,
         verdict=verdict,
         score=round(finding.probability, 4),
         model=f"{service.model.name} {service.model.version}",
         durations_ms=outcome.durations_ms,
         bytes=len(data),
         batch_size=batched.batch_size,
-        delivery=delivery,
         published=published,
     )
 
@@ -124,7 +125,7 @@ def register(app: "Celery", service: "Service") -> None:
     @app.task(name=CHECK_IMAGE, bind=True, typing=False, max_retries=None)
     def task(self: "Task[Any, None]", *args: Any, **kwargs: Any) -> None:
         message = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
-        with check_in_flight((self.request.delivery_info or {}).get("routing_key")):
+        with check_observed(self.request, message, service.name):
             try:
                 check_image(service, message)
             except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it
@@ -135,7 +136,7 @@ def _postpone_or_bury(task: "Task[Any, None]", service: "Service", message: obje
     """Try a check again that could not be carried out, or keep it as a dead letter when it had its tries."""
     if isinstance(error, redis.RedisError | Crowded):
         # Redis cannot be told the outcome yet, or others are alone: the check waits for as long as it takes.
-        _postpone(task, service, message, error)
+        _postpone(task, service, error)
     most = service.settings.max_retries
     reason: DeadLetterReason
     match error:
@@ -147,14 +148,14 @@ def _postpone_or_bury(task: "Task[Any, None]", service: "Service", message: obje
             reason, tries = "model_failed", min(MODEL_RETRIES, most)
         case _:
             reason, tries = "internal_error", min(MODEL_RETRIES, most)
-            log.error("check_failed", check_id=check_id_in(message), exc_info=error)
+            log.error("check_failed", exc_info=error)
     retries = task.request.retries
     if retries < tries:
-        _postpone(task, service, message, error)
+        _postpone(task, service, error)
     try:
         _bury(task, service, message, UncheckableMessage(reason, str(error) or type(error).__name__))
     except redis.RedisError as unreachable:
-        _postpone(task, service, message, unreachable)
+        _postpone(task, service, unreachable)
 
 
 def retry_delay(retries: int, longest_seconds: float) -> float:
@@ -162,13 +163,12 @@ def retry_delay(retries: int, longest_seconds: float) -> float:
     return random.uniform(0.1, max(0.1, min(longest_seconds, 2.0 ** min(retries, 16))))
 
 
-def _postpone(task: "Task[Any, None]", service: "Service", message: object, error: Exception) -> NoReturn:
+def _postpone(task: "Task[Any, None]", service: "Service", error: Exception) -> NoReturn:
     retries = task.request.retries
     RETRIES.labels(_retry_reason(error)).inc()
     seconds = retry_delay(retries, service.settings.longest_retry_seconds)
     log.warning(
         "check_postponed",
-        check_id=check_id_in(message),
         seconds=round(seconds, 1),
         retry=retries + 1,
         why=f"{type(error).__name__}: {error}",
@@ -219,9 +219,9 @@ def _examined(service: "Service", views: "NDArray[np.float32]", watch: Stopwatch
     if not math.isfinite(batched.result.probability):
         # Compared with a threshold, it would pass for a photograph.
         raise ModelFailed("the networks gave no finite score")
-    watch.add("batch_wait", batched.wait_ms)
-    watch.add("dnf", batched.result.dnf_ms)
-    watch.add("classify", batched.result.classify_ms)
+    watch.add_in_turn(
+        batch_wait=batched.wait_ms, dnf=batched.result.dnf_ms, classify=batched.result.classify_ms
+    )
     return batched
 
 
@@ -240,10 +240,8 @@ def _publish_rejection(
     count_check("rejected", watch.read(), reason=rejected.reason)
     log.info(
         "image_rejected",
-        check_id=check.check_id,
         reason=rejected.reason,
         durations_ms=outcome.durations_ms,
-        delivery=delivery,
         published=published,
     )
 
@@ -260,7 +258,6 @@ def _bury(task: "Task[Any, None]", service: "Service", message: object, refused:
     service.dead_letters.bury(letter)
     log.error(
         "dead_letter_written",
-        check_id=check_id,
         reason=letter.reason,
         sentence=letter.sentence,
         deliveries=letter.deliveries,
@@ -283,6 +280,7 @@ def _envelope(service: "Service", check: ImageCheck) -> dict[str, Any]:
         "id": event_id(check.check_id, service.model.digest, check.policy),
         "source": service.settings.source,
         "subject": check.uri,
+        "traceparent": tracing.traceparent(),
     }
 
 

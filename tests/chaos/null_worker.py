@@ -26,6 +26,7 @@ from detector.policy import Thresholds
 from worker.cli import main
 
 HANGS = bool(os.environ.get("NULL_HANGS"))
+LOAD_SECONDS = float(os.environ.get("NULL_LOAD_SECONDS", "0"))
 BATCH_SECONDS = float(os.environ.get("NULL_BATCH_SECONDS", "0.02"))
 
 
@@ -51,7 +52,8 @@ class NullDetector(Detector):
 
     @classmethod
     def load(cls, *_: Any, **__: Any) -> Self:
-        """Return the detector."""
+        """Return the detector, after `NULL_LOAD_SECONDS`."""
+        time.sleep(LOAD_SECONDS)
         return cls()
 
     def warm_up(self, batch_size: int) -> None:

@@ -124,3 +124,8 @@ capabilities:
   readOnly: true
 {{- end }}
 {{- end -}}
+
+{{/* Process number i of a pod serves on the port + i. */}}
+{{- define "dnf.portName" -}}
+http{{ if gt (int .) 0 }}-{{ . }}{{ end }}
+{{- end -}}

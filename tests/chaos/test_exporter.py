@@ -1,0 +1,198 @@
+"""What the exporter says of queues, streams and workers, beside a real broker and real workers."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.chaos.conftest import StartFleet
+from tests.chaos.fleet import wait_for_all
+from tests.scraping import Served
+from worker.admission import entry_of
+from worker.client import Client
+from worker.embedded import Valkey
+from worker.exporter import RATE_SECONDS, Look, Rate
+from worker.messages import QUEUES
+from worker.processes import GuardedProcess
+from worker.startup import free_ports
+
+WaitUntil = Callable[..., None]
+
+
+@pytest.fixture
+def exporter(chaos_environment: dict[str, str], tmp_path: Path, wait_until: WaitUntil) -> Iterator[Served]:
+    """Provide a running `dnf-worker exporter`; it ends with status 0 when told to."""
+    served = Served(free_ports(1)[0])
+    process = GuardedProcess(
+        [sys.executable, "-m", "worker.cli", "exporter"],
+        log=tmp_path / "exporter.log",
+        environment={
+            **chaos_environment,
+            "DNF_HTTP_PORT": str(served.port),
+            "DNF_EXPECTED_CHECKS_PER_SECOND": "4",
+        },
+    )
+    wait_until(lambda: served.status("/livez") == 200, "the exporter answers")
+    yield served
+    assert process.stop() == 0, process.tail()
+
+
+def test_the_figures_are_those_of_the_broker(  # noqa: PLR0917 - the fixtures that it needs
+    exporter: Served,
+    fleet: StartFleet,
+    client: Client,
+    stored_picture: str,
+    valkey: Valkey,
+    wait_until: WaitUntil,
+) -> None:
+    """Queues, streams, groups, workers and backlog: with a worker, without one, and without a broker."""
+    bucket = client.settings.upload_bucket
+    workers = fleet(1)
+    check_ids = [client.submit(bucket, stored_picture) for _ in range(30)]
+    wait_for_all(client, workers, check_ids, seconds=60)
+    received = client.verdicts("moderation", follow=False)
+    for _ in range(10):
+        next(received).ack()
+    # The group's member was handed a hundred at most: all thirty, of which ten were acknowledged.
+    wait_until(lambda: exporter.figure("dnf_workers_alive") == 1, "the worker is seen")
+    wait_until(lambda: exporter.figure("dnf_verdict_stream_pending", group="moderation") == 20, "pending")
+    with redis.Redis.from_url(valkey.url) as broker:
+        broker.xgroup_create("verdicts", "audit", id="0")
+        wait_until(lambda: exporter.figure("dnf_verdict_stream_lag", group="audit") == 30, "lag")
+        assert exporter.figure("dnf_verdict_stream_lag", group="moderation") == 0
+        assert exporter.figure("dnf_verdict_stream_length") == 30
+
+        workers.stop()
+        wait_until(lambda: exporter.figure("dnf_workers_alive") == 0, "a worker that stopped is not alive")
+        for _ in range(12):
+            client.submit(bucket, stored_picture, submitted_at="2026-01-01T00:00:00Z")
+        bulk = entry_of([{"bucket": bucket, "key": "k"}], {}, "image-checks.bulk")
+        broker.lpush("image-checks.bulk\x06\x163", bulk)
+        broker.lpush("image-checks.urgent", "rubbish")
+        wait_until(lambda: exporter.figure("dnf_queue_waiting", queue="image-checks") == 12, "waiting")
+        samples = exporter.samples()
+
+    def by(metric: str, /, **labels: str) -> float:
+        return samples[metric, tuple(labels.items())]
+
+    assert by("dnf_queue_waiting", queue="image-checks.bulk") == 1, "a list of another priority"
+    assert by("dnf_queue_waiting", queue="image-checks.urgent") == 1
+    assert by("dnf_queue_unacknowledged", queue="image-checks") == 0
+    assert by("dnf_queue_oldest_age_seconds", queue="image-checks") > 86400
+    assert by("dnf_queue_oldest_age_seconds", queue="image-checks.urgent") == 0, "rubbish has no age"
+    # Without a worker the first one to come counts, with the four a second that are expected of it.
+    assert by("dnf_backlog_seconds", queue="image-checks") == 12 / 4
+    assert by("dnf_fleet_backlog_seconds") == 14 / 4
+    assert by("dnf_dead_letter_stream_length") == 0
+    assert by("dnf_redis_up") == 1
+    assert exporter.status("/readyz") == 200
+    valkey.kill()
+    wait_until(lambda: exporter.figure("dnf_redis_up") == 0, "Redis is seen to be away")
+    assert {name for name, _ in exporter.samples()} == {"dnf_redis_up"}
+    status, body = exporter.probe("/readyz")
+    assert status == 503
+    assert "refused" in body["reason"]
+    assert exporter.status("/livez") == 200
+    valkey.start()
+    wait_until(lambda: exporter.status("/readyz") == 200, "and to be back")
+
+
+def test_what_a_worker_holds_counts_and_one_whose_model_hangs_does_not_live(
+    exporter: Served, fleet: StartFleet, client: Client, stored_picture: str, wait_until: WaitUntil
+) -> None:
+    """Eight checks of two queues are in a worker's eight places; their queues are told apart."""
+    workers = fleet(1, NULL_HANGS="1")
+    wait_until(lambda: exporter.figure("dnf_workers_alive") == 1, "the worker is seen")
+    for queue, count in (("image-checks.urgent", 3), ("image-checks.bulk", 10)):
+        for _ in range(count):
+            client.submit(client.settings.upload_bucket, stored_picture, queue=queue)  # type: ignore[arg-type]
+
+    def shared() -> bool:
+        samples = exporter.samples()
+        held = {q: samples["dnf_queue_unacknowledged", (("queue", q),)] for q in QUEUES}
+        waiting = {q: samples["dnf_queue_waiting", (("queue", q),)] for q in QUEUES}
+        # Celery takes one more than it has places for.
+        return (
+            held["image-checks.urgent"] == 3
+            and 5 <= held["image-checks.bulk"] == 10 - waiting["image-checks.bulk"]
+        )
+
+    wait_until(shared, "what is held is shared among the queues")
+    assert (exporter.figure("dnf_unacknowledged_oldest_age_seconds") or 0) > 0
+    wait_until(lambda: exporter.figure("dnf_workers_alive") == 0, "a hung worker is not alive")
+    workers.workers[0].kill()
+
+
+def test_a_scrape_costs_the_same_however_long_the_queue_is(
+    exporter: Served, valkey: Valkey, wait_until: WaitUntil
+) -> None:
+    """With fifty thousand checks waiting Redis does as many commands as with none, none of them for all."""
+    entry = entry_of([{"bucket": "uploads", "key": "k"}], {}, "image-checks")
+    with redis.Redis.from_url(valkey.url) as broker:
+
+        def commands(waiting: int) -> dict[str, int]:
+            seen = lambda: exporter.figure("dnf_queue_waiting", queue="image-checks") == waiting  # noqa: E731
+            wait_until(seen, "the exporter sees the queue")
+            broker.config_resetstat()
+            # Figures of the same second come from the same look.
+            wait_until(lambda: seen() and "cmdstat_eval" in broker.info("commandstats"), "a new look")
+            stats: dict[str, Any] = broker.info("commandstats")
+            own = {"cmdstat_info", "cmdstat_config|resetstat"}
+            return {name: stat["calls"] for name, stat in stats.items() if name not in own}
+
+        short = commands(0)
+        for _ in range(50):
+            broker.lpush("image-checks", *[entry] * 1000)
+        assert commands(50_000) == short
+        assert sum(short.values()) < 50
+        assert not short.keys() & {"cmdstat_lrange", "cmdstat_hgetall", "cmdstat_hvals", "cmdstat_xrange"}
+
+
+def _look(at: float, *, published: int, waiting: int, alive: int) -> Look:
+    return Look(
+        at=at,
+        waiting={"image-checks": waiting},
+        unacknowledged={},
+        oldest={},
+        taken=None,
+        alive=alive,
+        published=published,
+        stream_length=0,
+        groups={},
+        dead_letters=0,
+    )
+
+
+def test_the_rate_is_what_a_fleet_does_while_it_is_busy_and_what_it_could_do_otherwise() -> None:
+    """Two workers at five a second while checks wait; expected three each before, and when nothing waits."""
+    rate = Rate()
+    rate.note(_look(0, published=100, waiting=50, alive=2))
+    assert rate.measured is None
+    assert rate.attainable(3) == 6
+    for second in range(10, 200, 10):
+        rate.note(_look(second, published=100 + 5 * second, waiting=50, alive=2))
+        assert rate.measured == 5
+        assert rate.attainable(3) == 5
+    rate.note(_look(200, published=1095, waiting=0, alive=2))
+    assert rate.measured is not None
+    assert rate.measured < 5
+    assert rate.attainable(3) == 6
+    # A third worker: what two did says nothing of three.
+    rate.note(_look(210, published=1095, waiting=9, alive=3))
+    assert rate.measured is None
+    assert rate.attainable(3) == 9
+    rate.note(_look(220, published=1095, waiting=9, alive=0))
+    assert rate.attainable(3) == 3
+
+
+def test_the_rate_forgets_what_is_older_than_its_window() -> None:
+    """An hour of nothing before the last minute does not count."""
+    rate = Rate()
+    for second in range(0, 3600, 15):
+        rate.note(_look(second, published=0, waiting=1, alive=1))
+    for second in range(3600, 3600 + 2 * int(RATE_SECONDS), 15):
+        rate.note(_look(second, published=10 * (second - 3600), waiting=1, alive=1))
+    assert rate.measured == 10

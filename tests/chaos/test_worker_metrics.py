@@ -1,0 +1,95 @@
+"""What a real worker counts."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from tests.chaos.conftest import StartFleet
+from tests.chaos.proxy import FaultProxy
+from tests.scraping import Served
+from worker.admission import entry_of
+from worker.client import Client
+from worker.embedded import EmbeddedServices, Valkey
+from worker.startup import free_ports
+
+
+def test_a_worker_counts_what_it_did(  # noqa: PLR0917 - the fixtures that it needs
+    fleet: StartFleet,
+    client: Client,
+    stored_picture: str,
+    services: EmbeddedServices,
+    valkey: Valkey,
+    wait_until: Callable[..., None],
+) -> None:
+    """Verdicts by queue, a rejection, a retry, dead letters, batches, scores, stages and the model."""
+    served = Served(free_ports(1)[0])
+    bucket = client.settings.upload_bucket
+    store_port = int(services.s3_endpoint.rpartition(":")[2])
+    with FaultProxy(free_ports(1)[0]) as store:
+        fleet(
+            1,
+            DNF_HTTP_PORT=str(served.port),
+            DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{store.port}",
+            DNF_VISIBILITY_TIMEOUT_SECONDS="6",
+        )
+        first = client.submit(bucket, stored_picture)
+        wait_until(
+            lambda: (served.figure("dnf_retries_total", reason="storage_unavailable") or 0) >= 1, "a retry"
+        )
+        store.target_port = store_port
+        check_ids = [first, client.submit(bucket, "no/such.jpg")]
+        check_ids += [client.submit(bucket, stored_picture, queue="image-checks.urgent") for _ in range(5)]
+        with redis.Redis.from_url(valkey.url) as broker:
+            broker.lpush("image-checks", "rubbish", entry_of([{"check_id": "bare"}], {}, "image-checks"))
+        client.wait_for(*check_ids, timeout_seconds=60)
+        client.submit(bucket, stored_picture, check_id=first)
+        wait_until(lambda: served.figure("dnf_redeliveries_total") == 1, "a check that was begun before")
+        wait_until(lambda: served.figure("dnf_checks_in_flight") == 0, "all is done")
+        samples = served.samples()
+
+    def by(metric: str, /, **labels: str) -> float:
+        return samples.get((metric, tuple(sorted(labels.items()))), 0.0)
+
+    def judged(queue: str) -> float:
+        outcomes = ("real", "review", "generated")
+        return sum(by("dnf_checks_total", queue=queue, outcome=each, reason="") for each in outcomes)
+
+    assert judged("image-checks") == 1
+    assert judged("image-checks.urgent") == 5
+    assert judged("image-checks.bulk") == 0
+    assert by("dnf_checks_total", queue="image-checks", outcome="rejected", reason="missing") == 1
+    assert by("dnf_dead_letters_total", reason="unreadable_entry") == 1
+    assert by("dnf_dead_letters_total", reason="malformed_message") == 1
+    assert by("dnf_batch_size_sum") == by("dnf_score_count") == 6
+    for stage in ("decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail"):
+        assert by("dnf_stage_seconds_count", stage=stage) == 6, stage
+    for stage in ("queue_wait", "fetch", "publish", "total"):
+        assert by("dnf_stage_seconds_count", stage=stage) == 7, stage
+    # NULL_BATCH_SECONDS is a tenth of a second; every check waited for one batch at least.
+    assert by("dnf_stage_seconds_sum", stage="total") >= 0.6
+    model = {"name": "null", "version": "0", "digest": "0" * 64, "device": "none", "dtype": "none"}
+    assert by("dnf_model_info", **model) == 1
+    assert by("process_resident_memory_bytes") > 0
+
+
+def test_a_port_that_is_taken_is_a_mistake_that_is_told(
+    valkey: Valkey, chaos_environment: dict[str, str]
+) -> None:
+    """One line and status 1 from worker and exporter alike; nothing is loaded before."""
+    environment: dict[str, Any] = {**chaos_environment, "DNF_HTTP_PORT": str(valkey.port)}
+    for command in ("run", "exporter"):
+        finished = subprocess.run(
+            [sys.executable, "-m", "tests.chaos.null_worker", command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert finished.returncode == 1
+        assert f"cannot listen on 0.0.0.0:{valkey.port}: Address already in use" in finished.stderr
+        assert "Traceback" not in finished.stderr
+        assert "model_loaded" not in finished.stderr

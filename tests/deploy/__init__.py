@@ -1,0 +1,1 @@
+"""What is deployed: image, compose file, chart, dashboard, alerts, runbook."""

@@ -1,0 +1,75 @@
+"""The files of deploy/, read as the programs that use them read them."""
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+CHART = DEPLOY / "chart"
+SCHEMAS = Path(__file__).parent / "schemas"
+RUNBOOK = ROOT / "docs" / "operations.md"
+ALERTS = DEPLOY / "prometheus" / "alerts.yml"
+PROMETHEUS = DEPLOY / "prometheus" / "prometheus.yml"
+DASHBOARD = DEPLOY / "grafana" / "dashboards" / "fleet.json"
+
+
+def read_yaml(path: Path) -> Any:
+    """Return a YAML file's only document."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def schema(name: str) -> Any:
+    """Return a JSON Schema of tests/deploy/schemas."""
+    return json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def alerts() -> list[dict[str, Any]]:
+    """Return every alert."""
+    return [rule for group in read_yaml(ALERTS)["groups"] for rule in group["rules"]]
+
+
+def dashboard() -> dict[str, Any]:
+    """Return the dashboard."""
+    found: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    return found
+
+
+def panels() -> list[dict[str, Any]]:
+    """Return the dashboard's panels, rows left out."""
+    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+
+
+def with_variables(query: str) -> str:
+    """Return a panel's query as Grafana sends it: all queues, rates over a minute, constants filled in."""
+    values = {"queue": ".*", "__rate_interval": "1m"}
+    for variable in dashboard()["templating"]["list"]:
+        if variable["type"] == "constant":
+            values[variable["name"]] = variable["query"]
+    return re.sub(r"\$(\w+)", lambda match: values[match[1]], query)
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Yield (panel's title, query) of the dashboard, as Grafana sends them."""
+    for panel in panels():
+        for target in panel["targets"]:
+            yield panel["title"], with_variables(target["expr"])
+
+
+def metric_names(query: str) -> set[str]:
+    """Return the metrics that a PromQL expression reads, histograms' and counters' parts as their whole."""
+    names = set(re.findall(r"\b(?:dnf|process)_[a-z0-9_]+\b", query))
+    return {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
+
+
+def headings(markdown: str) -> set[str]:
+    """Return the anchors of a page's headings, as code hosts make them."""
+    lines = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL).splitlines()
+    titles = [line.lstrip("#").strip() for line in lines if re.match(r"#{1,6} ", line)]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

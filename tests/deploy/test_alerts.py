@@ -1,0 +1,102 @@
+"""The alert rules: what Prometheus' own tool says of them, and that each leads a person somewhere."""
+
+import json
+import re
+
+import pytest
+
+from detector.bundle import resolve
+from tests.deploy.documents import (
+    ALERTS,
+    PROMETHEUS,
+    ROOT,
+    RUNBOOK,
+    alerts,
+    headings,
+    metric_names,
+    read_yaml,
+)
+from tests.deploy.prometheus import PROMTOOL, promtool
+from worker.exporter import DOCUMENTED as EXPORTED
+from worker.gpu_metrics import DOCUMENTED as OF_GPUS
+from worker.metrics import DOCUMENTED as COUNTED
+
+UNIT_TESTS = [ROOT / "tests" / "deploy" / name for name in ("alerts_tests.yml", "drift_tests.yml")]
+
+#: What prometheus_client's process collector adds.
+OF_PROCESSES = {"process_start_time_seconds"}
+
+
+def known() -> set[str]:
+    """Return every metric of worker and exporter."""
+    return {metric.name for metric in (*COUNTED, *OF_GPUS, *EXPORTED)} | OF_PROCESSES
+
+
+def test_prometheus_accepts_the_rules_and_its_configuration() -> None:
+    """By promtool; where there is none, by form: each rule has the keys that Prometheus knows."""
+    rules = alerts()
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
+        assert rule.keys() == {"alert", "expr", "for", "labels", "annotations"}
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+    assert read_yaml(PROMETHEUS)["rule_files"] == [ALERTS.name]
+    if PROMTOOL:
+        assert f"{len(rules)} rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", ALERTS)
+        promtool("check", "config", "--lint=all", "--lint-fatal", PROMETHEUS)
+
+
+def test_every_alert_fires_at_its_fault_and_keeps_still_beside_it() -> None:
+    """By promtool's unit tests; that each alert has both kinds of them, with the words it sends, always."""
+    fires, still = set(), set()
+    for test in [test for path in UNIT_TESTS for test in read_yaml(path)["tests"]]:
+        for case in test["alert_rule_test"]:
+            (fires if case["exp_alerts"] else still).add(case["alertname"])
+    names = {rule["alert"] for rule in alerts()}
+    assert fires == names
+    assert still == names
+    if PROMTOOL:
+        assert promtool("test", "rules", *UNIT_TESTS).count("SUCCESS") == len(UNIT_TESTS)
+
+
+def test_every_alert_reads_metrics_that_exist() -> None:
+    """A mistyped name never fires."""
+    for rule in alerts():
+        names = metric_names(rule["expr"])
+        assert names, rule["alert"]
+        assert names <= known(), rule["alert"]
+
+
+def test_every_alert_says_what_it_means_and_links_to_its_page_in_the_runbook() -> None:
+    """Severity, a sentence, a description, and a link whose heading exists."""
+    anchors = headings(RUNBOOK.read_text(encoding="utf-8"))
+    for rule in alerts():
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+        assert re.fullmatch(r"[A-Z].*\.", rule["annotations"]["summary"])
+        assert rule["annotations"]["description"].endswith(".")
+        page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert ROOT / page == RUNBOOK
+        assert anchor == rule["alert"].lower()
+        assert anchor in anchors, f"docs/operations.md has no heading for {rule['alert']}"
+
+
+def test_the_bounds_from_the_model_card_are_the_default_bundles() -> None:
+    """Alert and dashboard hold the shares of review and generated that the manifest's unseen pictures had."""
+    manifest = resolve("default").manifest
+    figures = json.loads(json.dumps(manifest.figures))["test_unseen"]
+    photographs = figures["real_accused"] + figures["real_reviewed"]
+    generated = figures["generated_found"] + figures["generated_reviewed"]
+    (rule,) = [rule for rule in alerts() if rule["alert"] == "DnfVerdictsOffModelCard"]
+    assert f'name="{manifest.name}",version="{manifest.version}"' in rule["expr"], (
+        "name the bundle that ships"
+    )
+    assert float(re.findall(r"1\.25 \* ([\d.]+)", rule["expr"])[0]) == pytest.approx(generated)
+    assert float(re.findall(r"0\.5 \* ([\d.]+)", rule["expr"])[0]) == pytest.approx(photographs)
+    from tests.deploy.documents import dashboard
+
+    constants = {
+        v["name"]: float(v["query"]) for v in dashboard()["templating"]["list"] if v["type"] == "constant"
+    }
+    assert constants == {
+        "card_photographs": pytest.approx(photographs),
+        "card_generated": pytest.approx(generated),
+    }

@@ -1,0 +1,353 @@
+"""The Helm chart, rendered by Helm's own library and held to the schemas of what it is sent to."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import helm_python as helm
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.deploy.documents import ALERTS, CHART, DASHBOARD, read_yaml, schema
+from worker.exporter import DOCUMENTED as EXPORTED
+from worker.settings import Settings
+
+KUBERNETES = ("1.30", "1.33", "1.37")
+
+VALUES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "gpu": {
+        "worker": {
+            "gpu": {"enabled": True, "count": 2, "runtimeClassName": "nvidia"},
+            "processes": 2,
+            "nodeSelector": {"nvidia.com/gpu.product": "L4"},
+            "tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}],
+            "rollout": {"maxSurge": 0, "maxUnavailable": 1},
+        }
+    },
+    "minimal": {
+        "autoscaling": {"enabled": False},
+        "networkPolicy": {"enabled": False},
+        "serviceAccount": {"create": False},
+        "worker": {"topologySpread": {"enabled": False}, "disruptionBudget": {"enabled": False}},
+    },
+    "everything": {
+        "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": ["registry"]},
+        "s3": {"secretName": "dnf-s3", "endpointUrl": "https://s3.example.org"},
+        "detector": {
+            "bundle": "s3://models/serving",
+            "shadowBundle": "s3://models/next",
+            "volume": {"persistentVolumeClaim": {"claimName": "bundles", "readOnly": True}},
+            "cache": {"warm": True, "volume": {"ephemeral": {"volumeClaimTemplate": {
+                "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "5Gi"}}}}}}},
+        },
+        "worker": {
+            "settings": {"batch_size": "32", "batch_wait_seconds": "0.02"},
+            "extraEnv": [{"name": "OTEL_SERVICE_NAME", "value": "dnf-worker"}],
+            "priorityClassName": "batch",
+            "podAnnotations": {"note": "of the platform"},
+            "podLabels": {"team": "trust"},
+            "affinity": {"nodeAffinity": {}},
+        },
+        "exporter": {"settings": {"expected_checks_per_second": "40"}, "nodeSelector": {"kind": "small"}},
+        "autoscaling": {"prometheusBearerTokenSecret": "token", "metricSelector": 'namespace="prod"'},
+        "monitoring": {
+            "podMonitor": {"enabled": True},
+            "serviceMonitor": {"enabled": True},
+            "prometheusRule": {"enabled": True},
+            "dashboard": {"enabled": True},
+            "labels": {"release": "prometheus"},
+            "runbookBaseUrl": "https://git.example.org/dnf/blob/main/",
+        },
+        "networkPolicy": {
+            "redisPeers": [{"podSelector": {"matchLabels": {"app": "valkey"}}}],
+            "s3Peers": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
+            "extraEgress": [{"ports": [{"protocol": "TCP", "port": 4318}]}],
+        },
+        "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/dnf"}},
+    },
+}  # fmt: skip
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def chart() -> Iterator[helm.Chart]:
+    """Provide the loaded chart."""
+    with helm.Chart.load(CHART) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def rendered(chart: helm.Chart) -> Callable[[str], list[Manifest]]:
+    """Provide a function that renders the manifests of a set of values."""
+
+    def render(name: str) -> list[Manifest]:
+        texts = chart.render(VALUES[name], name="prod", namespace="moderation")
+        return [
+            manifest
+            for path, text in texts.items()
+            if not path.endswith("NOTES.txt")
+            for manifest in yaml.safe_load_all(text)
+            if manifest
+        ]
+
+    return render
+
+
+def one(manifests: list[Manifest], kind: str, ending: str = "") -> Manifest:
+    """Return the only manifest of a kind whose name ends so."""
+    (found,) = [m for m in manifests if m["kind"] == kind and m["metadata"]["name"].endswith(ending)]
+    return found
+
+
+def pod_specs(manifests: list[Manifest]) -> list[Manifest]:
+    """Return the pod specifications of all Deployments."""
+    return [m["spec"]["template"]["spec"] for m in manifests if m["kind"] == "Deployment"]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_chart_passes_helms_strict_linter(name: str) -> None:
+    """No finding of any severity, for every set of values."""
+    report = helm.lint(CHART, VALUES[name], strict=True, kube_version="v1.33.0")
+    assert report["total_charts_linted"] == 1
+    assert not report["errors"]
+    assert not report["messages"]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_manifest_is_what_its_api_accepts(rendered: Callable[[str], list[Manifest]], name: str) -> None:
+    """Kubernetes' own schemas, strict, at the oldest version that the chart names and at newer ones.
+
+    KEDA's and the Prometheus operator's kinds are held to what the chart uses of them.
+    """
+    manifests = rendered(name)
+    identities = [(m["kind"], m["metadata"]["name"]) for m in manifests]
+    assert len(set(identities)) == len(identities) >= 3
+    for manifest in manifests:
+        group = manifest["apiVersion"].partition("/")[0]
+        custom = {"keda.sh": "keda", "monitoring.coreos.com": "prometheus-operator"}.get(group)
+        if custom:
+            definitions = schema(custom)
+            jsonschema.Draft202012Validator(
+                {"$defs": definitions["$defs"], "$ref": f"#/$defs/{manifest['kind']}"}
+            ).validate(manifest)
+        else:
+            for version in KUBERNETES:
+                kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_selectors_find_their_pods_and_names_exist(
+    rendered: Callable[[str], list[Manifest]], name: str
+) -> None:
+    """Each selector, scaling target, mounted volume and named port leads to something that is rendered."""
+    manifests = rendered(name)
+    pods = [m["spec"]["template"]["metadata"]["labels"] for m in manifests if m["kind"] == "Deployment"]
+    for manifest in manifests:
+        spec = manifest.get("spec", {})
+        labels = {
+            "Service": lambda s: s["selector"],
+            "NetworkPolicy": lambda s: s["podSelector"]["matchLabels"],
+            "PodDisruptionBudget": lambda s: s["selector"]["matchLabels"],
+            "PodMonitor": lambda s: s["selector"]["matchLabels"],
+            "Deployment": lambda s: s["selector"]["matchLabels"],
+        }.get(manifest["kind"])
+        if labels:
+            assert sum(labels(spec).items() <= pod.items() for pod in pods) == 1, manifest["metadata"]["name"]
+        if manifest["kind"] == "ScaledObject":
+            one(manifests, "Deployment", spec["scaleTargetRef"]["name"])
+        if manifest["kind"] == "ServiceMonitor":
+            service = one(manifests, "Service")
+            assert spec["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    for spec in pod_specs(manifests):
+        volumes = {volume["name"] for volume in spec["volumes"]}
+        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            names = {port["name"] for port in container.get("ports", [])}
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                assert container.get(probe, {}).get("httpGet", {}).get("port", "http") in names | {"http"}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_container_runs_with_the_least_rights(
+    rendered: Callable[[str], list[Manifest]], name: str
+) -> None:
+    """The restricted Pod Security Standard, a read-only root, no token of Kubernetes, bounded memory."""
+    for spec in pod_specs(rendered(name)):
+        assert spec["automountServiceAccountToken"] is False
+        pod = spec["securityContext"]
+        assert pod["runAsNonRoot"] is True
+        assert pod["runAsUser"] > 0
+        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in container["resources"]["limits"]
+            assert {mount["mountPath"] for mount in container["volumeMounts"]} >= {"/tmp"}  # noqa: S108
+
+
+def test_a_pod_may_stop_for_longer_than_its_worker_takes(
+    rendered: Callable[[str], list[Manifest]],
+) -> None:
+    """The grace period is above preStop and soft stop together; the soft stop is the worker's own setting."""
+    spec = one(rendered("default"), "Deployment", "worker")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    soft = int(environment(container)["DNF_STOP_GRACE_SECONDS"])
+    assert (
+        spec["terminationGracePeriodSeconds"]
+        >= soft + container["lifecycle"]["preStop"]["sleep"]["seconds"] + 5
+    )
+
+
+def environment(container: Manifest) -> dict[str, Any]:
+    """Return a container's variables: their values, or where they come from."""
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_variable_is_a_setting_that_takes_its_value(
+    rendered: Callable[[str], list[Manifest]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped setting is ignored without a word, so each must be known, and all of them must load."""
+    for spec in pod_specs(rendered(name)):
+        for container in spec["containers"]:
+            with monkeypatch.context() as context:
+                for variable, value in environment(container).items():
+                    if not variable.startswith("DNF_"):
+                        continue
+                    assert variable.removeprefix("DNF_").lower() in Settings.model_fields, variable
+                    secret = "redis://h:1/0" if variable == "DNF_REDIS_URL" else "secret"
+                    context.setenv(variable, value if isinstance(value, str) else secret)
+                Settings()
+
+
+def test_secrets_come_by_reference_alone(rendered: Callable[[str], list[Manifest]]) -> None:
+    """Broker and store keys are references, no Secret is rendered, and the exporter has no store keys."""
+    manifests = rendered("everything")
+    assert not [m for m in manifests if m["kind"] == "Secret"]
+    worker = environment(one(manifests, "Deployment", "worker")["spec"]["template"]["spec"]["containers"][0])
+    for variable in (
+        "DNF_REDIS_URL",
+        "DNF_S3_ACCESS_KEY_ID",
+        "DNF_S3_SECRET_ACCESS_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+    ):
+        assert "secretKeyRef" in worker[variable]
+    exporter = environment(
+        one(manifests, "Deployment", "exporter")["spec"]["template"]["spec"]["containers"][0]
+    )
+    assert not [name for name in exporter if "S3" in name or "AWS" in name]
+
+
+def test_the_exporter_reads_no_pictures_and_pulls_no_cuda(
+    rendered: Callable[[str], list[Manifest]],
+) -> None:
+    """On a GPU fleet the exporter has the cpu image and no GPU, the worker the cuda image and its GPUs."""
+    manifests = rendered("gpu")
+    exporter = one(manifests, "Deployment", "exporter")["spec"]["template"]["spec"]
+    worker = one(manifests, "Deployment", "worker")["spec"]["template"]["spec"]
+    assert exporter["containers"][0]["image"].endswith("-cpu")
+    assert "nvidia.com/gpu" not in exporter["containers"][0]["resources"]["limits"]
+    assert worker["containers"][0]["image"].endswith("-cuda")
+    assert worker["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert worker["runtimeClassName"] == "nvidia"
+    assert {t["key"] for t in worker["tolerations"]} == {"nvidia.com/gpu", "spot"}
+    assert environment(worker["containers"][0])["DNF_DEVICE"] == "cuda"
+    assert [port["containerPort"] for port in worker["containers"][0]["ports"]] == [9100, 9101]
+
+
+def test_the_fleet_scales_to_and_from_zero_and_never_blindly(
+    rendered: Callable[[str], list[Manifest]],
+) -> None:
+    """Both triggers are averages, as KEDA's fallback wants, and a missing metric is an error and no zero.
+
+    An infinite backlog is a number, and the queries read metrics that the exporter has.
+    """
+    spec = one(rendered("default"), "ScaledObject")["spec"]
+    values = read_yaml(CHART / "values.yaml")["autoscaling"]
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (
+        values["minReplicas"],
+        values["maxReplicas"],
+    )
+    assert spec["pollingInterval"] == values["pollingIntervalSeconds"]
+    assert spec["cooldownPeriod"] == values["cooldownPeriodSeconds"]
+    assert spec["fallback"]["replicas"] == values["fallbackReplicas"] > 0
+    assert spec["fallback"]["behavior"] == "currentReplicasIfHigher"
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == values["scaleDownStabilizationSeconds"]
+    backlog, checks = spec["triggers"]
+    assert float(backlog["metadata"]["threshold"]) == values["backlogSecondsTarget"]
+    assert float(checks["metadata"]["threshold"]) == values["checksPerReplicaTarget"]
+    exported = {metric.name for metric in EXPORTED}
+    for trigger in (backlog, checks):
+        assert trigger["metricType"] == "AverageValue"
+        assert trigger["metadata"]["ignoreNullValues"] == "false"
+        assert trigger["metadata"]["activationThreshold"] == "0"
+        read = {
+            word
+            for word in trigger["metadata"]["query"].replace("(", " ").replace(")", " ").split()
+            if "dnf_" in word
+        }
+        assert read
+        assert read <= exported
+    assert "clamp_max" in backlog["metadata"]["query"]
+    assert "replicas" not in one(rendered("default"), "Deployment", "worker")["spec"]
+    assert one(rendered("minimal"), "Deployment", "worker")["spec"]["replicas"] == 1
+
+
+def test_the_rule_and_the_dashboard_of_the_chart_are_the_shipped_ones(
+    rendered: Callable[[str], list[Manifest]],
+) -> None:
+    """Both come from the files that compose mounts; only links to the runbook get the operator's address."""
+    manifests = rendered("everything")
+    shipped = read_yaml(ALERTS)
+    base = VALUES["everything"]["monitoring"]["runbookBaseUrl"]
+    for group in shipped["groups"]:
+        for rule in group["rules"]:
+            rule["annotations"]["runbook_url"] = base + rule["annotations"]["runbook_url"]
+    assert one(manifests, "PrometheusRule")["spec"] == shipped
+    kept = one(manifests, "ConfigMap", "dashboard")["data"]["dnf-moderation.json"]
+    assert json.loads(kept) == json.loads(DASHBOARD.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"worker": {"proceses": 2}},
+        {"worker": {"settings": {"batch_size": 32}}},
+        {"worker": {"settings": {"redis_url": "redis://:secret@host/0"}}},
+        {"autoscaling": {"maxReplicas": 0}},
+        {"autoscaling": {"backlogSecondsTarget": 0}},
+        {"redis": {"secretName": ""}},
+        {"redis": {"url": "redis://:secret@host/0"}},
+        {"image": {"digest": "latest"}},
+        {"s3": {"allowedBuckets": []}},
+        {"worker": {"disruptionBudget": {"maxUnavailable": "250%"}}},
+    ],
+    ids=str,
+)
+def test_wrong_values_are_refused_before_anything_is_sent(chart: helm.Chart, wrong: dict[str, Any]) -> None:
+    """A mistyped name, a number where text is wanted, a secret among the values, an impossible size."""
+    with pytest.raises(helm.HelmError, match=next(iter(wrong))):
+        chart.render(wrong, name="prod", namespace="moderation")
+
+
+def test_a_network_policy_lets_in_only_who_scrapes_and_out_only_what_is_needed(
+    rendered: Callable[[str], list[Manifest]],
+) -> None:
+    """The exporter reaches DNS and Redis, a worker S3 as well; only the monitoring namespace asks them."""
+    manifests = rendered("default")
+    ports = {}
+    for component in ("worker", "exporter"):
+        spec = one(manifests, "NetworkPolicy", component)["spec"]
+        assert spec["policyTypes"] == ["Ingress", "Egress"]
+        (ingress,) = spec["ingress"]
+        (peer,) = ingress["from"]
+        assert peer == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+        ports[component] = {port["port"] for rule in spec["egress"] for port in rule["ports"]}
+    assert ports == {"worker": {53, 6379, 443}, "exporter": {53, 6379}}

@@ -1,0 +1,84 @@
+"""The dashboard, looked at as a person would who has to find a fault at night."""
+
+import re
+from itertools import combinations
+
+import pytest
+
+from tests.deploy.documents import dashboard, metric_names, panels, queries
+from tests.deploy.test_alerts import known
+
+# Grafana's names of units.
+UNITS = {"s", "short", "ops", "percentunit", "bytes", "none"}
+COLUMNS = 24
+
+
+def test_every_panel_says_what_it_shows_in_which_unit() -> None:
+    """Title, description, unit and the data source that the viewer chose; titles tell panels apart."""
+    titles = [(panel["type"], panel["title"]) for panel in panels()]
+    assert len(set(titles)) == len(titles)
+    for panel in panels():
+        assert panel["description"].endswith("."), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert [target["refId"] for target in panel["targets"]] == list("ABCDEF")[: len(panel["targets"])]
+        for target in panel["targets"]:
+            assert target["datasource"] == panel["datasource"]
+            if panel["type"] == "timeseries":
+                assert target["legendFormat"]
+
+
+def test_panels_lie_side_by_side_under_their_rows() -> None:
+    """No two overlap, none leaves the grid, and the ids are different."""
+    every = dashboard()["panels"]
+    assert len({panel["id"] for panel in every}) == len(every)
+    for panel in every:
+        place = panel["gridPos"]
+        assert 0 <= place["x"] < place["x"] + place["w"] <= COLUMNS
+    for one, other in combinations((panel["gridPos"] for panel in every), 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or below, (one, other)
+    assert every[0]["type"] == "row"
+
+
+def test_every_legend_names_labels_that_its_query_keeps() -> None:
+    """A label that is aggregated away would show as an empty name."""
+    for panel in panels():
+        for target in panel["targets"]:
+            labels = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            kept = {
+                label.strip()
+                for group in re.findall(r"\bby \(([^)]*)\)", target["expr"])
+                for label in group.split(",")
+            }
+            assert labels <= kept, panel["title"]
+
+
+@pytest.mark.parametrize("title", [panel["title"] for panel in panels()])
+def test_every_query_reads_metrics_that_exist(title: str) -> None:
+    """A mistyped name shows an empty panel for ever."""
+    for name, query in queries():
+        if name == title:
+            assert metric_names(query) <= known()
+
+
+def test_the_dashboard_shows_what_an_operator_asks_for() -> None:
+    """Rate, backlog, latency by stage, batches, GPU, verdicts, drift, dead letters, shadow, consumers."""
+    shown = set().union(*(metric_names(query) for _, query in queries()))
+    assert shown >= {
+        "dnf_checks_per_second", "dnf_fleet_backlog_seconds", "dnf_queue_oldest_age_seconds", "dnf_score",
+        "dnf_batch_size", "dnf_gpu_memory_used_bytes", "dnf_gpu_utilization_ratio", "dnf_checks_total",
+        "dnf_stage_seconds",
+        "dnf_dead_letter_stream_length", "dnf_shadow_score_difference", "dnf_shadow_disagreements_total",
+        "dnf_verdict_stream_lag", "dnf_workers_alive", "dnf_model_info", "dnf_batcher_stalled_seconds",
+    }  # fmt: skip
+
+
+def test_variables_are_the_data_source_and_the_queue() -> None:
+    """Every variable that a query names is defined, and every one that is defined is used."""
+    board = dashboard()
+    defined = {variable["name"] for variable in board["templating"]["list"]}
+    text = str(board["panels"])
+    used = set(re.findall(r"\$\{?(\w+)\}?", text)) - {"__rate_interval"}
+    assert used == defined

