@@ -89,6 +89,16 @@ def test_workers_that_are_stopped_finish_what_they_hold() -> None:
     assert outcome.paid[-1] == 0
 
 
+def test_a_worker_that_is_left_takes_a_check_at_once_after_others_were_stopped() -> None:
+    """Single checks, long after a busy hour: none waits."""
+    arrivals = np.where(np.arange(7200) < 900, 20, 0)
+    arrivals[5000::100] = 1
+    worker = WorkerModel(3.0, start_seconds=30)
+    outcome = simulate(arrivals, worker, ScalingRule(min_replicas=2), exact=True)
+    assert outcome.paid[:1500].max() > outcome.paid[5000] == 2
+    assert outcome.waits[outcome.arrived_at >= 5000].max() == 0
+
+
 def test_while_nothing_can_be_read_the_fallback_works() -> None:
     """From empty, blind for ten minutes: as many workers as the fallback says, no more."""
     arrivals = np.full(600, 5, dtype=np.int64)
