@@ -15,15 +15,15 @@ from detector.training.unet import build_unet
 from detector.unet import save_unet
 
 
-def make_tiny_bundle(folder: Path) -> Path:
-    """Write the bundle to `folder` and return it; the weights follow a fixed seed."""
+def make_tiny_bundle(folder: Path, *, name: str = "tiny", seed: int = 7) -> Path:
+    """Write the bundle to `folder` and return it; the weights follow the seed."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     classifier = ResNetConfig(depth=18, width=8)
     save_unet(build_unet((16, 32), 64), folder / "unet", half=True)
     save_file(ResNet(classifier).state_dict(), folder / "classifier.safetensors")
     manifest = Manifest(
-        name="tiny",
+        name=name,
         version="0",
         created="2026-01-01T00:00:00Z",
         preprocessing=Preprocessing(mode="crop", size=64, views=1),

@@ -138,6 +138,14 @@ class _Outcome(_Contract):
     metadata: dict[str, JsonValue]
 
 
+class ShadowVerdict(_Contract):
+    """What another detector says of the same picture, for comparison alone; `score` as in `Verdict`."""
+
+    model: Model
+    score: float = Field(ge=0, le=1)
+    verdict: VerdictName
+
+
 class Verdict(_Outcome):
     """The outcome of a judged picture; `score` is the calibrated probability of *generated*, 0..1."""
 
@@ -148,6 +156,11 @@ class Verdict(_Outcome):
     picture: PictureFacts
     thumbnail: Thumbnail
     batch_size: int = Field(ge=1)
+    shadow: ShadowVerdict | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Of a detector that is tried beside the serving one; it had no say in the verdict.",
+    )
 
 
 class Rejection(_Outcome):

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from worker.messages import Model
 from worker.metrics import counted_batches
 from worker.results import Results, connect
 from worker.settings import Settings
+from worker.shadow import Shadow
 from worker.storage import Storage
 
 
@@ -33,6 +34,7 @@ class Service:
     dead_letters: DeadLetters
     model: Model
     name: str
+    shadow: Shadow = field(default_factory=Shadow)
 
     @classmethod
     def start(cls, settings: Settings) -> Self:
@@ -56,11 +58,13 @@ class Service:
             dead_letters=DeadLetters.connect(settings),
             model=Model(name=manifest.name, version=manifest.version, digest=detector.bundle.digest),
             name=f"{socket.gethostname()}:{os.getpid()}",
+            shadow=Shadow.load(settings),
         )
 
     def stop(self) -> None:
         """Finish what the batcher holds and close the connections."""
         self.batcher.close()
+        self.shadow.close()
         self.results.close()
         self.deliveries.close()
         self.dead_letters.close()

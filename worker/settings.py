@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     )
     upload_bucket: str = Field(default="uploads", description="Where `submit` puts local files.")
     bundle: str = Field(default="default", description="The detector: a folder, a name, s3:// or a hub id.")
+    shadow_bundle: str | None = Field(
+        default=None, description="A detector that scores beside the serving one and has no say."
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Computation type.")
     batch_size: int = Field(default=16, ge=1, le=512, description="Pictures in one forward pass, at most.")

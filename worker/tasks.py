@@ -83,6 +83,7 @@ def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
         return
     with watch.stage("prepare"):
         views = service.detector.prepare(picture.pixels)
+    shadow = service.shadow.begin(picture.pixels)
     batched = _examined(service, views, watch)
     finding = batched.result
     thresholds = service.detector.bundle.manifest.thresholds
@@ -98,6 +99,7 @@ def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
         picture=_facts(data, picture),
         thumbnail=_described(thumbnail, service.settings.thumbnail_side_pixels),
         batch_size=batched.batch_size,
+        shadow=service.shadow.beside(shadow, finding.probability, verdict),
     )
     with watch.stage("publish"):
         published = service.results.publish(
