@@ -4,6 +4,7 @@ from celery.apps.worker import Worker
 from celery.signals import worker_ready, worker_shutting_down
 
 from worker.app import create_app
+from worker.broker_watch import BrokerWatch
 from worker.logs import get_logger
 from worker.messages import QUEUES
 from worker.observation import Observation, observed
@@ -55,7 +56,8 @@ def _run(settings: Settings, observation: Observation) -> int:
         quiet=True,
     )
     try:
-        worker.start()
+        with BrokerWatch(settings):
+            worker.start()
     finally:
         service.stop()
     log.info("worker_stopped", worker=service.name, status=worker.exitcode or 0)
