@@ -29,7 +29,7 @@ lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: setup
-	$(BIN)/dnf-detector bench
+	$(BIN)/dnf-detector bench && $(BIN)/dnf-worker bench
 
 schemas: setup
 	$(BIN)/python -m worker.messages deploy/schemas
