@@ -98,6 +98,7 @@ def test_a_broker_that_refuses_to_write_is_named_in_the_log_and_loses_no_verdict
                 admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             time.sleep(max(0.0, REFUSED_SECONDS - (time.monotonic() - began)))
         mended = time.time()
+    for _, fault, _ in FAULTS:
         if fault:
             workers.workers[0].wait_for_event("broker_mended", fault=fault)
     outcome = wait_for_all(client, workers, checks, seconds=90 * SCALE, supervise=False)
