@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from worker.bench_cli import bench
 from worker.dead_letters_cli import dead_letters
 from worker.exporter_cli import exporter
 from worker.messages import QUEUES, QueueName, RejectionEvent
@@ -28,6 +29,7 @@ def main() -> None:
     """Tell photographs from AI-generated pictures, from a message queue."""
 
 
+main.add_command(bench)
 main.add_command(dead_letters)
 main.add_command(exporter)
 main.add_command(plan_command)

@@ -3,7 +3,9 @@
 from celery.apps.worker import Worker
 from celery.signals import worker_ready, worker_shutting_down
 
+from detector.detector import Detector
 from worker.app import create_app
+from worker.broker_watch import BrokerWatch
 from worker.logs import get_logger
 from worker.messages import QUEUES
 from worker.observation import Observation, observed
@@ -14,17 +16,17 @@ from worker.tasks import register
 log = get_logger("worker.run")
 
 
-def run_worker(settings: Settings) -> int:
+def run_worker(settings: Settings, *, detector: Detector | None = None) -> int:
     """Consume checks until the process is told to stop; return its exit status.
 
-    Raises `BundleError` and `EndpointsUnavailable`.
+    `detector` takes the place of the bundle in the settings. Raises `BundleError` and `EndpointsUnavailable`.
     """
     with observed(settings) as observation:
-        return _run(settings, observation)
+        return _run(settings, observation, detector)
 
 
-def _run(settings: Settings, observation: Observation) -> int:
-    service = Service.start(settings)
+def _run(settings: Settings, observation: Observation, detector: Detector | None) -> int:
+    service = Service.start(settings, detector)
     log.info(
         "model_loaded",
         model=f"{service.model.name} {service.model.version}",
@@ -55,7 +57,8 @@ def _run(settings: Settings, observation: Observation) -> int:
         quiet=True,
     )
     try:
-        worker.start()
+        with BrokerWatch(settings):
+            worker.start()
     finally:
         service.stop()
     log.info("worker_stopped", worker=service.name, status=worker.exitcode or 0)

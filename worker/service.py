@@ -37,9 +37,12 @@ class Service:
     shadow: Shadow = field(default_factory=Shadow)
 
     @classmethod
-    def start(cls, settings: Settings) -> Self:
-        """Load the detector, warm it with a full batch and connect the rest. Raises `BundleError`."""
-        detector = Detector.load(settings.bundle, device=settings.device, dtype=settings.dtype)
+    def start(cls, settings: Settings, detector: Detector | None = None) -> Self:
+        """Load the detector, if none is given, warm it with a full batch and connect the rest.
+
+        Raises `BundleError`.
+        """
+        detector = detector or Detector.load(settings.bundle, device=settings.device, dtype=settings.dtype)
         detector.warm_up(settings.batch_size)
         # Pillow loads its formats at the first picture; that one should not wait for it.
         Image.init()
