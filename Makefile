@@ -32,7 +32,7 @@ bench: setup
 	$(BIN)/dnf-detector bench && $(BIN)/dnf-worker bench
 
 schemas: setup
-	$(BIN)/python -m worker.messages deploy/schemas
+	$(BIN)/python -m worker.asyncapi deploy/schemas
 
 metrics: setup
 	$(BIN)/python -m worker.metrics_page docs/metrics.md
