@@ -18,6 +18,7 @@ from worker.metrics import counted_batches
 from worker.results import Results, connect
 from worker.settings import Settings
 from worker.storage import Storage
+from worker.verdict_cache import VerdictCache
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Service:
     batcher: MicroBatcher[NDArray[np.float32], Finding]
     storage: Storage
     results: Results
+    verdict_cache: VerdictCache
     deliveries: Deliveries
     dead_letters: DeadLetters
     model: Model
@@ -52,6 +54,7 @@ class Service:
             ),
             storage=Storage(settings),
             results=Results(settings),
+            verdict_cache=VerdictCache.connect(settings, detector.bundle.digest),
             deliveries=Deliveries(connect(settings), settings),
             dead_letters=DeadLetters.connect(settings),
             model=Model(name=manifest.name, version=manifest.version, digest=detector.bundle.digest),
@@ -62,5 +65,6 @@ class Service:
         """Finish what the batcher holds and close the connections."""
         self.batcher.close()
         self.results.close()
+        self.verdict_cache.close()
         self.deliveries.close()
         self.dead_letters.close()
