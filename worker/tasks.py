@@ -34,6 +34,7 @@ from worker.observation import check_observed, delivery_observed
 from worker.shared_lock import Crowded
 from worker.stopwatch import Stopwatch
 from worker.storage import StorageRejected, StorageUnavailable
+from worker.verdict_cache import Judged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,44 +77,68 @@ def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
     try:
         with watch.stage("fetch"):
             data = service.storage.fetch(check)
-        with watch.stage("decode"):
-            picture = decode(data, ImageLimits(max_pixels=service.settings.max_pixels))
+        found = _found_before(service, check, data, watch)
+        judged, batch_size = (found, 0) if found else _judged(service, data, watch)
     except (StorageRejected, ImageRejected) as rejected:
         _publish_rejection(service, check, rejected, watch, delivery)
         return
-    with watch.stage("prepare"):
-        views = service.detector.prepare(picture.pixels)
-    batched = _examined(service, views, watch)
-    finding = batched.result
     thresholds = service.detector.bundle.manifest.thresholds
-    verdict = decide(finding.probability, thresholds)
-    with watch.stage("thumbnail"):
-        thumbnail = dnf_thumbnail(finding.dnf, service.settings.thumbnail_side_pixels)
+    verdict = decide(judged.score, thresholds)
     outcome = Verdict(
         **_outcome(service, check, watch, delivery),
         verdict=verdict,
-        score=finding.probability,
+        score=judged.score,
         thresholds=thresholds,
         model=service.model,
-        picture=_facts(data, picture),
-        thumbnail=_described(thumbnail, service.settings.thumbnail_side_pixels),
-        batch_size=batched.batch_size,
+        picture=judged.picture,
+        thumbnail=_described(judged.thumbnail, judged.thumbnail_side),
+        batch_size=batch_size,
+        cached=found is not None,
     )
     with watch.stage("publish"):
         published = service.results.publish(
-            VerdictEvent(**_envelope(service, check), data=outcome), thumbnail=thumbnail
+            VerdictEvent(**_envelope(service, check), data=outcome), thumbnail=judged.thumbnail
         )
-    count_check(verdict, watch.read(), score=finding.probability)
+    if not found:
+        service.verdict_cache.keep(judged, check.policy)
+    count_check(verdict, watch.read(), score=judged.score)
     log.info(
         "image_checked",
         verdict=verdict,
-        score=round(finding.probability, 4),
+        score=round(judged.score, 4),
         model=f"{service.model.name} {service.model.version}",
         durations_ms=outcome.durations_ms,
         bytes=len(data),
-        batch_size=batched.batch_size,
+        batch_size=batch_size,
+        cached=outcome.cached,
         published=published,
     )
+
+
+def _found_before(service: "Service", check: ImageCheck, data: bytes, watch: Stopwatch) -> Judged | None:
+    if not service.verdict_cache.active:
+        return None
+    with watch.stage("cache"):
+        return service.verdict_cache.find(data, check.policy)
+
+
+def _judged(service: "Service", data: bytes, watch: Stopwatch) -> tuple[Judged, int]:
+    """Return what the model finds and the size of its batch. Raises `ImageRejected` and `ModelFailed`."""
+    with watch.stage("decode"):
+        picture = decode(data, ImageLimits(max_pixels=service.settings.max_pixels))
+    with watch.stage("prepare"):
+        views = service.detector.prepare(picture.pixels)
+    batched = _examined(service, views, watch)
+    side = service.settings.thumbnail_side_pixels
+    with watch.stage("thumbnail"):
+        thumbnail = dnf_thumbnail(batched.result.dnf, side)
+    judged = Judged(
+        score=batched.result.probability,
+        picture=_facts(data, picture),
+        thumbnail=thumbnail,
+        thumbnail_side=side,
+    )
+    return judged, batched.batch_size
 
 
 def register(app: "Celery", service: "Service") -> None:

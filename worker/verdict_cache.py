@@ -83,7 +83,7 @@ class VerdictCache:
         if value is None:
             return None
         try:
-            judged = Judged.model_validate_json(value)  # type: ignore[arg-type]
+            judged = Judged.model_validate_json(value)
         except ValidationError as error:
             log.warning("cached_verdict_unreadable", sha256=digest, why=first_fault(error))
             return None

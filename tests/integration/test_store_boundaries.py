@@ -154,7 +154,7 @@ def test_amazon_does_not_send_a_worker_to_another_region() -> None:
         return AWSResponse(request.url, 301, {"x-amz-bucket-region": "eu-west-1"}, raw)
 
     # Stands in for the network; the worker's own refusal was registered before and is asked first.
-    storage._s3.meta.events.register("before-send.s3", answer)  # noqa: SLF001
+    storage.client.meta.events.register("before-send.s3", answer)
     with pytest.raises(StorageUnavailable, match=r"redirects to uploads\.s3\.eu-west-1\.amazonaws\.com"):
         storage.fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert asked
