@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from worker.dead_letters_cli import dead_letters
+from worker.doctor.cli import doctor
 from worker.exporter_cli import exporter
 from worker.messages import QUEUES, QueueName, RejectionEvent
 from worker.results import Event
@@ -28,6 +29,7 @@ def main() -> None:
 
 
 main.add_command(dead_letters)
+main.add_command(doctor)
 main.add_command(exporter)
 
 
