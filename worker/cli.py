@@ -14,6 +14,7 @@ from rich.table import Table
 
 from worker.bench_cli import bench
 from worker.dead_letters_cli import dead_letters
+from worker.doctor.cli import doctor
 from worker.exporter_cli import exporter
 from worker.messages import QUEUES, QueueName, RejectionEvent
 from worker.planning.plan_cli import plan_command
@@ -31,6 +32,7 @@ def main() -> None:
 
 main.add_command(bench)
 main.add_command(dead_letters)
+main.add_command(doctor)
 main.add_command(exporter)
 main.add_command(plan_command)
 

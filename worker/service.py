@@ -19,6 +19,7 @@ from worker.results import Results, connect
 from worker.settings import Settings
 from worker.shadow import Shadow
 from worker.storage import Storage
+from worker.verdict_cache import VerdictCache
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Service:
     batcher: MicroBatcher[NDArray[np.float32], Finding]
     storage: Storage
     results: Results
+    verdict_cache: VerdictCache
     deliveries: Deliveries
     dead_letters: DeadLetters
     model: Model
@@ -57,6 +59,7 @@ class Service:
             ),
             storage=Storage(settings),
             results=Results(settings),
+            verdict_cache=VerdictCache.connect(settings, detector.bundle.digest),
             deliveries=Deliveries(connect(settings), settings),
             dead_letters=DeadLetters.connect(settings),
             model=Model(name=manifest.name, version=manifest.version, digest=detector.bundle.digest),
@@ -69,5 +72,6 @@ class Service:
         self.batcher.close()
         self.shadow.close()
         self.results.close()
+        self.verdict_cache.close()
         self.deliveries.close()
         self.dead_letters.close()

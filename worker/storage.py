@@ -60,6 +60,11 @@ class Storage:
         # botocore itself goes where a store redirects it to, in the name of another region.
         self._s3.meta.events.register("before-send.s3", self._refuse_other_hosts)
 
+    @property
+    def client(self) -> "S3Client":
+        """The S3 client itself, which asks no other host than the one that is set."""
+        return self._s3
+
     def fetch(self, check: ImageCheck) -> bytes:
         """Return the object's bytes, at most `max_bytes`.
 

@@ -34,6 +34,7 @@ from worker.observation import check_observed, delivery_observed
 from worker.shared_lock import Crowded
 from worker.stopwatch import Stopwatch
 from worker.storage import StorageRejected, StorageUnavailable
+from worker.verdict_cache import Judged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from detector.detector import Finding
     from worker.batching import Batched
+    from worker.messages import ShadowVerdict
     from worker.service import Service
 
 log = get_logger("worker.tasks")
@@ -76,46 +78,74 @@ def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
     try:
         with watch.stage("fetch"):
             data = service.storage.fetch(check)
-        with watch.stage("decode"):
-            picture = decode(data, ImageLimits(max_pixels=service.settings.max_pixels))
+        found = _found_before(service, check, data, watch)
+        judged, batch_size, shadow = (found, 0, None) if found else _judged(service, data, watch)
     except (StorageRejected, ImageRejected) as rejected:
         _publish_rejection(service, check, rejected, watch, delivery)
         return
-    with watch.stage("prepare"):
-        views = service.detector.prepare(picture.pixels)
-    shadow = service.shadow.begin(picture.pixels)
-    batched = _examined(service, views, watch)
-    finding = batched.result
     thresholds = service.detector.bundle.manifest.thresholds
-    verdict = decide(finding.probability, thresholds)
-    with watch.stage("thumbnail"):
-        thumbnail = dnf_thumbnail(finding.dnf, service.settings.thumbnail_side_pixels)
+    verdict = decide(judged.score, thresholds)
     outcome = Verdict(
         **_outcome(service, check, watch, delivery),
         verdict=verdict,
-        score=finding.probability,
+        score=judged.score,
         thresholds=thresholds,
         model=service.model,
-        picture=_facts(data, picture),
-        thumbnail=_described(thumbnail, service.settings.thumbnail_side_pixels),
-        batch_size=batched.batch_size,
-        shadow=service.shadow.beside(shadow, finding.probability, verdict),
+        picture=judged.picture,
+        thumbnail=_described(judged.thumbnail, judged.thumbnail_side),
+        batch_size=batch_size,
+        cached=found is not None,
+        shadow=shadow,
     )
     with watch.stage("publish"):
         published = service.results.publish(
-            VerdictEvent(**_envelope(service, check), data=outcome), thumbnail=thumbnail
+            VerdictEvent(**_envelope(service, check), data=outcome), thumbnail=judged.thumbnail
         )
-    count_check(verdict, watch.read(), score=finding.probability)
+    if not found:
+        service.verdict_cache.keep(judged, check.policy)
+    count_check(verdict, watch.read(), score=judged.score)
     log.info(
         "image_checked",
         verdict=verdict,
-        score=round(finding.probability, 4),
+        score=round(judged.score, 4),
         model=f"{service.model.name} {service.model.version}",
         durations_ms=outcome.durations_ms,
         bytes=len(data),
-        batch_size=batched.batch_size,
+        batch_size=batch_size,
+        cached=outcome.cached,
         published=published,
     )
+
+
+def _found_before(service: "Service", check: ImageCheck, data: bytes, watch: Stopwatch) -> Judged | None:
+    if not service.verdict_cache.active:
+        return None
+    with watch.stage("cache"):
+        return service.verdict_cache.find(data, check.policy)
+
+
+def _judged(service: "Service", data: bytes, watch: Stopwatch) -> tuple[Judged, int, "ShadowVerdict | None"]:
+    """Return what the model finds, the size of its batch, and what a shadow says beside it.
+
+    Raises `ImageRejected` and `ModelFailed`.
+    """
+    with watch.stage("decode"):
+        picture = decode(data, ImageLimits(max_pixels=service.settings.max_pixels))
+    with watch.stage("prepare"):
+        views = service.detector.prepare(picture.pixels)
+    begun = service.shadow.begin(picture.pixels)
+    batched = _examined(service, views, watch)
+    side = service.settings.thumbnail_side_pixels
+    with watch.stage("thumbnail"):
+        thumbnail = dnf_thumbnail(batched.result.dnf, side)
+    judged = Judged(
+        score=batched.result.probability,
+        picture=_facts(data, picture),
+        thumbnail=thumbnail,
+        thumbnail_side=side,
+    )
+    verdict = decide(judged.score, service.detector.bundle.manifest.thresholds)
+    return judged, batched.batch_size, service.shadow.beside(begun, judged.score, verdict)
 
 
 def register(app: "Celery", service: "Service") -> None:
