@@ -2,7 +2,7 @@
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detector.detector import Detector, Finding
+from detector.memory import free_memory_after
 from worker.batching import MicroBatcher
 from worker.dead_letters import DeadLetters
 from worker.deliveries import Deliveries
@@ -17,6 +18,7 @@ from worker.messages import Model
 from worker.metrics import counted_batches
 from worker.results import Results, connect
 from worker.settings import Settings
+from worker.stopping import ChecksInWork
 from worker.storage import Storage
 
 
@@ -33,6 +35,7 @@ class Service:
     dead_letters: DeadLetters
     model: Model
     name: str
+    in_work: ChecksInWork = field(default_factory=ChecksInWork)
 
     @classmethod
     def start(cls, settings: Settings) -> Self:
@@ -49,6 +52,7 @@ class Service:
                 counted_batches(detector.examine),
                 max_batch=settings.batch_size,
                 wait_seconds=settings.batch_wait_seconds,
+                out_of_memory=free_memory_after,
             ),
             storage=Storage(settings),
             results=Results(settings),

@@ -8,6 +8,7 @@ within the model, as a fault in native code does, and takes along whatever is in
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -76,4 +77,5 @@ class NullDetector(Detector):
 
 if __name__ == "__main__":
     worker.service.Detector = NullDetector  # type: ignore[misc]
-    main()
+    # A fleet of the tests starts its workers again by itself.
+    main(sys.argv[1:] if os.environ.get("NULL_SUPERVISED") else [*sys.argv[1:], "--unsupervised"])
