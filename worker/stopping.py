@@ -5,11 +5,12 @@ its soft and cold shutdowns end by waiting for the threads of the pool too.
 """
 
 import os
-import queue
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
 log = get_logger("worker.stopping")
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 # How long the event loop may take to let go of its queues.
 LETTING_GO_SECONDS = 2.0
@@ -64,7 +67,8 @@ class OrderlyStop:
     wait for a retry among it, goes back to its queue at once. What runs is finished. After `grace_seconds`,
     at a second signal, or at SIGQUIT, what runs goes back too and the process ends in the midst of it, with
     status 0, or 1 if the broker could not be told; then it delivers the checks again after the visibility
-    timeout. A check that is done twice has one verdict all the same.
+    timeout. A check that is done twice has one verdict all the same. What the process ignores when this is
+    made, it goes on to ignore.
     """
 
     def __init__(
@@ -73,8 +77,11 @@ class OrderlyStop:
         self._in_work = in_work
         self._grace_seconds = grace_seconds
         self._end = end
-        # Its put may be called from a signal handler, whatever was interrupted.
-        self._signals: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
+        self._numbers = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+        # Written by the interpreter in whatever thread a signal arrives. A handler in Python runs in the main
+        # thread, which may just be on its way into a wait that ends with the last check.
+        self._told, self._tell = socket.socketpair()
+        self._tell.setblocking(False)  # noqa: FBT003 - socket's own signature
         self._let_go = threading.Event()
         self._worker: Any = None
 
@@ -92,25 +99,37 @@ class OrderlyStop:
 
         def ready(sender: Any, **_: object) -> None:
             stop._worker = sender.controller
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                signal.signal(number, stop._told)
+            signal.set_wakeup_fd(stop._tell.fileno(), warn_on_full_buffer=False)
+            for number in STOPPING:
+                # Celery has put handlers of its own in the meantime, also for what was ignored.
+                ignored = number not in stop._numbers
+                signal.signal(number, signal.SIG_IGN if ignored else lambda *_: None)
             threading.Thread(target=stop._supervise, name="stop", daemon=True).start()
 
         app.steps["worker"].add(LetGo)
         worker_ready.connect(ready, weak=False)
 
-    def _told(self, number: int, _frame: object) -> None:
-        state.should_stop = os.EX_OK  # type: ignore[assignment] # the stub knows its first value
-        self._signals.put(signal.Signals(number))
+    def _next(self, seconds: float | None) -> signal.Signals | None:
+        """Return the next signal to stop, or None when none came in time."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while True:
+            self._told.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            try:
+                number = self._told.recv(1)[0]
+            except TimeoutError:
+                return None
+            if number in self._numbers:
+                return signal.Signals(number)
 
     def _supervise(self) -> None:
-        first = self._signals.get()
+        first = self._next(None) or signal.SIGTERM
+        state.should_stop = os.EX_OK  # type: ignore[assignment] # the stub knows its first value
         worker_shutting_down.send(sender=self._worker.hostname, sig=first.name, how="Warm", exitcode=0)
         why = f"{first.name} was received"
         if first is not signal.SIGQUIT:
             why = f"the grace period of {self._grace_seconds:g} seconds was over"
-            with suppress(queue.Empty):
-                why = f"{self._signals.get(timeout=self._grace_seconds).name} was received as well"
+            if second := self._next(self._grace_seconds):
+                why = f"{second.name} was received as well"
         self._let_go.wait(LETTING_GO_SECONDS)
         returned, fault = self._put_back(keep=frozenset())
         log.warning("worker_stopped_early", why=why, returned=returned, fault=fault)

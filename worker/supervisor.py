@@ -80,6 +80,7 @@ class _Child:
             pass_fds=[holder.descriptor],
         )
         holder.inherited()
+        log.debug("process_started", process=self.number, pid=self.process.pid, **self.place)
 
     @property
     def ready(self) -> bool:
