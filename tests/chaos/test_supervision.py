@@ -42,7 +42,9 @@ def supervised(chaos_environment: Mapping[str, str], tmp_path: Path) -> Iterator
     started: list[Supervised] = []
 
     def start(**variables: str) -> Supervised:
-        environment = {**chaos_environment, "NULL_SUPERVISED": "1", "DNF_PROCESSES": "2", **variables}
+        # Debug level names each process that is started.
+        own = {"NULL_SUPERVISED": "1", "DNF_LOG_LEVEL": "DEBUG"}
+        environment = {**chaos_environment, **own, **variables}
         started.append(
             Supervised(environment, tmp_path / f"supervisor-{len(started)}.log", "tests.chaos.null_worker")
         )
@@ -73,7 +75,7 @@ def test_each_gpu_has_a_process_of_its_own_and_all_of_them_judge(
     supervised: StartSupervised, client: Client, stored_picture: str
 ) -> None:
     """Two visible GPUs make two processes, ready when both are; SIGTERM ends both in order, status 0."""
-    worker = supervised(DNF_PROCESSES="", DNF_DEVICE="auto", CUDA_VISIBLE_DEVICES="GPU-a,GPU-b")
+    worker = supervised(DNF_DEVICE="auto", CUDA_VISIBLE_DEVICES="GPU-a,GPU-b")
     assert _order(worker, "worker_ready", "processes_ready") == ["worker_ready"] * 2 + ["processes_ready"]
     assert {line["device"] for line in worker.wait_for_event("model_loaded")} == {"GPU-a", "GPU-b"}
     pids = worker.pids
@@ -90,7 +92,7 @@ def test_a_process_that_ends_by_fault_is_started_again_and_no_check_is_lost(
     supervised: StartSupervised, client: Client, stored_picture: str, wait_until: Callable[..., None]
 ) -> None:
     """One of two is killed under load: the other goes on, a new one takes its place, all have verdicts."""
-    worker = supervised()
+    worker = supervised(DNF_PROCESSES="2")
     killed, other = worker.pids
     check_ids = [client.submit(client.settings.upload_bucket, stored_picture) for _ in range(100)]
     worker.wait_for_event("image_checked", count=10)
@@ -108,7 +110,7 @@ def test_a_process_that_ends_by_fault_is_started_again_and_no_check_is_lost(
 
 def test_a_process_that_ends_again_and_again_stops_all(supervised: StartSupervised) -> None:
     """Over the limit, the supervisor says so, stops the others in order and ends with status 1."""
-    worker = supervised(DNF_RESTART_LIMIT="1")
+    worker = supervised(DNF_PROCESSES="2", DNF_RESTART_LIMIT="1")
     victims = worker.pids
     for kills in (1, 2):
         place = {line["pid"]: line["process"] for line in worker.wait_for_event("process_started")}
@@ -127,7 +129,7 @@ def test_no_worker_outlives_its_supervisor(
     supervised: StartSupervised, wait_until: Callable[..., None]
 ) -> None:
     """Killed alone, it leaves nobody behind."""
-    worker = supervised()
+    worker = supervised(DNF_PROCESSES="2")
     pids = worker.pids
     assert all(map(_lives, pids))
     worker.process.kill()
@@ -144,7 +146,10 @@ def test_a_second_signal_to_the_supervisor_ends_its_workers_at_once(
 ) -> None:
     """Amid batches of ten minutes, and nothing is left in the hands of a dead process."""
     worker = supervised(
-        NULL_BATCH_SECONDS="600", DNF_VISIBILITY_TIMEOUT_SECONDS="600", DNF_CHECK_DEADLINE_SECONDS="500"
+        DNF_PROCESSES="2",
+        NULL_BATCH_SECONDS="600",
+        DNF_VISIBILITY_TIMEOUT_SECONDS="600",
+        DNF_CHECK_DEADLINE_SECONDS="500",
     )
     for _ in range(30):
         client.submit(client.settings.upload_bucket, stored_picture)
