@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detector.detector import Detector, Finding
+from detector.memory import free_memory_after
 from worker.batching import MicroBatcher
 from worker.dead_letters import DeadLetters
 from worker.deliveries import Deliveries
@@ -18,6 +19,7 @@ from worker.metrics import counted_batches
 from worker.results import Results, connect
 from worker.settings import Settings
 from worker.shadow import Shadow
+from worker.stopping import ChecksInWork
 from worker.storage import Storage
 from worker.verdict_cache import VerdictCache
 
@@ -37,6 +39,7 @@ class Service:
     model: Model
     name: str
     shadow: Shadow = field(default_factory=Shadow)
+    in_work: ChecksInWork = field(default_factory=ChecksInWork)
 
     @classmethod
     def start(cls, settings: Settings, detector: Detector | None = None) -> Self:
@@ -56,6 +59,7 @@ class Service:
                 counted_batches(detector.examine),
                 max_batch=settings.batch_size,
                 wait_seconds=settings.batch_wait_seconds,
+                out_of_memory=free_memory_after,
             ),
             storage=Storage(settings),
             results=Results(settings),

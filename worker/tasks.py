@@ -13,6 +13,7 @@ from detector.images import ImageLimits, ImageRejected, Picture, decode
 from detector.policy import decide
 from detector.thumbnail import dnf_thumbnail
 from worker import tracing
+from worker.batching import OutOfMemory
 from worker.dead_letters import check_id_in, letter_of_call
 from worker.logs import get_logger
 from worker.messages import (
@@ -29,7 +30,7 @@ from worker.messages import (
     event_id,
     first_fault,
 )
-from worker.metrics import RETRIES, RetryReason, count_check
+from worker.metrics import CACHE_HITS, RETRIES, RetryReason, count_check
 from worker.observation import check_observed, delivery_observed
 from worker.shared_lock import Crowded
 from worker.stopwatch import Stopwatch
@@ -121,7 +122,10 @@ def _found_before(service: "Service", check: ImageCheck, data: bytes, watch: Sto
     if not service.verdict_cache.active:
         return None
     with watch.stage("cache"):
-        return service.verdict_cache.find(data, check.policy)
+        found = service.verdict_cache.find(data, check.policy)
+    if found:
+        CACHE_HITS.inc()
+    return found
 
 
 def _judged(service: "Service", data: bytes, watch: Stopwatch) -> tuple[Judged, int, "ShadowVerdict | None"]:
@@ -155,7 +159,10 @@ def register(app: "Celery", service: "Service") -> None:
     @app.task(name=CHECK_IMAGE, bind=True, typing=False, max_retries=None)
     def task(self: "Task[Any, None]", *args: Any, **kwargs: Any) -> None:
         message = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
-        with check_observed(self.request, message, service.name):
+        with (
+            service.in_work.holding((self.request.properties or {})["delivery_tag"]),
+            check_observed(self.request, message, service.name),
+        ):
             try:
                 check_image(service, message)
             except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it
@@ -174,6 +181,8 @@ def _postpone_or_bury(task: "Task[Any, None]", service: "Service", message: obje
             reason, tries = error.reason, 0
         case StorageUnavailable():
             reason, tries = "storage_unavailable", most
+        case ModelFailed(__cause__=OutOfMemory()):
+            reason, tries = "model_failed", most  # the machine's fault, not the picture's
         case ModelFailed():
             reason, tries = "model_failed", min(MODEL_RETRIES, most)
         case _:
@@ -241,11 +250,10 @@ def _understood(message: object) -> ImageCheck:
 
 def _examined(service: "Service", views: "NDArray[np.float32]", watch: Stopwatch) -> "Batched[Finding]":
     """Wait for the model, for what is left of the check's time. Raises `ModelFailed`."""
-    left = max(0.001, service.settings.check_deadline_seconds - watch.read()["total"] / 1000)
     try:
-        waiting = service.batcher.submit(views, timeout_seconds=left)
+        waiting = service.batcher.submit(views, timeout_seconds=_left(service, watch))
         try:
-            batched = waiting.result(timeout=left)
+            batched = waiting.result(timeout=_left(service, watch))
         finally:
             waiting.cancel()  # nobody waits any longer for one that is still queued
     except Exception as error:
@@ -257,6 +265,10 @@ def _examined(service: "Service", views: "NDArray[np.float32]", watch: Stopwatch
         batch_wait=batched.wait_ms, dnf=batched.result.dnf_ms, classify=batched.result.classify_ms
     )
     return batched
+
+
+def _left(service: "Service", watch: Stopwatch) -> float:
+    return max(0.001, service.settings.check_deadline_seconds - watch.read()["total"] / 1000)
 
 
 def _publish_rejection(

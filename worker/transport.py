@@ -16,7 +16,7 @@
 # mypy: disable-error-code="attr-defined,misc"
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import Empty
 from time import monotonic, sleep, time
 from typing import Any
@@ -96,6 +96,15 @@ class QoS(stock.QoS):
         finally:
             virtual.QoS.ack(self, delivery_tag)
 
+    def held(self) -> list[str]:
+        """Return the delivery tags of what this process took and has not acknowledged, oldest first."""
+        return [tag for tag in list(self._delivered or ()) if tag not in (self._dirty or ())]
+
+    def put_back(self, delivery_tag: str) -> None:
+        """Put a message back where it is taken next, and forget it here. Raises redis.RedisError."""
+        self.restore_by_tag(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Put back what was taken and never acknowledged, unless the server refuses."""
         try:
@@ -135,6 +144,12 @@ class Channel(stock.Channel):
         "longest_wait_seconds",
     )
     _resting_until = 0.0
+
+    def finish_taking(self) -> None:
+        """Read the answer to a question that is still open: the message in it is ours, or goes back."""
+        if self._in_poll:
+            with suppress(Empty):
+                self._brpop_read()
 
     def bury(self, entry: bytes, queue: str, refused: UncheckableMessage) -> None:
         """Write the dead letter of an entry. Raises redis.RedisError."""

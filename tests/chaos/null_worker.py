@@ -3,11 +3,12 @@
 Queue, store, decoding, batches, deliveries and publishing are the product's own; only the two networks are
 not there. A batch takes `NULL_BATCH_SECONDS`. With `NULL_POISON` a white picture ends the process from
 within the model, as a fault in native code does, and takes along whatever is in flight beside it. With
-`NULL_HANGS` the model never comes back from a batch.
+`NULL_HANGS` the model never comes back from a batch; with `NULL_POISON`, not from one with a black picture.
 """
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ POISON = "NULL_POISON" in os.environ
 class FaultyDetector(NullDetector):
     """Loads, works and breaks as the environment says."""
 
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+
     @classmethod
     def load(cls, *_: Any, **__: Any) -> Self:
         """Return the detector, after `NULL_LOAD_SECONDS`."""
@@ -41,11 +44,12 @@ class FaultyDetector(NullDetector):
         if POISON and any(float(views.min()) == 1.0 for views in prepared):
             os.kill(os.getpid(), signal.SIGSEGV)
             time.sleep(60)
-        if HANGS:
+        if HANGS or (POISON and any(float(views.max()) == -1.0 for views in prepared)):
             threading.Event().wait()
         return super().examine(prepared)
 
 
 if __name__ == "__main__":
     worker.service.Detector = FaultyDetector  # type: ignore[misc]
-    main()
+    # A fleet of the tests starts its workers again by itself.
+    main(sys.argv[1:] if os.environ.get("NULL_SUPERVISED") else [*sys.argv[1:], "--unsupervised"])
