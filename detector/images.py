@@ -1,5 +1,6 @@
 """Untrusted bytes to RGB pixels, or a rejection with a reason from a closed list."""
 
+import re
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -7,7 +8,9 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from detector.metadata import MAX_METADATA_BYTES, TooMuchMetadata, bound_metadata
 
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "AVIF"]
 ALLOWED_FORMATS: tuple[str, ...] = get_args(ImageFormat)
@@ -19,12 +22,15 @@ ImageReason = Literal[
     "format_not_allowed",
     "too_many_pixels",
     "too_small",
+    "too_much_metadata",
     "truncated",
     "corrupt",
 ]
 
 # The pixel limit below is stricter and is checked before any pixel is decoded.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What the compressed texts of one PNG may fill in memory; Pillow would let it be 64 MiB.
+PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA_BYTES
 
 
 class ImageRejected(Exception):  # noqa: N818 - a verdict on the upload, not a fault of the program
@@ -67,14 +73,19 @@ class Picture:
 def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
     """Decode the first frame of an encoded picture, upright, with transparency flattened on white.
 
-    JPEG, PNG, WebP, GIF and AVIF are read; the pixel limit is checked on the header, before decoding.
-    Raises `ImageRejected` for everything else.
+    JPEG, PNG, WebP, GIF and AVIF are read; pixels are limited by the header, and metadata by the file's
+    frame, before anything is decoded. Raises `ImageRejected` for everything else.
     """
     limits = limits or ImageLimits()
     if not data:
         raise ImageRejected("empty", "The file is empty.")
+    try:
+        bound_metadata(data)
+    except TooMuchMetadata as error:
+        raise ImageRejected("too_much_metadata", str(error)) from error
     image = _open(data)
     _check_size(image, limits)
+    _check_scans(data)
     try:
         image.load()
         rgb = _flattened(_upright(image))
@@ -121,8 +132,30 @@ def _check_size(image: Image.Image, limits: ImageLimits) -> None:
         )
 
 
+# Encoders write about ten scans. Each costs the decoder a pass over all pixels, and a file only some bytes.
+_MOST_SCANS = 100
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+_WITHOUT_LENGTH, _END, _SCAN = (b"\x01", b"\xd8"), b"\xd9", b"\xda"
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG that would keep the decoder busy for hours."""
+    if not data.startswith(b"\xff\xd8"):
+        return
+    scans, at = 0, 2
+    while (found := _MARKER.search(data, at)) and found[1] != _END:
+        at = found.end()
+        if found[1] not in _WITHOUT_LENGTH:
+            at += int.from_bytes(data[at : at + 2])
+        scans += found[1] == _SCAN
+        if scans > _MOST_SCANS:
+            raise ImageRejected("corrupt", f"The picture has more than {_MOST_SCANS} scans.")
+
+
 def _decoding_failure(error: Exception) -> ImageRejected:
     message = str(error).lower()
+    if "text chunks" in message or "decompressed data too large" in message:
+        return ImageRejected("too_much_metadata", "The picture's texts or profile fill too much memory.")
     if "truncated" in message or "not enough" in message or isinstance(error, EOFError):
         return ImageRejected("truncated", "The picture ends before its pixels are complete.")
     return ImageRejected("corrupt", "The picture's data is damaged and cannot be decoded.")

@@ -1,10 +1,9 @@
 """The Celery application and its configuration, for producers and workers alike."""
 
-import ssl
-
 from celery import Celery
 from kombu import Queue
 
+from worker.broker import tls_options
 from worker.messages import QUEUES, QueueName
 from worker.settings import Settings
 
@@ -18,7 +17,7 @@ def create_app(settings: Settings) -> Celery:
     app.conf.update(
         broker_transport="worker.transport:Transport",
         # kombu would take rediss:// for encryption without a look at the certificate.
-        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if url.startswith("rediss:") else None,
+        broker_use_ssl=tls_options(settings) or None,
         accept_content=["json"],
         task_serializer="json",
         task_ignore_result=True,

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -37,13 +38,27 @@ _COMPANION = 10_000
 
 
 class Valkey:
-    """One Valkey server with an append-only file, in `folder`; `start` after `kill` finds its data again."""
+    """One Valkey server with an append-only file, in `folder`; `start` after `kill` finds its data again.
 
-    def __init__(self, folder: Path) -> None:
+    `options` are further ones of its command line; `user` is the name and password of an ACL user that may
+    ask the server for its process; `program` is one that prepares the server's start, or another server.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        options: Sequence[str] = (),
+        user: tuple[str, str] | None = None,
+        program: Path | None = None,
+    ) -> None:
         self.folder = folder
+        self._options = list(options)
+        self._user = user[0] if user else None
+        self._password = user[1] if user else None
         self.port = 0
         self.process: GuardedProcess | None = None
-        self._program = valkey_program()
+        self._program = program or valkey_program()
 
     @property
     def url(self) -> str:
@@ -68,11 +83,19 @@ class Valkey:
     def _start_on(self, ports: list[int]) -> None:
         options = ["--bind", HOST, "--port", str(ports[0]), "--dir", str(self.folder)]
         options += ["--appendonly", "yes", "--save", "", "--databases", "256"]
+        options += self._options
         process = GuardedProcess(
             [self._program, *options], log=self.folder / "server.log", folder=self.folder
         )
         self.process = process
-        with redis.Redis(host=HOST, port=ports[0], socket_timeout=2, socket_connect_timeout=2) as client:
+        with redis.Redis(
+            host=HOST,
+            port=ports[0],
+            username=self._user,
+            password=self._password,
+            socket_timeout=2,
+            socket_connect_timeout=2,
+        ) as client:
 
             def answers() -> bool:
                 try:

@@ -58,7 +58,7 @@ def configure_logs(settings: Settings) -> None:
     logging.captureWarnings(capture=True)
     # Their lines of one task or one request each repeat what `image_checked` says.
     for noisy in ("celery.app.trace", "celery.worker.strategy", "botocore", "urllib3", "kombu"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
 class SecretMask:

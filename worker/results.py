@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from worker.broker import tls_options
 from worker.logs import get_logger
 from worker.messages import ImageEvent, RejectionEvent, VerdictEvent
 from worker.settings import Settings
@@ -27,15 +28,16 @@ return id
 _EVENT: TypeAdapter[ImageEvent] = TypeAdapter(ImageEvent)
 
 
-def connect(settings: Settings) -> redis.Redis:
+def connect(settings: Settings, *, timeout_seconds: float = 10, retries: int = 6) -> redis.Redis:
     """Return a client that gives up on a silent server after seconds and tries a lost connection again."""
     return redis.Redis.from_url(
         settings.redis_url.get_secret_value(),
-        socket_timeout=10,
-        socket_connect_timeout=5,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=min(5, timeout_seconds),
         health_check_interval=5,
-        retry=Retry(ExponentialBackoff(cap=2, base=0.1), retries=6),
+        retry=Retry(ExponentialBackoff(cap=2, base=0.1), retries=retries),
         retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+        **tls_options(settings),
     )
 
 

@@ -4,7 +4,7 @@ import json
 from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MASK = "********"
@@ -19,6 +19,13 @@ class Settings(BaseSettings):
         default=SecretStr("redis://127.0.0.1:6379/0"),
         description="Broker and results: redis:// or rediss:// URL.",
     )
+    redis_ca_file: FilePath | None = Field(
+        default=None, description="PEM of who signs a rediss:// broker's certificate; unset: the system's."
+    )
+    redis_certificate_file: FilePath | None = Field(
+        default=None, description="PEM of this client's own certificate, for a broker that asks for one."
+    )
+    redis_key_file: FilePath | None = Field(default=None, description="PEM of that certificate's key.")
     s3_endpoint_url: str | None = Field(default=None, description="S3 endpoint; unset means Amazon's.")
     s3_region: str = Field(default="us-east-1", description="S3 region.")
     s3_access_key_id: SecretStr | None = Field(
@@ -27,7 +34,8 @@ class Settings(BaseSettings):
     s3_secret_access_key: SecretStr | None = Field(default=None, description="S3 secret key.")
     s3_timeout_seconds: float = Field(default=10, gt=0, description="Limit of an S3 connect and of a read.")
     allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("uploads",), description="Buckets that workers may read: comma-separated or a JSON list."
+        default=("uploads",),
+        description="What workers may read: BUCKET or BUCKET/PREFIX/, with commas or as JSON.",
     )
     upload_bucket: str = Field(default="uploads", description="Where `submit` puts local files.")
     bundle: str = Field(default="default", description="The detector: a folder, a name, s3:// or a hub id.")
@@ -48,17 +56,35 @@ class Settings(BaseSettings):
     check_deadline_seconds: float = Field(
         default=90, gt=0, description="Limit of one try of a check; below the visibility timeout."
     )
+    model_stall_seconds: float = Field(
+        default_factory=lambda earlier: 2 / 3 * float(earlier.get("check_deadline_seconds", 90)),
+        gt=0,
+        description="A model that stands still so long ends its process; unset: 2/3 of the check deadline.",
+    )
+    stop_grace_seconds: float = Field(
+        default=45, ge=0, description="How long a worker that is told to stop finishes what it began."
+    )
+    processes: int | None = Field(
+        default=None, ge=1, le=256, description="Worker processes; unset: one for each visible GPU, or one."
+    )
+    restart_limit: int = Field(
+        default=5, ge=0, description="Restarts of one worker process within the window before all end."
+    )
+    restart_window_seconds: float = Field(default=300, gt=0, description="The window of the restart limit.")
     visibility_timeout_seconds: int = Field(
         default=120, ge=5, description="After it, an unacknowledged check is delivered again."
     )
     max_retries: int = Field(
-        default=8, ge=0, description="Retries of a check before it becomes a dead letter."
+        default=20, ge=0, description="Retries of a check before it becomes a dead letter."
     )
     max_queue_length: int = Field(
         default=100_000, ge=1, description="Checks that may wait in one queue before more are refused."
     )
     max_deliveries: int = Field(
         default=3, ge=1, description="Worker processes that may end during a check before it is given up."
+    )
+    verdict_cache_ttl_seconds: int = Field(
+        default=0, ge=0, description="How long a verdict answers for the same bytes; 0: every one is judged."
     )
     max_bytes: int = Field(default=20 << 20, gt=0, description="Limit of an upload.")
     max_pixels: int = Field(default=50_000_000, gt=0, description="Limit of a picture's width x height.")
@@ -108,14 +134,30 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        if urlsplit(value.get_secret_value()).scheme not in {"redis", "rediss"}:
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in {"redis", "rediss"}:
             raise ValueError("must begin with redis:// or rediss://")
+        if "ssl" in parts.query:
+            # It could switch the check of the certificate off, for one of the two libraries that read it.
+            raise ValueError("takes no ssl_ options: the certificate is checked, see DNF_REDIS_CA_FILE")
+        return value
+
+    @field_validator("allowed_buckets")
+    @classmethod
+    def _whole_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            bucket, slash, prefix = entry.partition("/")
+            # Without its slash, `uploads/in` would let `uploads/internal` be read too.
+            if not bucket or (slash and not prefix.endswith("/")):
+                raise ValueError(f"{entry!r} is neither BUCKET nor BUCKET/PREFIX/, which ends in a slash")
         return value
 
     @model_validator(mode="after")
     def _deadline_below_visibility(self) -> "Settings":
         if self.check_deadline_seconds >= self.visibility_timeout_seconds:
             raise ValueError("check_deadline_seconds must be below visibility_timeout_seconds")
+        if self.model_stall_seconds >= self.check_deadline_seconds:
+            raise ValueError("model_stall_seconds must be below check_deadline_seconds")
         return self
 
     @property

@@ -2,8 +2,10 @@
 
 import hashlib
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
@@ -13,8 +15,10 @@ from worker.messages import ImageCheck, StorageReason
 from worker.settings import Settings
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest
     from botocore.response import StreamingBody
     from types_boto3_s3.client import S3Client
+    from urllib3 import HTTPResponse
 
 
 class StorageRejected(Exception):  # noqa: N818 - a verdict on the upload, not a fault of the program
@@ -29,9 +33,19 @@ class StorageUnavailable(Exception):  # noqa: N818 - a state of the store that p
     """The store throttles, fails or cannot be reached: worth another try later."""
 
 
-_MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404", "InvalidArgument", "MethodNotAllowed"}
-_CHANGED = {"PreconditionFailed", "412"}
-_FORBIDDEN = {"AccessDenied", "403", "AllAccessDisabled"}
+# A malformed version id, and one that marks a deletion, come without 404.
+_MISSING = {"InvalidArgument", "MethodNotAllowed"}
+# Answered with 403 too, but a wrong key or clock of the worker is no fault of the upload: it waits until an
+# operator mends it.
+_OPERATORS = {
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+_FORBIDDEN_STATUS, _MISSING_STATUS, _CHANGED_STATUS = 403, 404, 412
 
 
 class Storage:
@@ -39,6 +53,8 @@ class Storage:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # No single wait may take the time that a check has as a whole.
+        patience = min(settings.s3_timeout_seconds, settings.check_deadline_seconds / 2)
         access, secret = settings.s3_access_key_id, settings.s3_secret_access_key
         self._s3: S3Client = boto3.client(
             "s3",
@@ -47,13 +63,20 @@ class Storage:
             aws_access_key_id=access.get_secret_value() if access else None,
             aws_secret_access_key=secret.get_secret_value() if secret else None,
             config=Config(
-                connect_timeout=settings.s3_timeout_seconds,
-                read_timeout=settings.s3_timeout_seconds,
+                connect_timeout=patience,
+                read_timeout=patience,
                 max_pool_connections=settings.threads,
                 retries={"mode": "standard", "max_attempts": 2},
                 s3={"addressing_style": "path"} if settings.s3_endpoint_url else {},
             ),
         )
+        # botocore itself goes where a store redirects it to, in the name of another region.
+        self._s3.meta.events.register("before-send.s3", self._refuse_other_hosts)
+
+    @property
+    def client(self) -> "S3Client":
+        """The S3 client itself, which asks no other host than the one that is set."""
+        return self._s3
 
     def fetch(self, check: ImageCheck) -> bytes:
         """Return the object's bytes, at most `max_bytes`.
@@ -61,22 +84,23 @@ class Storage:
         Raises `StorageRejected` when it cannot be had or is not what the check names, and
         `StorageUnavailable` when the store cannot serve it now.
         """
-        if check.bucket not in self._settings.allowed_buckets:
-            raise StorageRejected("bucket_not_allowed", f"Workers may not read the bucket {check.bucket}.")
+        self._refuse_unlisted(check)
         request: dict[str, Any] = {"Bucket": check.bucket, "Key": check.key}
         if check.version_id:
             request["VersionId"] = check.version_id
         if check.etag:
             request["IfMatch"] = check.etag
         limit = self._settings.max_bytes
+        began = time.monotonic()
         try:
             reply = self._s3.get_object(**request)
-            with reply["Body"] as body:
+            # The body's own `with` gives the bare stream, which takes a reply that was cut for a whole one.
+            with closing(reply["Body"]) as body:
                 if reply["ContentLength"] > limit:
                     raise StorageRejected(
                         "too_large", f"The object has {reply['ContentLength']} bytes; the limit is {limit}."
                     )
-                data = _read(body, limit, self._settings.check_deadline_seconds / 2)
+                data = _read(body, limit, began + self._settings.check_deadline_seconds / 2)
         except ClientError as error:
             raise _translated(error, check) from error
         except (BotoCoreError, OSError) as error:
@@ -102,36 +126,73 @@ class Storage:
             code = error.response.get("Error", {}).get("Code")
             if code == "NoSuchBucket":
                 raise StorageRejected("missing", f"There is no bucket {check.bucket}.") from error
-            if code in _FORBIDDEN:
+            if _status(error) == _FORBIDDEN_STATUS and code not in _OPERATORS:
                 raise StorageRejected("forbidden", f"The store does not take {check.uri}.") from error
             raise _translated(error, check) from error
         except BotoCoreError as error:
             raise StorageUnavailable(f"{check.uri}: {error}") from error
         return key, digest
 
+    def _refuse_unlisted(self, check: ImageCheck) -> None:
+        # On its way `incoming/../private` becomes another key, and `../other` another bucket.
+        if {".", ".."} & set(check.key.split("/")):
+            raise StorageRejected("bucket_not_allowed", "A key has no part that is . or .. between slashes.")
+        for entry in self._settings.allowed_buckets:
+            bucket, _, prefix = entry.partition("/")
+            if check.bucket == bucket and check.key.startswith(prefix):
+                return
+        raise StorageRejected("bucket_not_allowed", f"Workers may not read {check.uri}.")
 
-def _read(body: "StreamingBody", limit: int, seconds: float) -> bytes:
-    """Read at most `limit` + 1 bytes; a store that trickles is given up on after `seconds`."""
-    deadline = time.monotonic() + seconds
+    def _refuse_other_hosts(self, request: "AWSPreparedRequest", **_: Any) -> None:
+        own, asked = (str(urlsplit(url).netloc) for url in (self._s3.meta.endpoint_url, request.url))
+        # Amazon's buckets are hosts below the endpoint's.
+        if asked != own and not asked.endswith(f".{own}"):
+            raise StorageUnavailable(f"the store redirects to {asked}; DNF_S3_REGION may be wrong")
+
+
+class _AsItComes:
+    """A response's body whose `read` returns what has arrived; urllib3's own waits until all of it has."""
+
+    def __init__(self, response: "HTTPResponse") -> None:
+        self._response = response
+
+    def read(self, amount: int) -> bytes:
+        return self._response.read1(amount)
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def _read(body: "StreamingBody", limit: int, deadline: float) -> bytes:
+    """Read at most `limit` + 1 bytes; a store that trickles is given up on at the deadline.
+
+    botocore's body compares length and checksum at the end, and makes errors of the network its own. Raises
+    `StorageUnavailable` and BotoCoreError.
+    """
+    body._raw_stream = _AsItComes(body._raw_stream)  # type: ignore[attr-defined] # noqa: SLF001 - a test holds it
     chunks: list[bytes] = []
     wanted = limit + 1
     while wanted > 0 and (chunk := body.read(min(wanted, 1 << 20))):
         chunks.append(chunk)
         wanted -= len(chunk)
         if time.monotonic() > deadline:
-            raise StorageUnavailable(f"the object was not complete within {seconds:.0f} seconds")
+            raise StorageUnavailable("the object came too slowly")
     return b"".join(chunks)
 
 
 def _translated(error: ClientError, check: ImageCheck) -> StorageRejected | StorageUnavailable:
     code = str(error.response.get("Error", {}).get("Code", ""))
-    if code in _MISSING:
+    status = _status(error)
+    if status == _MISSING_STATUS or code in _MISSING:
         return StorageRejected("missing", f"There is no object at {check.uri}.")
-    if code in _CHANGED:
+    if status == _CHANGED_STATUS:
         return StorageRejected(
             "changed", f"The object at {check.uri} is no longer the one that was submitted."
         )
-    if code in _FORBIDDEN:
+    if status == _FORBIDDEN_STATUS and code not in _OPERATORS:
         return StorageRejected("forbidden", f"The store does not let the worker read {check.uri}.")
-    # A wrong key or clock of the worker is no fault of the upload: it waits until an operator mends it.
     return StorageUnavailable(f"{check.uri}: {code or error}")
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -30,14 +30,17 @@ def settings_in_force() -> Settings:
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn what the network and the user's input do to us into one line."""
+    from worker.broker import distrust
     from worker.client import QueueFull, QueueUnreachable
     from worker.storage import StorageRejected, StorageUnavailable
 
     try:
         yield
     except redis.RedisError as error:
-        raise click.ClickException(f"Redis cannot be reached: {error}") from error
-    except (QueueFull, QueueUnreachable, StorageUnavailable, StorageRejected) as error:
+        raise click.ClickException(distrust(error) or f"Redis cannot be reached: {error}") from error
+    except QueueUnreachable as error:
+        raise click.ClickException(distrust(error) or str(error)) from error
+    except (QueueFull, StorageUnavailable, StorageRejected) as error:
         raise click.ClickException(str(error)) from error
     except ValidationError as error:
         raise WrongUsage(first_fault(error)) from error

@@ -19,7 +19,7 @@ class CodecChain:
     """
 
     downscale: float = 0.6
-    smallest_scale: float = 0.5
+    smallest_scale: float = 0.4
     blur: float = 0.1
     encode: float = 0.9
     encode_again: float = 0.25

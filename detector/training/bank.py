@@ -44,7 +44,7 @@ class FeatureBank:
     def fill(self, pictures: BalancedPictures, batch: int, compute: Compute | None, name: str) -> None:
         """Draw the crops, and compute features with `compute` into `name`.npy; go on where a run stopped.
 
-        Raises ValueError when the folder holds crops of another shape.
+        Raises ValueError when the folder holds crops of other pictures or of another recipe.
         """
         self._fill_pictures(pictures, batch)
         if compute:
@@ -73,12 +73,15 @@ class FeatureBank:
             first += 1
 
     def _fill_pictures(self, pictures: BalancedPictures, batch: int) -> None:
+        known = self._noted("pictures").get("drawn", pictures.digest)
+        if known != pictures.digest:
+            raise ValueError(f"{self._folder} is the bank of other pictures, or of another recipe or seed")
         drawn = prefetched(pictures.batches(self._done("pictures") // batch))
         for start in range(self._done("pictures"), self._crops, batch):
             crops = next(drawn).pictures
             rows = self._rows("pictures", (self._crops, *crops.shape[1:]), np.uint8)
             rows[start : start + batch] = crops[: self._crops - start]
-            self._note("pictures", min(start + batch, self._crops))
+            self._note("pictures", min(start + batch, self._crops), drawn=pictures.digest)
 
     def _fill_features(self, batch: int, compute: Compute, name: str) -> None:
         pictures = np.load(self._folder / "pictures.npy", mmap_mode="r")
@@ -99,12 +102,15 @@ class FeatureBank:
         return rows
 
     def _done(self, name: str) -> int:
-        path = self._folder / f"{name}.json"
-        return int(json.loads(path.read_text())["crops"]) if path.exists() else 0
+        return int(self._noted(name).get("crops", 0))
 
-    def _note(self, name: str, crops: int) -> None:
+    def _noted(self, name: str) -> dict[str, Any]:
+        path = self._folder / f"{name}.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def _note(self, name: str, crops: int, **more: str) -> None:
         # After a crash the last batch is at worst computed again.
-        (self._folder / f"{name}.json").write_text(json.dumps({"crops": crops}))
+        (self._folder / f"{name}.json").write_text(json.dumps({"crops": crops, **more}))
         if crops == self._crops or crops % 1024 == 0:
             log.info("bank_filled", part=name, crops=crops, of=self._crops)
 

@@ -93,7 +93,7 @@ def _trained(
     return assemble(
         None,
         trained.network,
-        samples.calibration,
+        samples.validation,
         folder / "bundle",
         recipe,
         name=f"{own.manifest.name}-{feature}",

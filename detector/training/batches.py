@@ -1,5 +1,6 @@
 """Batches of pictures for the classifier: balanced over classes and families, twins with one history."""
 
+import hashlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,6 +55,14 @@ class BalancedPictures:
             for generated, listed in self._families.items()
         }
         self._twins = _twins(samples)
+        drawn_from = sorted((str(sample.path), sample.generated, sample.pair) for sample in samples)
+        told = repr((drawn_from, history, size, batch, seed))
+        self._digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the pictures' paths, the history, the sizes and the seed."""
+        return self._digest
 
     def batch(self, index: int) -> PictureBatch:
         """Draw batch `index`."""

@@ -1,5 +1,6 @@
 """Train the ResNet on a feature of both classes after one random codec chain."""
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -14,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from detector.acceleration import install
 from detector.dnf import quantised
 from detector.features import combined, compute_feature
 from detector.images import decode
-from detector.manifest import needs_unet
 from detector.metrics import auroc
 from detector.resnet import ResNet
 from detector.training.bank import FeatureBank
@@ -119,7 +120,11 @@ class _FeatureSource:
         self, unet: Unet | None, training: list[Sample], bank: Path, recipe: ClassifierTraining
     ) -> None:
         self._recipe = recipe
-        self._unet = unet and deepcopy(unet).eval().to(recipe.device, torch.bfloat16)
+        self._unet = unet
+        # The features of training are computed as a worker will compute them.
+        self._estimator, _, _ = install(
+            deepcopy(unet), nn.Identity(), torch.device(recipe.device), torch.bfloat16
+        )
         self._pictures = BalancedPictures(
             training, recipe.history, size=recipe.size, batch=recipe.batch, seed=recipe.seed
         )
@@ -132,13 +137,22 @@ class _FeatureSource:
             for drawn in prefetched(self._pictures.batches(first)):
                 yield self._batch(self._features(torch.from_numpy(drawn.pictures)), drawn.labels)
             return
-        name = f"dnf-{'-'.join(map(str, recipe.dnf.timesteps))}" if needs_unet(recipe.feature) else None
+        name = self._kept_features()
         self._bank.fill(self._pictures, recipe.batch, self._estimates if name else None, name or "")
         drawn_from_bank = self._bank.batches(name, recipe.batch, first=first, seed=recipe.seed)
         for kept in prefetched(drawn_from_bank):
             x = self._pixels(torch.from_numpy(kept.pictures))
             estimates = None if kept.features is None else torch.from_numpy(kept.features).to(x)
             yield self._batch(self._seen(combined(recipe.feature, estimates, x)), kept.labels)
+
+    def _kept_features(self) -> str | None:
+        """Name what a bank keeps: another U-Net, or other timesteps, have features of their own."""
+        if self._unet is None:
+            return None
+        digest = hashlib.sha256()
+        for weight in self._unet.state_dict().values():
+            digest.update(weight.cpu().float().numpy().tobytes())
+        return f"dnf-{'-'.join(map(str, self._recipe.dnf.timesteps))}-{digest.hexdigest()[:8]}"
 
     def held_out(self, samples: list[Sample]) -> _Batch:
         """Return the features of held-out pictures after one history that is the same in every run."""
@@ -158,12 +172,12 @@ class _FeatureSource:
 
     @torch.inference_mode()
     def _estimates(self, pictures: Tensor) -> Tensor:
-        return compute_feature("dnf", self._unet, self._pixels(pictures), self._recipe.dnf).clone()
+        return compute_feature("dnf", self._estimator, self._pixels(pictures), self._recipe.dnf).clone()
 
     @torch.inference_mode()
     def _features(self, pictures: Tensor) -> Tensor:
         recipe, x = self._recipe, self._pixels(pictures)
-        return self._seen(compute_feature(recipe.feature, self._unet, x, recipe.dnf)).clone()
+        return self._seen(compute_feature(recipe.feature, self._estimator, x, recipe.dnf)).clone()
 
     def _seen(self, features: Tensor) -> Tensor:
         return quantised(features) if self._recipe.dnf.quantise else features

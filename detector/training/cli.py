@@ -166,7 +166,7 @@ def fuse(corpus: Path, *, bundles: tuple[str, ...], **options: Any) -> None:
     from detector.training.assembly import FusionRejected
     from detector.training.assembly import fuse as fuse_bundles
 
-    calibration = _samples(corpus, options).calibration
+    calibration = _samples(corpus, options).validation
     named = {name: options[name] for name in ("name", "version")}
     try:
         bundle = fuse_bundles([resolve(name) for name in bundles], calibration, options["out"], **named)
@@ -232,7 +232,7 @@ def _train_classifier(
     return assemble(
         network,
         trained.network,
-        samples.calibration,
+        samples.validation,
         options["out"],
         recipe,
         name=options["name"],
@@ -241,7 +241,6 @@ def _train_classifier(
             "preset": options["preset"],
             "training_pictures": len(samples.training),
             "validation_pictures": len(samples.validation),
-            "calibration_pictures": len(samples.calibration),
             "held_out_families": list(options["hold_out"]),
             "classifier_steps": trained.steps,
             "classifier_batch": recipe.batch,

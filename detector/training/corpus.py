@@ -133,14 +133,13 @@ def grouped_split(samples: list[Sample], *, every: int = 12) -> tuple[list[Sampl
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """What to train on, to choose a checkpoint by, and to calibrate on; no group is on both sides.
+    """What to train on, and what to choose a checkpoint by and to calibrate on; no group is on both sides.
 
-    `calibration` is the families that were held out whole, when they are of both classes, else `validation`.
+    `validation` has held-out pictures of the families of training, and the families that were held out whole.
     """
 
     training: list[Sample]
     validation: list[Sample]
-    calibration: list[Sample]
 
 
 def training_split(samples: list[Sample], held_out_families: Collection[str] = ()) -> TrainingSplit:
@@ -153,8 +152,7 @@ def training_split(samples: list[Sample], held_out_families: Collection[str] = (
     held_out = [sample for sample in samples if sample.family in held_out_families]
     groups = {sample.group for sample in held_out}
     training, validation = grouped_split([sample for sample in samples if sample.group not in groups])
-    both = len({sample.generated for sample in held_out}) > 1
-    return TrainingSplit(training, validation + held_out, held_out if both else validation)
+    return TrainingSplit(training, validation + held_out)
 
 
 def _bucket(group: str, buckets: int) -> int:

@@ -88,6 +88,7 @@ def paper_recipe(recipe: ClassifierTraining) -> ClassifierTraining:
     )
 
 
+@dataclass(frozen=True)
 class SquashAndFlip:
     """The published augmentation: the whole picture at `size` x `size`, mirrored half of the time.
 

@@ -1,18 +1,12 @@
-"""Worker processes under a supervisor, and the promise that every check has exactly one verdict."""
+"""Worker processes under a supervisor."""
 
 import signal
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
-import redis
-
-from tests.conftest import PATIENCE, RunningWorker
-from worker.client import Client
-from worker.messages import QUEUES
+from tests.conftest import RunningWorker
 from worker.settings import Settings
 
 
@@ -35,8 +29,11 @@ class Fleet:
             worker.start()
 
     def kill(self, number: int) -> None:
-        """Kill a worker as a crash would, and start it again."""
+        """Kill a worker as a crash would."""
         self.workers[number % len(self.workers)].kill()
+
+    def restart(self, number: int) -> None:
+        """Start a worker again that was killed."""
         self.workers[number % len(self.workers)].start()
 
     def supervise(self) -> None:
@@ -50,14 +47,16 @@ class Fleet:
         """Return the process ids of those that run."""
         return [worker.process.pid for worker in self.workers if worker.process.poll() is None]
 
-    def stop(self) -> None:
-        """Stop every worker in order; those that would not are killed."""
+    def stop(self) -> float:
+        """Stop every worker in order, killing those that would not; return the seconds that it took."""
+        began = time.monotonic()
         for worker in self.workers:
             if worker.guarded is not None:
                 worker.guarded.signal(signal.SIGTERM)
         for worker in self.workers:
             if worker.guarded is not None:
                 worker.guarded.stop(grace_seconds=20.0)
+        return time.monotonic() - began
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return every worker's log lines of an event."""
@@ -68,30 +67,3 @@ def settings_of(environment: Mapping[str, str]) -> Settings:
     """Return the settings that DNF_ variables give."""
     values: dict[str, Any] = {name.removeprefix("DNF_").lower(): value for name, value in environment.items()}
     return Settings(**values)
-
-
-def wait_for_all(
-    client: Client, fleet: Fleet, check_ids: Collection[str], *, seconds: float, supervise: bool = True
-) -> Counter[str]:
-    """Wait until every check has an event and no message is left; return how many events each has."""
-    deadline = time.monotonic() + seconds * PATIENCE
-    counted, read = Counter[str](), "0-0"
-    with redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker:
-        while True:
-            if supervise:
-                fleet.supervise()
-            # Counted before the events are read: nothing is in work then that could still add one.
-            waiting = sum(int(broker.llen(name)) for name in QUEUES)  # type: ignore[arg-type]
-            held = int(broker.hlen("unacked"))  # type: ignore[arg-type]
-            for event in client.events(since=read, follow=False):
-                counted[event.check_id] += 1
-                read = event.entry_id
-            if counted.keys() >= set(check_ids) and not waiting and not held:
-                return counted
-            if time.monotonic() > deadline:
-                missing = len(set(check_ids) - counted.keys())
-                pytest.fail(
-                    f"after {seconds:.0f} seconds {missing} of {len(check_ids)} checks have no event;"
-                    f" {waiting} wait, {held} are held\n" + fleet.workers[0].log.read_text()[-3000:]
-                )
-            time.sleep(0.2)

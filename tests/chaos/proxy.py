@@ -1,9 +1,13 @@
-"""A TCP proxy on loopback that delays, throttles, resets and freezes what goes through it."""
+"""A TCP proxy on loopback that delays, throttles, resets and freezes what goes through it.
+
+Before an object store it also answers with errors of its own and cuts replies short.
+"""
 
 import asyncio
 import contextlib
+import random
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +18,7 @@ class FaultProxy:
     """Forwards connections to a port, as well as its faults let it, while the `with` block runs.
 
     `delay_seconds` holds back every piece of data; `bytes_a_second` bounds a connection's rate in each
-    direction.
+    direction; while it is `down`, every new connection is reset.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -22,6 +26,7 @@ class FaultProxy:
         self.port = 0
         self.delay_seconds = 0.0
         self.bytes_a_second = float("inf")
+        self.down = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._writers: set[asyncio.StreamWriter] = set()
@@ -73,15 +78,18 @@ class FaultProxy:
             self._server.close()
         await self._reset()
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+        _, left = await asyncio.wait(others, timeout=5) if others else (None, ())
+        for task in left:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
 
     async def _reset(self) -> None:
         for writer in list(self._writers):
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.down:
+            writer.transport.abort()
+            return
         try:
             onward_reader, onward_writer = await asyncio.open_connection(HOST, self.target_port)
         except OSError:
@@ -93,7 +101,8 @@ class FaultProxy:
         self._writers |= pair
         try:
             await asyncio.gather(
-                self._pump(reader, onward_writer, gate), self._pump(onward_reader, writer, gate)
+                self._pump(reader, onward_writer, gate, self._to_server(writer)),
+                self._pump(onward_reader, writer, gate, self._to_client(writer)),
             )
         finally:
             self._gates.discard(gate)
@@ -101,14 +110,86 @@ class FaultProxy:
             for each in pair:
                 each.transport.abort()
 
+    def _to_server(self, client: asyncio.StreamWriter) -> "Change":  # noqa: ARG002 - a hook
+        return _unchanged
+
+    def _to_client(self, client: asyncio.StreamWriter) -> "Change":  # noqa: ARG002 - a hook
+        return _unchanged
+
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        gate: asyncio.Event,
+        change: "Change",
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(16_384):
                 await asyncio.sleep(self.delay_seconds + len(data) / self.bytes_a_second)
                 await gate.wait()
-                writer.write(data)
+                writer.write(await change(data))
                 await writer.drain()
         # The other direction has nobody left to talk to.
         writer.transport.abort()
+
+
+Change = Callable[[bytes], Awaitable[bytes]]
+
+
+async def _unchanged(data: bytes) -> bytes:
+    return data
+
+
+class StoreProxy(FaultProxy):
+    """A proxy before an object store.
+
+    `error_share` of the requests are answered with 500 or 503, 0..1; `cut_share` of the pieces of replies,
+    16 KiB at most, are the last of their connection and arrive by half; `latency_seconds` holds back each
+    request.
+    """
+
+    def __init__(self, target_port: int) -> None:
+        super().__init__(target_port)
+        self.error_share = 0.0
+        self.cut_share = 0.0
+        self.latency_seconds = 0.0
+        #: How many errors it gave, and how many replies it cut.
+        self.errors = self.cuts = 0
+        self._random = random.Random(1)
+
+    def _to_server(self, client: asyncio.StreamWriter) -> Change:
+        async def change(data: bytes) -> bytes:
+            if not data.startswith(b"GET "):
+                return data
+            await asyncio.sleep(self.latency_seconds)
+            if self._random.random() >= self.error_share:
+                return data
+            self.errors += 1
+            client.write(self._random.choice(_ERRORS))
+            return b""
+
+        return change
+
+    def _to_client(self, client: asyncio.StreamWriter) -> Change:
+        async def change(data: bytes) -> bytes:
+            if self._random.random() >= self.cut_share:
+                return data
+            self.cuts += 1
+            client.write(data[: len(data) // 2])
+            await asyncio.sleep(0.01)  # what was written leaves before the reset
+            client.transport.abort()
+            return b""
+
+        return change
+
+
+def _error(status: str, code: str) -> bytes:
+    body = f"<Error><Code>{code}</Code><Message>Try again.</Message></Error>"
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+    return (head + body).encode()
+
+
+_ERRORS = (
+    _error("503 Service Unavailable", "SlowDown"),
+    _error("500 Internal Server Error", "InternalError"),
+)

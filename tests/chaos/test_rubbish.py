@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import random
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import cycle
@@ -15,7 +15,8 @@ import redis
 from PIL import Image
 
 from tests.chaos.conftest import SCALE, StartFleet
-from tests.chaos.fleet import wait_for_all
+from tests.chaos.outcome import submit, wait_for_all
+from tests.chaos.report import Report
 from worker.admission import entry_of
 from worker.client import Client
 from worker.dead_letters import DeadLetters, RedriveRefused
@@ -79,7 +80,13 @@ def letters(client: Client) -> Iterator[DeadLetters]:
 
 
 def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_lives(
-    fleet: StartFleet, client: Client, stored_picture: str, valkey: Valkey, letters: DeadLetters
+    fleet: StartFleet,
+    client: Client,
+    *,
+    stored_picture: str,
+    valkey: Valkey,
+    letters: DeadLetters,
+    report: Report,
 ) -> None:
     """Each has one letter, a check behind all of them has its verdict, and the process is the same."""
     chance = random.Random(4)
@@ -90,11 +97,22 @@ def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_live
     with redis.Redis.from_url(valkey.url) as broker:
         for entry, queue in zip(entries, cycle(QUEUES)):
             broker.lpush(queue, entry)
-    check_id = client.submit(client.settings.upload_bucket, stored_picture)
-    counted = wait_for_all(client, workers, [check_id], seconds=120 * SCALE, supervise=False)
-    assert counted == Counter([check_id])
-    assert workers.pids() == pids
+    began = time.monotonic()
+    checks = submit(client, [stored_picture], count=1)
+    outcome = wait_for_all(client, workers, checks, seconds=120 * SCALE, supervise=False)
+    took = time.monotonic() - began
     found = [kept.letter for kept in letters.read()]
+    report.add(
+        "malformed messages on the queue",
+        "one dead letter each; the worker lives",
+        checks=len(entries) + 1,
+        answered=len(found) + len(outcome.events),
+        doubled=outcome.doubled,
+        delay_seconds=took,
+        delay_since="until the good check behind them has its verdict",
+    )
+    assert outcome.once_each
+    assert workers.pids() == pids
     assert len(found) == len(entries)
     assert {letter.reason for letter in found if letter} == {
         "unreadable_entry",
@@ -104,24 +122,40 @@ def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_live
 
 
 def test_a_picture_that_kills_the_process_takes_nobody_along(
-    fleet: StartFleet, client: Client, stored_picture: str, services: EmbeddedServices, letters: DeadLetters
+    fleet: StartFleet,
+    client: Client,
+    *,
+    stored_picture: str,
+    services: EmbeddedServices,
+    letters: DeadLetters,
+    report: Report,
 ) -> None:
     """One among sixty good ones: sixty verdicts, one dead letter, no more deaths than are allowed."""
     Image.new("RGB", (64, 64), "white").save(poison := io.BytesIO(), "PNG")
     services.seaweedfs.client().put_object(
         Bucket=services.bucket, Key="chaos/poison.png", Body=poison.getvalue()
     )
-    bucket = client.settings.upload_bucket
-    good = [client.submit(bucket, stored_picture) for _ in range(20)]
-    poisonous = client.submit(bucket, "chaos/poison.png")
-    good += [client.submit(bucket, stored_picture) for _ in range(40)]
-    workers = fleet(1, DNF_MAX_DELIVERIES=str(MAX_DELIVERIES))
-    counted = wait_for_all(client, workers, good, seconds=120)
-    assert counted == Counter(good)
-    (kept,) = letters.read()
-    assert kept.letter is not None
-    assert (kept.letter.check_id, kept.letter.reason) == (poisonous, "too_many_deliveries")
-    assert kept.letter.deliveries == MAX_DELIVERIES
+    good = submit(client, [stored_picture], count=20)
+    poisonous = client.submit(client.settings.upload_bucket, "chaos/poison.png")
+    good |= submit(client, [stored_picture], count=40)
+    workers = fleet(1, DNF_MAX_DELIVERIES=str(MAX_DELIVERIES), NULL_POISON="yes")
+    began = time.monotonic()
+    outcome = wait_for_all(client, workers, good, seconds=120)
+    took = time.monotonic() - began
+    found = [kept.letter for kept in letters.read() if kept.letter]
+    report.add(
+        "a picture that kills the process, among 60 good ones",
+        f"60 verdicts, one dead letter, {MAX_DELIVERIES} deaths at most ({len(workers.deaths)} seen)",
+        checks=len(good) + 1,
+        answered=len(outcome.events) + len(found),
+        doubled=outcome.doubled,
+        delay_seconds=took,
+        delay_since="until all are answered",
+    )
+    assert outcome.once_each
+    (letter,) = found
+    assert (letter.check_id, letter.reason) == (poisonous, "too_many_deliveries")
+    assert letter.deliveries == MAX_DELIVERIES
     assert len(workers.deaths) == MAX_DELIVERIES
     isolated = workers.events("check_isolated")
     assert poisonous in {line["check_id"] for line in isolated}
@@ -131,15 +165,14 @@ def test_letters_that_are_put_back_after_the_store_was_mended_have_one_verdict_e
     fleet: StartFleet, client: Client, stored_picture: str, letters: DeadLetters
 ) -> None:
     """Two operators put all of them back at once, and a worker that reaches the store judges each once."""
-    check_ids = [client.submit(client.settings.upload_bucket, stored_picture) for _ in range(20)]
+    checks = submit(client, [stored_picture], count=20)
     away = fleet(1, DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{free_ports(1)[0]}", DNF_MAX_RETRIES="0")
-    away.workers[0].wait_for_event("dead_letter_written", count=len(check_ids))
+    away.workers[0].wait_for_event("dead_letter_written", count=len(checks))
     away.stop()
     found = list(letters.read())
     assert {kept.letter and kept.letter.reason for kept in found} == {"storage_unavailable"}
     for kept in found * 2:
         with suppress(RedriveRefused):
             letters.redrive(kept)
-    counted = wait_for_all(client, fleet(1), check_ids, seconds=60)
-    assert counted == Counter(check_ids)
+    assert wait_for_all(client, fleet(1), checks, seconds=60).once_each
     assert list(letters.read()) == []

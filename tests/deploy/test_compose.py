@@ -149,7 +149,7 @@ def test_the_broker_of_compose_asks_for_its_password_and_keeps_an_append_only_fi
 ) -> None:
     """Its command, run by a shell here with this machine's Valkey; the password holds what a shell minds."""
     shell, option, script = compose["services"]["redis"]["command"]
-    password = "p a$s'w;o#r`d"  # noqa: S105
+    password = "p a$s'w;o#r`d"
     port = free_ports(1)[0]
     program = valkey_program()
     script = substituted(script, {}).replace("exec valkey-server", f"exec {program} --port {port} --include")

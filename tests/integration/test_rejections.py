@@ -62,6 +62,7 @@ UPLOADS: dict[str, bytes | None] = {
     "format_not_allowed": _encoded(Image.new("RGB", (64, 64)), "TIFF"),
     "too_many_pixels": _encoded(Image.new("1", (1001, 1000)), "PNG"),
     "too_small": _encoded(Image.new("RGB", (31, 64)), "PNG"),
+    "too_much_metadata": b"\xff\xd8" + b"\xff\xfe\0\2" * 1001,
     "truncated": _encoded(Image.effect_noise((90, 90), 50), "JPEG")[:1500],
     "corrupt": _png(64, 8, 2, b"\x78\x9c" + b"\xff" * 500),
     "missing": None,

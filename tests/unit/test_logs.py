@@ -8,6 +8,7 @@ from typing import Any
 
 PROGRAM = """
 import logging, sys, warnings
+from structlog.contextvars import bind_contextvars
 from worker.logs import configure_logs, get_logger
 from worker.settings import Settings
 configure_logs(Settings())
@@ -16,6 +17,8 @@ log.info("thing_done", check_id="c-1", durations_ms={"fetch": 1.5})
 logging.getLogger("celery.worker").warning("lost %s", "redis://:hidden-one@10.0.0.1:6379/0")
 log.warning("elsewhere", url="amqp://guest:hidden-other@host//")
 warnings.warn("old ways")
+bind_contextvars(check_id="c-9", worker="w-1", delivery=2)
+logging.getLogger("botocore.retries").warning("tried again")
 local = "a local variable"
 try:
     raise ValueError("signed with hidden-three\\"x")
@@ -25,7 +28,7 @@ log.debug("not_shown")
 """
 
 
-def _run(log_format: str) -> str:
+def _run(log_format: str, level: str = "INFO") -> str:
     secrets = {
         "DNF_REDIS_URL": "redis://:hidden-one@127.0.0.1:1/0",
         "DNF_S3_ACCESS_KEY_ID": "hidden-two",
@@ -33,7 +36,7 @@ def _run(log_format: str) -> str:
     }
     finished = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        env={**os.environ, **secrets, "DNF_LOG_FORMAT": log_format, "DNF_LOG_LEVEL": "INFO"},
+        env={**os.environ, **secrets, "DNF_LOG_FORMAT": log_format, "DNF_LOG_LEVEL": level},
         capture_output=True,
         text=True,
         timeout=60,
@@ -50,11 +53,27 @@ def _lines() -> list[dict[str, Any]]:
 def test_every_line_is_one_json_object_whoever_wrote_it() -> None:
     """Our events, the libraries' lines, warnings and tracebacks go through one pipe, with time and level."""
     lines = _lines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert all({"event", "level", "timestamp", "logger"} <= line.keys() for line in lines)
     assert lines[0]["event"] == "thing_done"
     assert lines[0]["durations_ms"] == {"fetch": 1.5}
     assert lines[-1]["exception"][0]["exc_type"] == "ValueError"
+    assert lines[-1]["exception"][0]["frames"][0]["lineno"] > 0
+
+
+def test_what_a_check_is_at_is_named_in_every_line_that_is_written_meanwhile() -> None:
+    """Bound once, check, worker and delivery stand in our lines, in a library's and beside a traceback."""
+    lines = _lines()
+    assert [line["event"] for line in lines[-2:]] == ["tried again", "thing_failed"]
+    for line in lines[-2:]:
+        assert (line["check_id"], line["worker"], line["delivery"]) == ("c-9", "w-1", 2)
+    assert "delivery" not in lines[1]
+
+
+def test_the_level_of_the_log_is_a_setting() -> None:
+    """At ERROR what is done and what is tried again is left out, whoever says it."""
+    lines = [json.loads(line) for line in _run("json", "ERROR").splitlines()]
+    assert [line["event"] for line in lines] == ["thing_failed"]
 
 
 def test_no_secret_reaches_a_log_in_either_format() -> None:

@@ -153,6 +153,39 @@ def test_a_bank_goes_on_where_it_stopped_and_keeps_pairs(corpus: Path, tmp_path:
     np.testing.assert_array_equal(kept.features * 2, kept.pictures.transpose(0, 3, 1, 2))
 
 
+def test_a_bank_of_other_pictures_or_of_another_recipe_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """A seed, a history or a corpus that changed would leave crops that the training never asked for."""
+    samples = read_corpus(corpus)
+
+    def fill(samples: list[Sample], chain: CodecChain, seed: int) -> None:
+        pictures = BalancedPictures(samples, chain, size=32, batch=4, seed=seed)
+        FeatureBank(tmp_path, 8).fill(pictures, 4, None, "")
+
+    fill(samples, CodecChain(), 2)
+    fill(samples, CodecChain(), 2)
+    for others in (
+        (samples[1:], CodecChain(), 2),
+        (samples, CodecChain(blur=0), 2),
+        (samples, CodecChain(), 3),
+    ):
+        with pytest.raises(ValueError, match="another recipe or seed"):
+            fill(*others)
+
+
+def test_features_of_another_unet_are_not_taken_from_the_bank(corpus: Path, tmp_path: Path) -> None:
+    """Two U-Nets share the crops of one bank, and each has a file of features of its own."""
+    training, validation = grouped_split(read_corpus(corpus), every=4)
+    recipe = ClassifierTraining(
+        network=ResNetConfig(depth=18, width=8), size=32, batch=4, bank=8, max_steps=1, seed=1
+    )
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        unet = build_unet((16, 16), 32)
+        train_classifier(unet, training, validation, tmp_path / str(seed), recipe, bank=tmp_path / "bank")
+    assert len(list((tmp_path / "bank").glob("dnf-0-*.npy"))) == 2
+    assert len(list((tmp_path / "bank").glob("pictures*.npy"))) == 1
+
+
 def test_the_paper_squashes_the_whole_picture() -> None:
     """Its recipe has no codec chain, and the same picture under both labels is the same square."""
     recipe = paper_recipe(ClassifierTraining(minutes=3, seed=9))

@@ -1,0 +1,141 @@
+"""What came of the checks of a test: exactly one event for each, and how long after the fault."""
+
+import base64
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis
+
+from tests.chaos.fleet import Fleet
+from tests.conftest import PATIENCE
+from worker.client import Client
+from worker.messages import QUEUES, ImageCheck, RejectionEvent
+
+
+@dataclass
+class Outcome:
+    """How many events each check has, and when the first of them came, in seconds by the server's clock."""
+
+    checks: Mapping[str, ImageCheck]
+    events: Counter[str] = field(default_factory=Counter)
+    answered_at: dict[str, float] = field(default_factory=dict)
+    rejections: Counter[str] = field(default_factory=Counter)
+    submitted_again: int = 0
+
+    @property
+    def missing(self) -> set[str]:
+        """The checks without an event."""
+        return set(self.checks) - self.events.keys()
+
+    @property
+    def doubled(self) -> int:
+        """How many events there are beside the first of each check."""
+        return self.events.total() - len(self.events)
+
+    @property
+    def once_each(self) -> bool:
+        """Whether every check has exactly one event, and nothing else has any."""
+        return self.events == Counter(list(self.checks))
+
+    def longest_wait_seconds(self) -> float:
+        """Return the longest time from a check's submission to its event."""
+        return max(at - self.checks[name].submitted_at.timestamp() for name, at in self.answered_at.items())
+
+
+class Faults:
+    """When something was broken, and what was in flight then."""
+
+    def __init__(self, broker_url: str) -> None:
+        self._broker_url = broker_url
+        self._broken: list[tuple[float, set[str]]] = []
+
+    def note(self) -> None:
+        """Note that something is broken now. The broker must answer."""
+        with redis.Redis.from_url(self._broker_url) as broker:
+            self._broken.append((time.time(), set(_held(broker))))
+
+    def worst_delay_seconds(self, outcome: Outcome) -> float:
+        """Return the longest time from a check's last fault in flight to its event."""
+        last = {name: at for at, held in self._broken for name in held}
+        delays = [outcome.answered_at[name] - at for name, at in last.items() if name in outcome.answered_at]
+        assert delays, "nothing was in flight when it broke"
+        return max(0.0, *delays)
+
+
+def _held(broker: redis.Redis) -> Iterable[str]:
+    noted: Any = broker.hvals("unacked")
+    for value in noted:
+        body = json.loads(base64.b64decode(json.loads(value)[0]["body"]))
+        yield body[0][0]["check_id"]
+
+
+def submit(client: Client, keys: Iterable[str], *, count: int) -> dict[str, ImageCheck]:
+    """Submit this many checks of the stored pictures in turn; return them by id."""
+    names = list(keys)
+    bucket = client.settings.upload_bucket
+    checks = [ImageCheck(bucket=bucket, key=names[number % len(names)]) for number in range(count)]
+    client.submit_many(checks)
+    return {check.check_id: check for check in checks}
+
+
+def waiting(client: Client) -> int:
+    """Return how many messages wait on the queues."""
+    with redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker:
+        return sum(int(broker.llen(name)) for name in QUEUES)  # type: ignore[arg-type]
+
+
+def wait_for_share(client: Client, checks: Mapping[str, ImageCheck], share: float) -> None:
+    """Wait until a share of the checks is answered, so that what breaks does so under load."""
+    deadline = time.monotonic() + (60 + len(checks) / 10) * PATIENCE
+    with redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker:
+        while int(broker.xlen(client.settings.verdict_stream)) < share * len(checks):  # type: ignore[arg-type]
+            assert time.monotonic() < deadline, "the workers do not work"
+            time.sleep(0.05)
+
+
+def wait_for_all(
+    client: Client,
+    fleet: Fleet,
+    checks: Mapping[str, ImageCheck],
+    *,
+    seconds: float,
+    supervise: bool = True,
+    submit_again: bool = False,
+) -> Outcome:
+    """Wait until every check has an event and no message is left.
+
+    With `submit_again` a check of which the broker lost every trace is submitted again under its id, as a
+    producer does that hears nothing.
+    """
+    deadline = time.monotonic() + seconds * PATIENCE
+    outcome, read = Outcome(checks), "0-0"
+    with redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker:
+        while True:
+            if supervise:
+                fleet.supervise()
+            # Counted before the events are read: nothing is in work then that could still add one.
+            left = waiting(client)
+            held = int(broker.hlen("unacked"))  # type: ignore[arg-type]
+            for event in client.events(since=read, follow=False):
+                read = event.entry_id
+                outcome.events[event.check_id] += 1
+                outcome.answered_at.setdefault(event.check_id, int(read.partition("-")[0]) / 1000)
+                if isinstance(event.envelope, RejectionEvent):
+                    outcome.rejections[event.envelope.data.reason] += 1
+            idle = not left and not held
+            if idle and not outcome.missing:
+                return outcome
+            if idle and submit_again:
+                outcome.submitted_again += len(outcome.missing)
+                client.submit_many([checks[name] for name in outcome.missing])
+            if time.monotonic() > deadline:
+                pytest.fail(
+                    f"after {seconds:.0f} seconds {len(outcome.missing)} of {len(checks)} checks have no"
+                    f" event; {left} wait, {held} are held\n" + fleet.workers[0].log.read_text()[-3000:]
+                )
+            time.sleep(0.2)

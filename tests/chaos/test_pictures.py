@@ -1,0 +1,100 @@
+"""Thousands of pictures that are damaged, hostile or odd."""
+
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from detector.benchmark import peak_memory_bytes, restart_peak_memory
+from detector.images import ImageLimits, ImageReason, ImageRejected, decode
+from tests.chaos.conftest import SCALE, StartFleet
+from tests.chaos.malformed import KINDS, malformed_pictures
+from tests.chaos.outcome import submit, wait_for_all
+from tests.chaos.report import Report
+from tests.conftest import PATIENCE
+from worker.client import Client
+from worker.embedded import EmbeddedServices
+
+LIMITS = ImageLimits(max_pixels=4_000_000)
+
+# Of one decoded picture: as it is stored, with transparency, flattened, and as an array.
+BYTES_A_PIXEL = 16
+SECONDS_A_PICTURE = 5.0
+IN_FLIGHT = 8
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_five_thousand_malformed_pictures_are_read_or_refused_with_a_reason(report: Report) -> None:
+    """Nothing but pixels or a listed reason comes of any; none takes long or much memory."""
+    found, slowest = Counter[str](), 0.0
+    count = 5000 * min(SCALE, 4)
+    # Every format and every kind once, before memory is measured.
+    for _, data in malformed_pictures(500, seed=1):
+        with suppress(ImageRejected):
+            decode(data, LIMITS)
+    restart_peak_memory("cpu")
+    before = peak_memory_bytes()
+    for _, data in malformed_pictures(count):
+        began = time.perf_counter()
+        try:
+            pixels = decode(data, LIMITS).pixels
+            assert pixels.ndim == 3
+            assert pixels.shape[2] == 3
+            found["read"] += 1
+        except ImageRejected as rejected:
+            found[rejected.reason] += 1
+        slowest = max(slowest, time.perf_counter() - began)
+    memory = peak_memory_bytes() - before
+    report.add(
+        f"malformed pictures, decoded ({len(KINDS)} kinds)",
+        f"pixels or a listed reason; no crash; memory bounded (+{memory >> 20} MiB)",
+        checks=count,
+        answered=found.total(),
+        delay_seconds=slowest,
+        delay_since="for the slowest",
+    )
+    assert found.keys() <= {"read", *get_args(ImageReason)}
+    assert len(found) > 5
+    assert slowest < SECONDS_A_PICTURE * PATIENCE
+    assert memory < LIMITS.max_pixels * BYTES_A_PIXEL + (100 << 20)
+
+
+def test_malformed_pictures_on_the_queue_have_an_answer_each_and_the_workers_live(
+    fleet: StartFleet, client: Client, *, services: EmbeddedServices, report: Report
+) -> None:
+    """A verdict or a rejection with a listed reason, once, before the deadline, in bounded memory."""
+    store, count = services.seaweedfs.client(), 300 * SCALE
+    for number, (_, data) in enumerate(malformed_pictures(count, seed=12)):
+        store.put_object(Bucket=services.bucket, Key=f"malformed/{number}.jpg", Body=data)
+    workers = fleet(2, DNF_MAX_PIXELS=str(LIMITS.max_pixels), NULL_BATCH_SECONDS="0.01")
+    pids = workers.pids()
+    at_rest = [_peak_memory_bytes(pid) for pid in pids]
+    checks = submit(client, [f"malformed/{number}.jpg" for number in range(count)], count=count)
+    outcome = wait_for_all(client, workers, checks, seconds=60 * SCALE, supervise=False)
+    memory = max(_peak_memory_bytes(pid) - before for pid, before in zip(pids, at_rest, strict=True))
+    ended = [*workers.events("image_checked"), *workers.events("image_rejected")]
+    slowest = max(line["durations_ms"]["total"] for line in ended) / 1000
+    report.add(
+        f"malformed pictures on the queue ({len(KINDS)} kinds)",
+        f"a verdict or a listed reason ({outcome.rejections.total()} rejections); no crash; memory bounded"
+        f" (+{memory >> 20} MiB)",
+        checks=len(checks),
+        answered=len(outcome.events),
+        doubled=outcome.doubled,
+        delay_seconds=slowest,
+        delay_since="for the slowest",
+    )
+    assert outcome.once_each
+    assert outcome.rejections.keys() <= set(get_args(ImageReason))
+    assert 0.3 * count < outcome.rejections.total() < count
+    assert workers.pids() == pids
+    assert slowest < float(workers.environment["DNF_CHECK_DEADLINE_SECONDS"]) * PATIENCE
+    assert memory < IN_FLIGHT * LIMITS.max_pixels * BYTES_A_PIXEL + (100 << 20)
+
+
+def _peak_memory_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])

@@ -1,0 +1,78 @@
+"""An object store that fails, delays, cuts and goes away."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.chaos.conftest import SCALE, StartFleet
+from tests.chaos.outcome import submit, wait_for_all, wait_for_share
+from tests.chaos.proxy import StoreProxy
+from tests.chaos.report import Report
+from worker.client import Client
+from worker.dead_letters import DeadLetters
+from worker.embedded import EmbeddedServices
+
+# A retry waits for a quarter of the visibility timeout at most: a shorter one, so that the test ends soon,
+# outlasts a shorter outage.
+OUTAGE_SECONDS = 6 if SCALE == 1 else 30
+VISIBILITY_SECONDS = 24 if SCALE == 1 else 120
+
+
+@pytest.fixture
+def store_proxy(services: EmbeddedServices) -> Iterator[StoreProxy]:
+    """Provide a proxy before the object store."""
+    with StoreProxy(int(services.s3_endpoint.rpartition(":")[2])) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def large_picture(services: EmbeddedServices, make_picture: Callable[..., bytes]) -> str:
+    """Return the key of a picture that needs several pieces."""
+    body = make_picture(2, (480, 400))
+    assert len(body) > 2 * 16_384
+    services.seaweedfs.client().put_object(Bucket=services.bucket, Key="chaos/large.jpg", Body=body)
+    return "chaos/large.jpg"
+
+
+def test_a_store_with_errors_delays_resets_and_an_outage_has_no_upload_rejected_by_mistake(
+    fleet: StartFleet, client: Client, large_picture: str, store_proxy: StoreProxy, report: Report
+) -> None:
+    """A fifth of the requests fails, replies are cut, some wait, then nothing answers: all have verdicts."""
+    workers = fleet(
+        2,
+        DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{store_proxy.port}",
+        DNF_VISIBILITY_TIMEOUT_SECONDS=str(VISIBILITY_SECONDS),
+        DNF_CHECK_DEADLINE_SECONDS=str(VISIBILITY_SECONDS - 4),
+        NULL_BATCH_SECONDS="0.02",
+    )
+    store_proxy.error_share, store_proxy.cut_share = 0.2, 0.03
+    checks = submit(client, [large_picture], count=300 * SCALE)
+    wait_for_share(client, checks, 0.3)
+    store_proxy.latency_seconds = 2.0
+    wait_for_share(client, checks, 0.3 + 0.1 / SCALE)
+    store_proxy.latency_seconds = 0.0
+    wait_for_share(client, checks, 0.5)
+    store_proxy.down = True
+    store_proxy.reset()
+    time.sleep(OUTAGE_SECONDS)
+    store_proxy.down = False
+    mended = time.time()
+    outcome = wait_for_all(client, workers, checks, seconds=120 * SCALE, supervise=False)
+    report.add(
+        f"S3: 20 % errors ({store_proxy.errors}), replies cut in mid-body ({store_proxy.cuts}), 2 s delays,"
+        f" {OUTAGE_SECONDS} s outage",
+        "all verdicts, no rejection by mistake",
+        checks=len(checks),
+        answered=len(outcome.events),
+        doubled=outcome.doubled,
+        delay_seconds=max(outcome.answered_at.values()) - mended,
+        delay_since="from the outage's end to the last verdict",
+    )
+    assert outcome.once_each
+    assert not outcome.rejections
+    assert store_proxy.errors > 0.1 * len(checks)
+    assert store_proxy.cuts > 0.02 * len(checks)
+    letters = DeadLetters.connect(client.settings)
+    assert list(letters.read()) == []
+    letters.close()

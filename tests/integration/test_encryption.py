@@ -1,0 +1,165 @@
+"""Connections to the broker over TLS: encrypted, and only with a broker whose certificate is good."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from kombu.exceptions import OperationalError
+
+from tests.tls import Authority, TlsProxy
+from worker.app import create_app
+from worker.client import Client, QueueUnreachable
+from worker.embedded import EmbeddedServices, Valkey
+from worker.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Provide a broker of this module's own."""
+    server = Valkey(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Provide the authority that the settings name."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def strict(valkey: Valkey, authority: Authority) -> Iterator[TlsProxy]:
+    """Provide the broker over TLS, for clients with a certificate only."""
+    with TlsProxy(valkey.port, authority.issue("broker"), clients=authority) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def trusted(strict: TlsProxy, authority: Authority) -> dict[str, str]:
+    """Return the DNF_ variables with which the broker is trusted and trusts."""
+    own = authority.issue("client", host="DNS:client")
+    return {
+        "DNF_REDIS_URL": strict.redis_url,
+        "DNF_REDIS_CA_FILE": str(authority.certificate),
+        "DNF_REDIS_CERTIFICATE_FILE": str(own.certificate),
+        "DNF_REDIS_KEY_FILE": str(own.key),
+    }
+
+
+def _settings(environment: dict[str, str]) -> Settings:
+    values: dict[str, Any] = {name.removeprefix("DNF_").lower(): value for name, value in environment.items()}
+    return Settings(**values)
+
+
+def test_a_check_goes_from_producer_to_consumer_over_tls(
+    worker_process: Callable[..., Any],
+    service_environment: dict[str, str],
+    services: EmbeddedServices,
+    make_picture: Callable[..., bytes],
+    trusted: dict[str, str],
+) -> None:
+    """Both libraries, Celery's and ours, give a certificate and check the broker's; nothing else changes."""
+    services.seaweedfs.client().put_object(Bucket=services.bucket, Key="tls.jpg", Body=make_picture(1))
+    worker = worker_process(trusted)
+    with Client(_settings({**service_environment, **trusted})) as client:
+        check_id = client.submit(services.bucket, "tls.jpg")
+        delivered = next(client.verdicts("readers"))
+        delivered.ack()
+    assert delivered.event.check_id == check_id
+    assert worker.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def wrong(
+    valkey: Valkey, authority: Authority, strict: TlsProxy, trusted: dict[str, str], tmp_path_factory: Any
+) -> Iterator[dict[str, tuple[dict[str, str], str]]]:
+    """Return settings by what is wrong with them or their broker, and what is to be said of it."""
+    other = Authority(tmp_path_factory.mktemp("other"))
+    with (
+        TlsProxy(valkey.port, other.issue("impostor")) as impostor,
+        TlsProxy(valkey.port, authority.issue("elsewhere", host="DNS:elsewhere.example")) as elsewhere,
+    ):
+        ca = {"DNF_REDIS_CA_FILE": trusted["DNF_REDIS_CA_FILE"]}
+        yield {
+            "signed by another": ({**ca, "DNF_REDIS_URL": impostor.redis_url}, "DNF_REDIS_CA_FILE"),
+            "unknown to the system": ({"DNF_REDIS_URL": impostor.redis_url}, "DNF_REDIS_CA_FILE"),
+            "of another host": ({**ca, "DNF_REDIS_URL": elsewhere.redis_url}, "not valid for '127.0.0.1'"),
+            "without our own": (
+                # kombu keeps connections by their URL: another database has its own.
+                {**ca, "DNF_REDIS_URL": strict.redis_url.replace("/0", "/1")},
+                "DNF_REDIS_CERTIFICATE_FILE",
+            ),
+            "wrong password": (
+                {"DNF_REDIS_URL": valkey.url.replace("//", "//nobody:hidden@")},
+                "user or password in DNF_REDIS_URL",
+            ),
+        }
+
+
+WRONG = [
+    "signed by another",
+    "unknown to the system",
+    "of another host",
+    "without our own",
+    "wrong password",
+]
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_worker_does_not_start_with_a_broker_that_is_not_to_be_trusted(
+    service_environment: dict[str, str], wrong: dict[str, tuple[dict[str, str], str]], name: str
+) -> None:
+    """It ends with status 1 and one line that names the setting."""
+    variables, said = wrong[name]
+    finished = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "run"],
+        env={**os.environ, **service_environment, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 1, finished.stderr
+    assert said in finished.stderr
+    assert len(finished.stderr.strip().splitlines()) == 1
+    assert "hidden" not in finished.stderr
+
+
+@pytest.mark.parametrize("name", ["signed by another", "without our own"])
+def test_celery_sends_nothing_to_a_broker_that_is_not_to_be_trusted(
+    wrong: dict[str, tuple[dict[str, str], str]], valkey: Valkey, name: str
+) -> None:
+    """Kombu has connections of its own, which check the same."""
+    variables, _ = wrong[name]
+    with create_app(_settings(variables)) as app, pytest.raises(OperationalError):
+        app.send_task("check_image", args=[{}], queue="image-checks.bulk", retry=False)
+    with redis.Redis.from_url(valkey.url) as broker:
+        assert broker.llen("image-checks.bulk") == 0
+
+
+def test_a_producer_is_told_that_the_broker_is_not_to_be_trusted(
+    wrong: dict[str, tuple[dict[str, str], str]],
+) -> None:
+    """Nothing is enqueued, and the error names what is wrong with the certificate."""
+    variables, _ = wrong["signed by another"]
+    with Client(_settings(variables)) as client, pytest.raises(QueueUnreachable, match="certificate"):
+        client.submit("uploads", "a.jpg")
+
+
+@pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_check_hostname=false"])
+def test_the_check_of_a_certificate_cannot_be_switched_off(option: str) -> None:
+    """Neither library is asked to look away by an option in the URL."""
+    with pytest.raises(ValueError, match="takes no ssl_ options"):
+        Settings(redis_url=f"rediss://127.0.0.1:6379/0?{option}")
+
+
+def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A file that is missing is a wrong setting, said before anything is connected."""
+    with pytest.raises(ValueError, match="redis_ca_file"):
+        Settings(redis_ca_file=tmp_path / "none.pem")

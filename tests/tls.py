@@ -1,0 +1,102 @@
+"""Certificates of an authority that exists for one test, and a TLS end in front of a server without one."""
+
+import select
+import socket
+import ssl
+import subprocess
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from worker.startup import HOST
+
+
+class Certificate(NamedTuple):
+    """A certificate and its key, as PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+class Authority:
+    """Signs certificates, with the openssl command; its own one is the PEM file `certificate`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self.certificate, self._key = self._made("authority", "basicConstraints=critical,CA:TRUE")
+
+    def issue(self, name: str, *, host: str = f"IP:{HOST}") -> Certificate:
+        """Return a certificate for a host, such as `IP:127.0.0.1` or `DNS:localhost`."""
+        signed_by = ["-CA", str(self.certificate), "-CAkey", str(self._key)]
+        return self._made(name, f"subjectAltName={host}", *signed_by)
+
+    def _made(self, name: str, extension: str, *options: str) -> Certificate:
+        made = Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+        command += ["-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", extension, *options]
+        subprocess.run(
+            [*command, "-out", str(made.certificate), "-keyout", str(made.key)],
+            check=True,
+            capture_output=True,
+        )
+        return made
+
+
+class TlsProxy:
+    """Ends TLS with a certificate and passes on to a port, while the `with` block runs.
+
+    Asks whoever connects for a certificate of the authority `clients`, if one is given.
+    """
+
+    def __init__(
+        self, target_port: int, certificate: Certificate, *, clients: Authority | None = None
+    ) -> None:
+        self._target_port = target_port
+        self._listener = socket.create_server((HOST, 0))
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._context.load_cert_chain(*certificate)
+        if clients:
+            self._context.verify_mode = ssl.CERT_REQUIRED
+            self._context.load_verify_locations(clients.certificate)
+
+    @property
+    def redis_url(self) -> str:
+        """The rediss:// URL of database 0 behind it."""
+        return f"rediss://{HOST}:{self._listener.getsockname()[1]}/0"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            try:
+                encrypted = self._context.wrap_socket(connection, server_side=True, suppress_ragged_eofs=True)
+            except ssl.SSLError:
+                # Closed with something unread, the connection would be reset and the reason lost on its way.
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(4096):
+                    pass
+                return
+            with encrypted, socket.create_connection((HOST, self._target_port)) as onward:
+                ends: dict[socket.socket, socket.socket] = {encrypted: onward, onward: encrypted}
+                while True:
+                    ready = [encrypted] if encrypted.pending() else select.select(list(ends), [], [])[0]
+                    for end in ready:
+                        if not (data := end.recv(16_384)):
+                            return
+                        ends[end].sendall(data)
