@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test chaos lint bench schemas metrics lock clean
+.PHONY: setup demo test chaos lint bench scale-out schemas metrics lock clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +30,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/dnf-detector bench && $(BIN)/dnf-worker bench
+
+scale-out: setup
+	$(BIN)/python -m tests.chaos.scale_out scale-out
 
 schemas: setup
 	$(BIN)/python -m worker.asyncapi deploy/schemas

@@ -37,7 +37,7 @@ def draw_day(outcome: Outcome, worker: WorkerModel, title: str, path: Path) -> N
         axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
         axes.grid(color="#dfe3e8", linewidth=0.6)
         axes.legend(frameon=False, loc="upper left", ncols=2)
-    kind = path.suffix.removeprefix(".").lower() or "png"
+    kind = path.suffix.removeprefix(".").lower()
     figure.savefig(path, format=kind, pil_kwargs={} if kind == "webp" else {"optimize": True})
 
 
