@@ -9,7 +9,6 @@ import pytest
 import redis
 
 from tests.chaos.conftest import StartFleet
-from tests.chaos.fleet import wait_for_all
 from tests.scraping import Served
 from worker.admission import entry_of
 from worker.client import Client
@@ -52,7 +51,7 @@ def test_the_figures_are_those_of_the_broker(  # noqa: PLR0917 - the fixtures th
     bucket = client.settings.upload_bucket
     workers = fleet(1)
     check_ids = [client.submit(bucket, stored_picture) for _ in range(30)]
-    wait_for_all(client, workers, check_ids, seconds=60)
+    client.wait_for(*check_ids, timeout_seconds=240)
     received = client.verdicts("moderation", follow=False)
     for _ in range(10):
         next(received).ack()

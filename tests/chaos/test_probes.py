@@ -9,7 +9,6 @@ from time import monotonic
 import pytest
 
 from tests.chaos.conftest import StartFleet
-from tests.chaos.fleet import wait_for_all
 from tests.chaos.proxy import FaultProxy
 from tests.conftest import RunningWorker
 from tests.scraping import Served
@@ -97,7 +96,7 @@ def test_a_busy_worker_is_ready_and_one_that_stops_is_alive_until_its_last_check
     wait_until(lambda: workers.workers[0].process.poll() is not None, "the worker ended")
     assert workers.workers[0].process.returncode == 0
     workers.supervise()
-    wait_for_all(client, workers, check_ids, seconds=60)
+    client.wait_for(*check_ids, timeout_seconds=240)
 
 
 def test_the_endpoints_answer_while_the_model_loads(
