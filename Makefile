@@ -27,6 +27,7 @@ chaos: setup
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive detector worker
 
 bench: setup
 	$(BIN)/dnf-detector bench && $(BIN)/dnf-worker bench

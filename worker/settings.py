@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     )
     thumbnail_side_pixels: int = Field(default=128, ge=16, le=512, description="Side of the DNF thumbnail.")
     http_host: str = Field(
-        default="0.0.0.0",  # noqa: S104 - probes come from outside of a container
+        default="0.0.0.0",  # noqa: S104 - probes come from outside of a container  # nosec B104
         description="Where probes and metrics are served.",
     )
     http_port: int = Field(
