@@ -1,8 +1,10 @@
 """A watchdog that ends the process when the model makes no progress.
 
-Celery's time limits do nothing in threads, and a thread that hangs in native code cannot be ended alone. The
-process ends before its checks run into their deadline: so they count as begun and never ended, are delivered
-again, each alone, and the one at fault becomes a dead letter after `max_deliveries`.
+Celery's time limits do nothing in threads, and a thread that hangs in native code cannot be ended alone. With
+a limit below the deadline of a check (the default: 60 of 90 seconds) the checks of the batch count as begun
+and never ended, are delivered again, each alone, and the one at fault becomes a dead letter after
+`max_deliveries`. The limit must be well above the slowest honest batch: 16 pictures take the default detector
+about 5 seconds on two CPU cores; for a slower one, raise the deadline or lower the batch size.
 """
 
 import faulthandler
@@ -41,6 +43,7 @@ class Watchdog:
         self._limit = limit_seconds
         self._end = end
         self._stopped = threading.Event()
+        self._arm()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
@@ -50,10 +53,13 @@ class Watchdog:
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
 
+    def _arm(self) -> None:
+        faulthandler.dump_traceback_later(2 * self._limit, exit=True, file=sys.stderr)
+
     def _watch(self) -> None:
         seen = False
         while not self._stopped.wait(self._limit / 10):
-            faulthandler.dump_traceback_later(2 * self._limit, exit=True, file=sys.stderr)
+            self._arm()
             stalled = self._batcher.stalled_seconds
             if seen and stalled > self._limit:
                 log.critical(
