@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench schemas metrics lock clean
+.PHONY: setup demo test chaos lint bench scale-out schemas metrics lock clean
 
 setup: $(VENV)/.ready
 
@@ -21,14 +21,22 @@ demo: setup
 test: setup
 	$(BIN)/pytest
 
+chaos: setup
+	rm -f chaos.jsonl
+	DNF_CHAOS_SCALE=42 DNF_CHAOS_REPORT=chaos.jsonl $(BIN)/pytest tests/chaos --timeout=0 && $(BIN)/python -m tests.chaos.report chaos.jsonl docs/reliability.md
+
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive detector worker
 
 bench: setup
-	$(BIN)/dnf-detector bench
+	$(BIN)/dnf-detector bench && $(BIN)/dnf-worker bench
+
+scale-out: setup
+	$(BIN)/python -m tests.chaos.scale_out scale-out
 
 schemas: setup
-	$(BIN)/python -m worker.messages deploy/schemas
+	$(BIN)/python -m worker.asyncapi deploy/schemas
 
 metrics: setup
 	$(BIN)/python -m worker.metrics_page docs/metrics.md

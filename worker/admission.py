@@ -27,11 +27,15 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
-class _Headers(_Part):
-    task: str
-    id: _Name
+class EntryHeaders(_Part):
+    """What Celery wants to know of a call; any other header is left behind."""
+
+    task: str = Field(description=f"`{CHECK_IMAGE}`; an entry for another task becomes a dead letter.")
+    id: _Name = Field(description="Of this message, a UUID say; of no consequence for the check.")
     retries: int = Field(default=0, ge=0, le=10_000)
-    eta: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    eta: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
+        default=None, description="Not before; at most the visibility timeout ahead."
+    )
     root_id: _Name | None = None
     parent_id: _Name | None = None
     traceparent: Annotated[str | None, BeforeValidator(accepted)] = Field(
@@ -39,15 +43,24 @@ class _Headers(_Part):
     )
 
 
-class _Properties(_Part):
-    delivery_tag: _Name
-    body_encoding: Literal["base64", "utf-8"] | None = None
+class EntryProperties(_Part):
+    """What kombu wants to know of a message; priorities are queues here, so none is read."""
+
+    delivery_tag: _Name = Field(description="Unique over all messages, a new UUID: it names it in `unacked`.")
+    body_encoding: Literal["base64", "utf-8"] | None = Field(
+        default=None, description="How `body` is written; base64 is what Celery writes."
+    )
 
 
-class _Envelope(_Part):
-    headers: _Headers
-    properties: _Properties
-    body: str
+class Entry(_Part):
+    """An entry of a queue, kombu's envelope around a Celery call: LPUSH it to the list named as the queue."""
+
+    headers: EntryHeaders
+    properties: EntryProperties
+    body: str = Field(
+        description="The call as JSON, `[[check], {}, {}]`: positional arguments, keyword arguments, and what"
+        " Celery embeds, which must ask for nothing."
+    )
     content_type: Literal["application/json"] = Field(alias="content-type")
     content_encoding: Literal["utf-8"] = Field(alias="content-encoding")
 
@@ -59,7 +72,7 @@ def admit(entry: bytes, queue: str, *, longest_wait_seconds: float) -> dict[str,
     timeout would be delivered again and again. Raises `UncheckableMessage`.
     """
     try:
-        envelope = _Envelope.model_validate(_object(entry))
+        envelope = Entry.model_validate(_object(entry))
     except ValidationError as error:
         raise UncheckableMessage(
             "unreadable_entry", f"The entry is no Celery message: {first_fault(error)}."
@@ -102,7 +115,7 @@ def _object(entry: bytes) -> object:
         raise UncheckableMessage("unreadable_entry", f"The entry is no JSON: {_short(error)}.") from error
 
 
-def _arguments(envelope: _Envelope) -> tuple[list[Any], dict[str, Any]]:
+def _arguments(envelope: Entry) -> tuple[list[Any], dict[str, Any]]:
     try:
         body = envelope.body
         if envelope.properties.body_encoding == "base64":

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from worker.bench_cli import bench
 from worker.dead_letters_cli import dead_letters
+from worker.doctor.cli import doctor
 from worker.exporter_cli import exporter
 from worker.messages import QUEUES, QueueName, RejectionEvent
 from worker.planning.plan_cli import plan_command
@@ -28,31 +30,53 @@ def main() -> None:
     """Tell photographs from AI-generated pictures, from a message queue."""
 
 
+main.add_command(bench)
 main.add_command(dead_letters)
+main.add_command(doctor)
 main.add_command(exporter)
 main.add_command(plan_command)
 
 
 @main.command()
-def run() -> None:
-    """Start a worker: the model is loaded and warmed before it takes its first check."""
-    from detector.bundle import BundleError
-    from worker.broker import BrokerRefused, refuse_distrust
-    from worker.endpoints import EndpointsUnavailable
+@click.option("--processes", type=click.IntRange(min=1), help="Worker processes; DNF_PROCESSES otherwise.")
+@click.option("--unsupervised", is_flag=True, help="One process, which whoever started it starts again.")
+@click.option("--supervised", "descriptor", type=int, hidden=True)
+def run(*, processes: int | None, unsupervised: bool, descriptor: int | None) -> None:
+    """Start workers: one process for each visible GPU, or one on a CPU, started again when it ends by fault.
+
+    The model is loaded and warmed before the first check is taken. SIGTERM stops in order, a second one at
+    once.
+    """
     from worker.logs import configure_logs
 
     settings = settings_in_force()
     configure_logs(settings)
+    if descriptor is None and not unsupervised:
+        from worker.supervisor import own_command, supervise
+
+        chosen = settings.model_copy(update={"processes": processes or settings.processes})
+        sys.exit(supervise(chosen, own_command()))
+    sys.exit(_run_alone(settings, descriptor))
+
+
+def _run_alone(settings: Settings, descriptor: int | None) -> int:
+    from detector.bundle import BundleError
+    from worker.broker import BrokerRefused, refuse_distrust
+    from worker.endpoints import EndpointsUnavailable
+    from worker.tether import Tether
+
+    tether = None if descriptor is None else Tether(descriptor)
     # Celery takes over the signal once it runs; as a container's first process we would ignore it until then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         refuse_distrust(settings)
         from worker.run import run_worker
 
-        status = run_worker(settings)
+        return run_worker(settings, on_ready=tether.ready if tether else lambda: None)
     except (BrokerRefused, BundleError, EndpointsUnavailable) as error:
+        if tether:
+            tether.refused()
         raise click.ClickException(str(error)) from error
-    sys.exit(status)
 
 
 @main.command()

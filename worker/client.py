@@ -154,11 +154,23 @@ class Client:
                 return
 
     def verdicts(
-        self, group: str, *, consumer: str | None = None, follow: bool = True
+        self,
+        group: str,
+        *,
+        consumer: str | None = None,
+        follow: bool = True,
+        claim_after_seconds: float = 60.0,
     ) -> Iterator[Delivered]:
-        """Yield events as a member of a consumer group; each must be acknowledged with `ack()`."""
+        """Yield events as a member of a consumer group; each must be acknowledged with `ack()`.
+
+        `consumer` names the member, by default after the host: under the same name it goes on after a crash
+        with what it had not acknowledged. What another member left for `claim_after_seconds` is claimed.
+        """
         member = consumer or socket.gethostname()
-        for event in self._results.consume(group, member, block_seconds=1.0 if follow else 0.001):
+        wait = 1.0 if follow else 0.001
+        for event in self._results.consume(
+            group, member, block_seconds=wait, claim_after_seconds=claim_after_seconds
+        ):
             if event is not None:
                 yield Delivered(event, self._results, group)
             elif not follow:

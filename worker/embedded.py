@@ -41,11 +41,16 @@ class Valkey:
     """One Valkey server with an append-only file, in `folder`; `start` after `kill` finds its data again.
 
     `options` are further ones of its command line; `user` is the name and password of an ACL user that may
-    ask the server for its process.
+    ask the server for its process; `program` is one that prepares the server's start, or another server.
     """
 
     def __init__(
-        self, folder: Path, *, options: Sequence[str] = (), user: tuple[str, str] | None = None
+        self,
+        folder: Path,
+        *,
+        options: Sequence[str] = (),
+        user: tuple[str, str] | None = None,
+        program: Path | None = None,
     ) -> None:
         self.folder = folder
         self._options = list(options)
@@ -53,7 +58,7 @@ class Valkey:
         self._password = user[1] if user else None
         self.port = 0
         self.process: GuardedProcess | None = None
-        self._program = valkey_program()
+        self._program = program or valkey_program()
 
     @property
     def url(self) -> str:

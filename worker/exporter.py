@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from worker.admission import MAX_ENTRY_BYTES
+from worker.broker import tls_options
 from worker.heartbeat import ALIVE_SECONDS, WORKERS_ALIVE
 from worker.logs import get_logger
 from worker.messages import QUEUES
@@ -133,6 +134,7 @@ class QueueCollector(Collector):
             socket_timeout=_PATIENCE_SECONDS,
             socket_connect_timeout=_PATIENCE_SECONDS,
             retry=Retry(NoBackoff(), 1),
+            **tls_options(settings),
         )
         self._rate = Rate()
         self._lock = threading.Lock()

@@ -10,6 +10,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from worker.broker import tls_options
 from worker.health import Health
 from worker.logs import get_logger
 from worker.settings import Settings
@@ -44,6 +45,7 @@ class Heartbeat:
             socket_timeout=_PATIENCE_SECONDS,
             socket_connect_timeout=_PATIENCE_SECONDS,
             retry=Retry(NoBackoff(), 0),
+            **tls_options(settings),
         )
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)

@@ -40,7 +40,7 @@ DeadLetterReason = Literal[
 ]
 LetterForm = Literal["check", "arguments", "entry", "entry_base64"]
 Stage = Literal[
-    "queue_wait", "fetch", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail", "total"
+    "queue_wait", "fetch", "cache", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail", "total"
 ]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -155,7 +155,8 @@ class Verdict(_Outcome):
     model: Model
     picture: PictureFacts
     thumbnail: Thumbnail
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=0, description="Pictures in the forward pass; 0 if `cached`.")
+    cached: bool = Field(default=False, description="The same bytes were judged before, by this model.")
     shadow: ShadowVerdict | None = Field(
         default=None,
         exclude_if=lambda value: value is None,

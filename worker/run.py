@@ -1,30 +1,41 @@
 """One worker process: model loaded and warmed, then Celery's threads."""
 
+from collections.abc import Callable
+
 from celery.apps.worker import Worker
 from celery.signals import worker_ready, worker_shutting_down
 
+from detector.detector import Detector
 from worker.app import create_app
+from worker.broker_watch import BrokerWatch
 from worker.logs import get_logger
 from worker.messages import QUEUES
 from worker.observation import Observation, observed
 from worker.service import Service
 from worker.settings import Settings
+from worker.stopping import OrderlyStop
 from worker.tasks import register
+from worker.watchdog import Watchdog
 
 log = get_logger("worker.run")
 
 
-def run_worker(settings: Settings) -> int:
+def run_worker(
+    settings: Settings, *, detector: Detector | None = None, on_ready: Callable[[], None] = lambda: None
+) -> int:
     """Consume checks until the process is told to stop; return its exit status.
 
-    Raises `BundleError` and `EndpointsUnavailable`.
+    `detector` takes the place of the bundle in the settings; `on_ready` is called once the model is warm and
+    checks are taken. Raises `BundleError` and `EndpointsUnavailable`.
     """
     with observed(settings) as observation:
-        return _run(settings, observation)
+        return _run(settings, observation, detector, on_ready)
 
 
-def _run(settings: Settings, observation: Observation) -> int:
-    service = Service.start(settings)
+def _run(
+    settings: Settings, observation: Observation, detector: Detector | None, on_ready: Callable[[], None]
+) -> int:
+    service = Service.start(settings, detector)
     log.info(
         "model_loaded",
         model=f"{service.model.name} {service.model.version}",
@@ -35,9 +46,12 @@ def _run(settings: Settings, observation: Observation) -> int:
     app = create_app(settings)
     register(app, service)
     observation.attach(service, app)
+    OrderlyStop(service.in_work, grace_seconds=settings.stop_grace_seconds).attach(app)
+    watchdog = Watchdog(service.batcher, settings.model_stall_seconds)
 
     def ready(**_: object) -> None:
         log.info("worker_ready", worker=service.name, queues=list(QUEUES), threads=settings.threads)
+        on_ready()
 
     def stopping(**_: object) -> None:
         log.info("worker_stopping", worker=service.name)
@@ -55,8 +69,10 @@ def _run(settings: Settings, observation: Observation) -> int:
         quiet=True,
     )
     try:
-        worker.start()
+        with BrokerWatch(settings):
+            worker.start()
     finally:
         service.stop()
+        watchdog.stop()
     log.info("worker_stopped", worker=service.name, status=worker.exitcode or 0)
     return worker.exitcode or 0

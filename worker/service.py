@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detector.detector import Detector, Finding
+from detector.memory import free_memory_after
 from worker.batching import MicroBatcher
 from worker.dead_letters import DeadLetters
 from worker.deliveries import Deliveries
@@ -18,7 +19,9 @@ from worker.metrics import counted_batches
 from worker.results import Results, connect
 from worker.settings import Settings
 from worker.shadow import Shadow
+from worker.stopping import ChecksInWork
 from worker.storage import Storage
+from worker.verdict_cache import VerdictCache
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,21 @@ class Service:
     batcher: MicroBatcher[NDArray[np.float32], Finding]
     storage: Storage
     results: Results
+    verdict_cache: VerdictCache
     deliveries: Deliveries
     dead_letters: DeadLetters
     model: Model
     name: str
     shadow: Shadow = field(default_factory=Shadow)
+    in_work: ChecksInWork = field(default_factory=ChecksInWork)
 
     @classmethod
-    def start(cls, settings: Settings) -> Self:
-        """Load the detector, warm it with a full batch and connect the rest. Raises `BundleError`."""
-        detector = Detector.load(settings.bundle, device=settings.device, dtype=settings.dtype)
+    def start(cls, settings: Settings, detector: Detector | None = None) -> Self:
+        """Load the detector, if none is given, warm it with a full batch and connect the rest.
+
+        Raises `BundleError`.
+        """
+        detector = detector or Detector.load(settings.bundle, device=settings.device, dtype=settings.dtype)
         detector.warm_up(settings.batch_size)
         # Pillow loads its formats at the first picture; that one should not wait for it.
         Image.init()
@@ -51,9 +59,11 @@ class Service:
                 counted_batches(detector.examine),
                 max_batch=settings.batch_size,
                 wait_seconds=settings.batch_wait_seconds,
+                out_of_memory=free_memory_after,
             ),
             storage=Storage(settings),
             results=Results(settings),
+            verdict_cache=VerdictCache.connect(settings, detector.bundle.digest),
             deliveries=Deliveries(connect(settings), settings),
             dead_letters=DeadLetters.connect(settings),
             model=Model(name=manifest.name, version=manifest.version, digest=detector.bundle.digest),
@@ -66,5 +76,6 @@ class Service:
         self.batcher.close()
         self.shadow.close()
         self.results.close()
+        self.verdict_cache.close()
         self.deliveries.close()
         self.dead_letters.close()

@@ -56,11 +56,26 @@ class Settings(BaseSettings):
     check_deadline_seconds: float = Field(
         default=90, gt=0, description="Limit of one try of a check; below the visibility timeout."
     )
+    model_stall_seconds: float = Field(
+        default_factory=lambda earlier: 2 / 3 * float(earlier.get("check_deadline_seconds", 90)),
+        gt=0,
+        description="A model that stands still so long ends its process; unset: 2/3 of the check deadline.",
+    )
+    stop_grace_seconds: float = Field(
+        default=45, ge=0, description="How long a worker that is told to stop finishes what it began."
+    )
+    processes: int | None = Field(
+        default=None, ge=1, le=256, description="Worker processes; unset: one for each visible GPU, or one."
+    )
+    restart_limit: int = Field(
+        default=5, ge=0, description="Restarts of one worker process within the window before all end."
+    )
+    restart_window_seconds: float = Field(default=300, gt=0, description="The window of the restart limit.")
     visibility_timeout_seconds: int = Field(
         default=120, ge=5, description="After it, an unacknowledged check is delivered again."
     )
     max_retries: int = Field(
-        default=8, ge=0, description="Retries of a check before it becomes a dead letter."
+        default=20, ge=0, description="Retries of a check before it becomes a dead letter."
     )
     max_queue_length: int = Field(
         default=100_000, ge=1, description="Checks that may wait in one queue before more are refused."
@@ -86,7 +101,7 @@ class Settings(BaseSettings):
     )
     thumbnail_side_pixels: int = Field(default=128, ge=16, le=512, description="Side of the DNF thumbnail.")
     http_host: str = Field(
-        default="0.0.0.0",  # noqa: S104 - probes come from outside of a container
+        default="0.0.0.0",  # noqa: S104 - probes come from outside of a container  # nosec B104
         description="Where probes and metrics are served.",
     )
     http_port: int = Field(

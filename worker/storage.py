@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
     from botocore.response import StreamingBody
     from types_boto3_s3.client import S3Client
+    from urllib3 import HTTPResponse
 
 
 class StorageRejected(Exception):  # noqa: N818 - a verdict on the upload, not a fault of the program
@@ -32,9 +33,19 @@ class StorageUnavailable(Exception):  # noqa: N818 - a state of the store that p
     """The store throttles, fails or cannot be reached: worth another try later."""
 
 
-_MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404", "InvalidArgument", "MethodNotAllowed"}
-_CHANGED = {"PreconditionFailed", "412"}
-_FORBIDDEN = {"AccessDenied", "403", "AllAccessDisabled"}
+# A malformed version id, and one that marks a deletion, come without 404.
+_MISSING = {"InvalidArgument", "MethodNotAllowed"}
+# Answered with 403 too, but a wrong key or clock of the worker is no fault of the upload: it waits until an
+# operator mends it.
+_OPERATORS = {
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+_FORBIDDEN_STATUS, _MISSING_STATUS, _CHANGED_STATUS = 403, 404, 412
 
 
 class Storage:
@@ -42,6 +53,8 @@ class Storage:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # No single wait may take the time that a check has as a whole.
+        patience = min(settings.s3_timeout_seconds, settings.check_deadline_seconds / 2)
         access, secret = settings.s3_access_key_id, settings.s3_secret_access_key
         self._s3: S3Client = boto3.client(
             "s3",
@@ -50,8 +63,8 @@ class Storage:
             aws_access_key_id=access.get_secret_value() if access else None,
             aws_secret_access_key=secret.get_secret_value() if secret else None,
             config=Config(
-                connect_timeout=settings.s3_timeout_seconds,
-                read_timeout=settings.s3_timeout_seconds,
+                connect_timeout=patience,
+                read_timeout=patience,
                 max_pool_connections=settings.threads,
                 retries={"mode": "standard", "max_attempts": 2},
                 s3={"addressing_style": "path"} if settings.s3_endpoint_url else {},
@@ -59,6 +72,11 @@ class Storage:
         )
         # botocore itself goes where a store redirects it to, in the name of another region.
         self._s3.meta.events.register("before-send.s3", self._refuse_other_hosts)
+
+    @property
+    def client(self) -> "S3Client":
+        """The S3 client itself, which asks no other host than the one that is set."""
+        return self._s3
 
     def fetch(self, check: ImageCheck) -> bytes:
         """Return the object's bytes, at most `max_bytes`.
@@ -73,6 +91,7 @@ class Storage:
         if check.etag:
             request["IfMatch"] = check.etag
         limit = self._settings.max_bytes
+        began = time.monotonic()
         try:
             reply = self._s3.get_object(**request)
             # The body's own `with` gives the bare stream, which takes a reply that was cut for a whole one.
@@ -81,7 +100,7 @@ class Storage:
                     raise StorageRejected(
                         "too_large", f"The object has {reply['ContentLength']} bytes; the limit is {limit}."
                     )
-                data = _read(body, limit, self._settings.check_deadline_seconds / 2)
+                data = _read(body, limit, began + self._settings.check_deadline_seconds / 2)
         except ClientError as error:
             raise _translated(error, check) from error
         except (BotoCoreError, OSError) as error:
@@ -107,7 +126,7 @@ class Storage:
             code = error.response.get("Error", {}).get("Code")
             if code == "NoSuchBucket":
                 raise StorageRejected("missing", f"There is no bucket {check.bucket}.") from error
-            if code in _FORBIDDEN:
+            if _status(error) == _FORBIDDEN_STATUS and code not in _OPERATORS:
                 raise StorageRejected("forbidden", f"The store does not take {check.uri}.") from error
             raise _translated(error, check) from error
         except BotoCoreError as error:
@@ -131,28 +150,49 @@ class Storage:
             raise StorageUnavailable(f"the store redirects to {asked}; DNF_S3_REGION may be wrong")
 
 
-def _read(body: "StreamingBody", limit: int, seconds: float) -> bytes:
-    """Read at most `limit` + 1 bytes; a store that trickles is given up on after `seconds`."""
-    deadline = time.monotonic() + seconds
+class _AsItComes:
+    """A response's body whose `read` returns what has arrived; urllib3's own waits until all of it has."""
+
+    def __init__(self, response: "HTTPResponse") -> None:
+        self._response = response
+
+    def read(self, amount: int) -> bytes:
+        return self._response.read1(amount)
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def _read(body: "StreamingBody", limit: int, deadline: float) -> bytes:
+    """Read at most `limit` + 1 bytes; a store that trickles is given up on at the deadline.
+
+    botocore's body compares length and checksum at the end, and makes errors of the network its own. Raises
+    `StorageUnavailable` and BotoCoreError.
+    """
+    body._raw_stream = _AsItComes(body._raw_stream)  # type: ignore[attr-defined] # noqa: SLF001 - a test holds it
     chunks: list[bytes] = []
     wanted = limit + 1
     while wanted > 0 and (chunk := body.read(min(wanted, 1 << 20))):
         chunks.append(chunk)
         wanted -= len(chunk)
         if time.monotonic() > deadline:
-            raise StorageUnavailable(f"the object was not complete within {seconds:.0f} seconds")
+            raise StorageUnavailable("the object came too slowly")
     return b"".join(chunks)
 
 
 def _translated(error: ClientError, check: ImageCheck) -> StorageRejected | StorageUnavailable:
     code = str(error.response.get("Error", {}).get("Code", ""))
-    if code in _MISSING:
+    status = _status(error)
+    if status == _MISSING_STATUS or code in _MISSING:
         return StorageRejected("missing", f"There is no object at {check.uri}.")
-    if code in _CHANGED:
+    if status == _CHANGED_STATUS:
         return StorageRejected(
             "changed", f"The object at {check.uri} is no longer the one that was submitted."
         )
-    if code in _FORBIDDEN:
+    if status == _FORBIDDEN_STATUS and code not in _OPERATORS:
         return StorageRejected("forbidden", f"The store does not let the worker read {check.uri}.")
-    # A wrong key or clock of the worker is no fault of the upload: it waits until an operator mends it.
     return StorageUnavailable(f"{check.uri}: {code or error}")
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

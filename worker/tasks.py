@@ -13,6 +13,7 @@ from detector.images import ImageLimits, ImageRejected, Picture, decode
 from detector.policy import decide
 from detector.thumbnail import dnf_thumbnail
 from worker import tracing
+from worker.batching import OutOfMemory
 from worker.dead_letters import check_id_in, letter_of_call
 from worker.logs import get_logger
 from worker.messages import (
@@ -29,11 +30,12 @@ from worker.messages import (
     event_id,
     first_fault,
 )
-from worker.metrics import RETRIES, RetryReason, count_check
+from worker.metrics import CACHE_HITS, RETRIES, RetryReason, count_check
 from worker.observation import check_observed, delivery_observed
 from worker.shared_lock import Crowded
 from worker.stopwatch import Stopwatch
 from worker.storage import StorageRejected, StorageUnavailable
+from worker.verdict_cache import Judged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
     from detector.detector import Finding
     from worker.batching import Batched
+    from worker.messages import ShadowVerdict
     from worker.service import Service
 
 log = get_logger("worker.tasks")
@@ -76,46 +79,77 @@ def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
     try:
         with watch.stage("fetch"):
             data = service.storage.fetch(check)
-        with watch.stage("decode"):
-            picture = decode(data, ImageLimits(max_pixels=service.settings.max_pixels))
+        found = _found_before(service, check, data, watch)
+        judged, batch_size, shadow = (found, 0, None) if found else _judged(service, data, watch)
     except (StorageRejected, ImageRejected) as rejected:
         _publish_rejection(service, check, rejected, watch, delivery)
         return
-    with watch.stage("prepare"):
-        views = service.detector.prepare(picture.pixels)
-    shadow = service.shadow.begin(picture.pixels)
-    batched = _examined(service, views, watch)
-    finding = batched.result
     thresholds = service.detector.bundle.manifest.thresholds
-    verdict = decide(finding.probability, thresholds)
-    with watch.stage("thumbnail"):
-        thumbnail = dnf_thumbnail(finding.dnf, service.settings.thumbnail_side_pixels)
+    verdict = decide(judged.score, thresholds)
     outcome = Verdict(
         **_outcome(service, check, watch, delivery),
         verdict=verdict,
-        score=finding.probability,
+        score=judged.score,
         thresholds=thresholds,
         model=service.model,
-        picture=_facts(data, picture),
-        thumbnail=_described(thumbnail, service.settings.thumbnail_side_pixels),
-        batch_size=batched.batch_size,
-        shadow=service.shadow.beside(shadow, finding.probability, verdict),
+        picture=judged.picture,
+        thumbnail=_described(judged.thumbnail, judged.thumbnail_side),
+        batch_size=batch_size,
+        cached=found is not None,
+        shadow=shadow,
     )
     with watch.stage("publish"):
         published = service.results.publish(
-            VerdictEvent(**_envelope(service, check), data=outcome), thumbnail=thumbnail
+            VerdictEvent(**_envelope(service, check), data=outcome), thumbnail=judged.thumbnail
         )
-    count_check(verdict, watch.read(), score=finding.probability)
+    if not found:
+        service.verdict_cache.keep(judged, check.policy)
+    count_check(verdict, watch.read(), score=judged.score)
     log.info(
         "image_checked",
         verdict=verdict,
-        score=round(finding.probability, 4),
+        score=round(judged.score, 4),
         model=f"{service.model.name} {service.model.version}",
         durations_ms=outcome.durations_ms,
         bytes=len(data),
-        batch_size=batched.batch_size,
+        batch_size=batch_size,
+        cached=outcome.cached,
         published=published,
     )
+
+
+def _found_before(service: "Service", check: ImageCheck, data: bytes, watch: Stopwatch) -> Judged | None:
+    if not service.verdict_cache.active:
+        return None
+    with watch.stage("cache"):
+        found = service.verdict_cache.find(data, check.policy)
+    if found:
+        CACHE_HITS.inc()
+    return found
+
+
+def _judged(service: "Service", data: bytes, watch: Stopwatch) -> tuple[Judged, int, "ShadowVerdict | None"]:
+    """Return what the model finds, the size of its batch, and what a shadow says beside it.
+
+    Raises `ImageRejected` and `ModelFailed`.
+    """
+    with watch.stage("decode"):
+        picture = decode(data, ImageLimits(max_pixels=service.settings.max_pixels))
+    with watch.stage("prepare"):
+        views = service.detector.prepare(picture.pixels)
+    begun = service.shadow.begin(picture.pixels)
+    batched = _examined(service, views, watch)
+    side = service.settings.thumbnail_side_pixels
+    with watch.stage("thumbnail"):
+        thumbnail = dnf_thumbnail(batched.result.dnf, side)
+    judged = Judged(
+        score=batched.result.probability,
+        picture=_facts(data, picture),
+        thumbnail=thumbnail,
+        thumbnail_side=side,
+    )
+    verdict = decide(judged.score, service.detector.bundle.manifest.thresholds)
+    return judged, batched.batch_size, service.shadow.beside(begun, judged.score, verdict)
 
 
 def register(app: "Celery", service: "Service") -> None:
@@ -125,7 +159,10 @@ def register(app: "Celery", service: "Service") -> None:
     @app.task(name=CHECK_IMAGE, bind=True, typing=False, max_retries=None)
     def task(self: "Task[Any, None]", *args: Any, **kwargs: Any) -> None:
         message = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
-        with check_observed(self.request, message, service.name):
+        with (
+            service.in_work.holding((self.request.properties or {})["delivery_tag"]),
+            check_observed(self.request, message, service.name),
+        ):
             try:
                 check_image(service, message)
             except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it
@@ -144,6 +181,8 @@ def _postpone_or_bury(task: "Task[Any, None]", service: "Service", message: obje
             reason, tries = error.reason, 0
         case StorageUnavailable():
             reason, tries = "storage_unavailable", most
+        case ModelFailed(__cause__=OutOfMemory()):
+            reason, tries = "model_failed", most  # the machine's fault, not the picture's
         case ModelFailed():
             reason, tries = "model_failed", min(MODEL_RETRIES, most)
         case _:
@@ -211,11 +250,10 @@ def _understood(message: object) -> ImageCheck:
 
 def _examined(service: "Service", views: "NDArray[np.float32]", watch: Stopwatch) -> "Batched[Finding]":
     """Wait for the model, for what is left of the check's time. Raises `ModelFailed`."""
-    left = max(0.001, service.settings.check_deadline_seconds - watch.read()["total"] / 1000)
     try:
-        waiting = service.batcher.submit(views, timeout_seconds=left)
+        waiting = service.batcher.submit(views, timeout_seconds=_left(service, watch))
         try:
-            batched = waiting.result(timeout=left)
+            batched = waiting.result(timeout=_left(service, watch))
         finally:
             waiting.cancel()  # nobody waits any longer for one that is still queued
     except Exception as error:
@@ -227,6 +265,10 @@ def _examined(service: "Service", views: "NDArray[np.float32]", watch: Stopwatch
         batch_wait=batched.wait_ms, dnf=batched.result.dnf_ms, classify=batched.result.classify_ms
     )
     return batched
+
+
+def _left(service: "Service", watch: Stopwatch) -> float:
+    return max(0.001, service.settings.check_deadline_seconds - watch.read()["total"] / 1000)
 
 
 def _publish_rejection(

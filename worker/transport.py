@@ -16,9 +16,9 @@
 # mypy: disable-error-code="attr-defined,misc"
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import Empty
-from time import monotonic, time
+from time import monotonic, sleep, time
 from typing import Any
 
 import redis
@@ -73,22 +73,37 @@ class QoS(stock.QoS):
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Forget a message, here and on the server. Raises redis.RedisError when only the former succeeded.
+        """Forget a message, here and on the server. Raises redis.ConnectionError and redis.TimeoutError.
 
-        The server delivers it again then. Were it kept here, each would take a place for ever, and a worker
-        without places takes nothing.
+        The server delivers it again when it could not be told. Were it kept here, each would take a place for
+        ever, and a worker without places takes nothing.
         """
-        try:
+        with self._forgotten_here(delivery_tag):
             super().ack(delivery_tag)
-        finally:
-            virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Put a message back or drop it; it is forgotten here as in `ack`."""
-        try:
+        with self._forgotten_here(delivery_tag):
             super().reject(delivery_tag, requeue=requeue)
+
+    @contextmanager
+    def _forgotten_here(self, delivery_tag: str) -> Iterator[None]:
+        try:
+            yield
+        except redis.ResponseError as error:
+            # Celery does not expect a server that refuses, and would end the worker.
+            log.warning("acknowledgement_refused", why=str(error))
         finally:
             virtual.QoS.ack(self, delivery_tag)
+
+    def held(self) -> list[str]:
+        """Return the delivery tags of what this process took and has not acknowledged, oldest first."""
+        return [tag for tag in list(self._delivered or ()) if tag not in (self._dirty or ())]
+
+    def put_back(self, delivery_tag: str) -> None:
+        """Put a message back where it is taken next, and forget it here. Raises redis.RedisError."""
+        self.restore_by_tag(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Put back what was taken and never acknowledged, unless the server refuses."""
@@ -130,6 +145,12 @@ class Channel(stock.Channel):
     )
     _resting_until = 0.0
 
+    def finish_taking(self) -> None:
+        """Read the answer to a question that is still open: the message in it is ours, or goes back."""
+        if self._in_poll:
+            with suppress(Empty):
+                self._brpop_read()
+
     def bury(self, entry: bytes, queue: str, refused: UncheckableMessage) -> None:
         """Write the dead letter of an entry. Raises redis.RedisError."""
         with self.conn_or_acquire() as client:
@@ -143,6 +164,15 @@ class Channel(stock.Channel):
         if self.connection is None:
             raise redis.ConnectionError("the channel is closed")
         return super()._connparams(asynchronous=asynchronous)
+
+    def _queue_bind(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._queue_bind(*args, **kwargs)
+        except redis.ResponseError as error:
+            log.warning("queue_refused", why=str(error))
+            sleep(REFUSED_SECONDS)
+            # Celery connects again after a lost connection; after any other error it ends.
+            raise redis.ConnectionError(str(error)) from error
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's own signature
         """Ask for a message; kombu's poller calls this whenever nothing is asked for."""

@@ -8,22 +8,19 @@ within the model, as a fault in native code does, and takes along whatever is in
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 import worker.service
-from detector.bundle import Bundle
-from detector.calibration import PlattScaling
-from detector.detector import Detector, Finding
-from detector.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
-from detector.policy import Thresholds
+from detector.detector import Finding
 from worker.cli import main
+from worker.null_detector import NullDetector
 
 HANGS = bool(os.environ.get("NULL_HANGS"))
 LOAD_SECONDS = float(os.environ.get("NULL_LOAD_SECONDS", "0"))
@@ -31,34 +28,16 @@ BATCH_SECONDS = float(os.environ.get("NULL_BATCH_SECONDS", "0.02"))
 POISON = "NULL_POISON" in os.environ
 
 
-class NullDetector(Detector):
-    """Calls every picture's brightness its probability; loads in no time."""
+class FaultyDetector(NullDetector):
+    """Loads, works and breaks as the environment says."""
 
-    device = "none"
-    dtype = "none"
-
-    def __init__(self) -> None:
-        manifest = Manifest(
-            name="null",
-            version="0",
-            created="2026-01-01T00:00:00Z",
-            preprocessing=Preprocessing(mode="crop", size=32, views=1),
-            dnf=DnfConfig(),
-            unet=UnetSource(folder="unet"),
-            classifier=ResNetConfig(depth=18, width=8),
-            calibration=PlattScaling(),
-            thresholds=Thresholds(review_from=0.4, generated_from=0.6),
-        )
-        self.bundle = Bundle(Path(), manifest, "0" * 64)
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
 
     @classmethod
     def load(cls, *_: Any, **__: Any) -> Self:
         """Return the detector, after `NULL_LOAD_SECONDS`."""
         time.sleep(LOAD_SECONDS)
-        return cls()
-
-    def warm_up(self, batch_size: int) -> None:
-        """Do nothing."""
+        return cls(batch_seconds=BATCH_SECONDS)
 
     def examine(self, prepared: Sequence[NDArray[np.float32]]) -> list[Finding]:
         """Judge by brightness, unless there is poison in the batch."""
@@ -67,13 +46,10 @@ class NullDetector(Detector):
             time.sleep(60)
         if HANGS:
             threading.Event().wait()
-        time.sleep(BATCH_SECONDS)
-        return [
-            Finding(0.0, float(np.clip(views.mean() / 2 + 0.5, 0, 1)), views[0], 1.0, 1.0)
-            for views in prepared
-        ]
+        return super().examine(prepared)
 
 
 if __name__ == "__main__":
-    worker.service.Detector = NullDetector  # type: ignore[misc]
-    main()
+    worker.service.Detector = FaultyDetector  # type: ignore[misc]
+    # A fleet of the tests starts its workers again by itself.
+    main(sys.argv[1:] if os.environ.get("NULL_SUPERVISED") else [*sys.argv[1:], "--unsupervised"])

@@ -1,6 +1,7 @@
 """What platforms rely on when they submit, without a worker."""
 
 import base64
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ from kombu.utils.json import loads
 from worker.admission import admit
 from worker.client import Client, NoVerdict, QueueFull, QueueUnreachable
 from worker.embedded import EmbeddedServices
-from worker.messages import ImageCheck
+from worker.messages import ImageCheck, Rejection, RejectionEvent
+from worker.results import Results
 from worker.settings import Settings
 from worker.startup import free_ports
 
@@ -101,3 +103,39 @@ def test_a_check_of_which_nothing_is_heard_is_submitted_again_under_its_id(
     assert failed.value.missing == {lost.check_id, "by-id"}
     # At 0.5, 1 and 2 seconds.
     assert _queued(broker, URGENT) == [lost] * 3
+
+
+def test_a_consumer_resumes_under_its_name_and_another_claims_what_it_left(
+    settings: Settings, broker: redis.Redis
+) -> None:
+    """What was received and never acknowledged comes again: at once to the same name, later to another."""
+    results = Results(settings)
+    for number in range(4):
+        data = Rejection(
+            check_id=f"left-{number}",
+            policy="default",
+            durations_ms={"total": 1.0},
+            delivery=1,
+            worker="test",
+            metadata={},
+            reason="empty",
+            sentence="The file is empty.",
+        )
+        results.publish(RejectionEvent(id=f"{number}", source="test", subject="s3://bucket/key", data=data))
+    results.close()
+
+    def received(name: str, *, acknowledged: int) -> list[str]:
+        with Client(settings) as client:
+            delivered = list(client.verdicts("group", consumer=name, follow=False, claim_after_seconds=0.2))
+            for each in delivered[:acknowledged]:
+                each.ack()
+        return [each.event.check_id for each in delivered]
+
+    assert received("first", acknowledged=1) == ["left-0", "left-1", "left-2", "left-3"]
+    assert received("first", acknowledged=1) == ["left-1", "left-2", "left-3"]
+    deadline = time.monotonic() + 30
+    claimed: list[str] = []
+    while len(claimed) < 2 and time.monotonic() < deadline:
+        claimed += received("second", acknowledged=4)
+    assert claimed == ["left-2", "left-3"]
+    assert broker.xpending(settings.verdict_stream, "group")["pending"] == 0  # type: ignore[index]

@@ -3,6 +3,7 @@
 import http.server
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from worker.messages import ImageCheck
 from worker.settings import Settings
 from worker.startup import HOST
 from worker.storage import Storage, StorageRejected, StorageUnavailable
+
+KEYS: Any = {"s3_access_key_id": "key", "s3_secret_access_key": "of a test"}
+REDIRECTED = b"<Error><Code>PermanentRedirect</Code></Error>"
 
 
 @pytest.fixture
@@ -132,7 +136,7 @@ def test_a_store_that_redirects_to_another_host_is_not_followed(
     body = f"<Error><Code>PermanentRedirect</Code><Endpoint>{HOST}</Endpoint></Error>".encode()
     headers = {"Location": f"{other.url}/uploads/a.jpg", "x-amz-bucket-region": "eu-west-1"}
     store = serve(status, headers, body)
-    settings = Settings(s3_endpoint_url=store.url, s3_access_key_id="key", s3_secret_access_key="secret")
+    settings = Settings(s3_endpoint_url=store.url, **KEYS)
     with pytest.raises(StorageUnavailable):
         Storage(settings).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert store.paths
@@ -141,18 +145,16 @@ def test_a_store_that_redirects_to_another_host_is_not_followed(
 
 def test_amazon_does_not_send_a_worker_to_another_region() -> None:
     """Without an endpoint of one's own, botocore would repeat the request at the host of another region."""
-    storage = Storage(Settings(s3_access_key_id="key", s3_secret_access_key="secret"))
+    storage = Storage(Settings(**KEYS))
     asked: list[str] = []
 
     def answer(request: Any, **_: Any) -> AWSResponse:
         asked.append(request.url)
-        raw = type(
-            "Raw", (), {"stream": lambda *_, **__: iter([b"<Error><Code>PermanentRedirect</Code></Error>"])}
-        )
-        return AWSResponse(request.url, 301, {"x-amz-bucket-region": "eu-west-1"}, raw())
+        raw = SimpleNamespace(stream=lambda *_, **__: iter([REDIRECTED]))
+        return AWSResponse(request.url, 301, {"x-amz-bucket-region": "eu-west-1"}, raw)
 
     # Stands in for the network; the worker's own refusal was registered before and is asked first.
-    storage._s3.meta.events.register("before-send.s3", answer)  # noqa: SLF001
+    storage.client.meta.events.register("before-send.s3", answer)
     with pytest.raises(StorageUnavailable, match=r"redirects to uploads\.s3\.eu-west-1\.amazonaws\.com"):
         storage.fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert asked

@@ -123,9 +123,10 @@ def plan(demand: Demand, worker: WorkerModel, settings: Settings) -> Plan:
 
 
 def recommended_target(worker: WorkerModel) -> int:
-    """Return `checksPerReplicaTarget`: what a worker has in work at four fifths of its rate, and one more.
+    """Return `checksPerReplicaTarget`: what a worker has in work at four fifths of its rate, rounded up.
 
-    The one more is what waits by chance while workers are free.
+    A lower one costs idle workers. A much higher one costs more: the fleet is too small until checks wait,
+    and then grows far beyond need.
     """
     return ceil(worker.in_work(TARGET_UTILISATION * worker.pictures_a_second) - 1e-9)
 

@@ -191,6 +191,8 @@ def _day(
 ) -> "tuple[Outcome, list[Trial]]":
     if exact and demand.checks_a_day > MOST_EXACT_CHECKS:
         raise WrongUsage(f"--exact takes at most {MOST_EXACT_CHECKS:,.0f} checks a day")
+    if picture and picture.suffix.lower() not in {".png", ".webp"}:
+        raise WrongUsage("--plot: the file's name must end in .png or .webp")
     count, factor, seed = bursts
     if factor < 1:
         raise WrongUsage("--burst-factor: must be at least 1")
@@ -215,7 +217,7 @@ def _day(
         )
         try:
             draw_day(outcome, worker, title, picture)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise WrongUsage(f"--plot: {error}") from error
     return outcome, list(sweep(arrivals, worker, rule, exact=exact)) if swept else []
 

@@ -34,10 +34,10 @@ def draw_day(outcome: Outcome, worker: WorkerModel, title: str, path: Path) -> N
     waits.set_xlim(0, 24)
     waits.set_xticks(range(0, 25, 2))
     for axes in (rate, workers, waits):
-        axes.set_ylim(0)
+        axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
         axes.grid(color="#dfe3e8", linewidth=0.6)
         axes.legend(frameon=False, loc="upper left", ncols=2)
-    kind = path.suffix.removeprefix(".").lower() or "png"
+    kind = path.suffix.removeprefix(".").lower()
     figure.savefig(path, format=kind, pil_kwargs={} if kind == "webp" else {"optimize": True})
 
 

@@ -36,12 +36,12 @@ class ScalingRule:
     The defaults are the ones that the simulation chose for the chart (docs/capacity.md).
     """
 
-    min_replicas: int = 1
+    min_replicas: int = 0
     max_replicas: int = 20
     polling_interval_seconds: float = 15.0
-    cooldown_period_seconds: float = 300.0
+    cooldown_period_seconds: float = 900.0
     backlog_seconds_target: float = 30.0
-    checks_per_replica_target: float = 16.0
+    checks_per_replica_target: float = 2.0
     scale_down_stabilization_seconds: float = 300.0
     fallback_replicas: int = 4
 

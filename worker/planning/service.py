@@ -72,10 +72,15 @@ class SingleChecks:
             for moment in np.sort(self._random.uniform(second, second + 1, count)):
                 yield self._env.timeout(max(0.0, float(moment) - self._env.now))
                 self._waiting.append(self._env.now)
-                if self._idle:
-                    pod = self._idle.popleft()
-                    if not pod.awoken.triggered:
-                        pod.awoken.succeed()
+                self._wake_one()
+
+    def _wake_one(self) -> None:
+        while self._idle:
+            awoken = self._idle.popleft().awoken
+            # A pod that was stopped while it was idle is still in the line.
+            if not awoken.triggered:
+                awoken.succeed()
+                return
 
     def _work(self, pod: Pod) -> Generator[simpy.Event, None, None]:
         while not pod.stopping:

@@ -1,0 +1,200 @@
+"""dnf-worker plan, and the bytes that it counts with, on a real Valkey."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from tests.conftest import PATIENCE
+from worker.admission import entry_of
+from worker.cli import main
+from worker.client import Client
+from worker.deliveries import Deliveries
+from worker.embedded import Valkey
+from worker.messages import ImageCheck
+from worker.planning.capacity import (
+    REMEMBERED_BYTES,
+    UNACKED_BYTES,
+    WAITING_BYTES,
+    Demand,
+    plan,
+    recommended_target,
+)
+from worker.planning.worker_model import WorkerModel
+from worker.settings import Settings
+
+COUNT = 3000
+MILLION = ("--checks-a-day", "864000", "--pictures-a-second", "4")
+
+
+def _plan(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["plan", *arguments])
+
+
+def _check() -> ImageCheck:
+    # What a platform sends: a digest and some metadata of its own.
+    key = f"2026/11/24/{uuid4()}.jpg"
+    return ImageCheck(
+        bucket="uploads", key=key, sha256="a" * 64, metadata={"user": "u-17", "album": "holiday"}
+    )
+
+
+def test_redis_holds_as_many_bytes_a_check_as_the_plan_says(tmp_path: Path) -> None:
+    """A waiting one, one in work and a remembered one, each within a fifth of what the server says."""
+    server = Valkey(tmp_path)
+    server.start()
+    try:
+        settings = Settings(redis_url=server.url)  # type: ignore[arg-type]
+        with redis.Redis.from_url(server.url) as broker, Client(settings) as client:
+
+            def used() -> int:
+                said = broker.info("memory")
+                return (
+                    int(said["used_memory"]) - int(said["mem_clients_normal"]) - int(said["mem_aof_buffer"])
+                )  # type: ignore[index]
+
+            def each(fill: Callable[[], None]) -> float:
+                broker.flushall(asynchronous=False)
+                before = used()
+                fill()
+                time.sleep(0.2)  # the server counts its clients' buffers ten times a second
+                return (used() - before) / COUNT
+
+            def wait() -> None:
+                client.submit_many(_check() for _ in range(COUNT))
+
+            def hold() -> None:
+                for _ in range(COUNT):
+                    tag, entry = (
+                        str(uuid4()),
+                        entry_of([_check().model_dump(mode="json")], {}, "image-checks"),
+                    )
+                    broker.hset("unacked", tag, b"[" + entry + b',"","image-checks"]')  # type: ignore[arg-type]
+                    broker.zadd("unacked_index", {tag: time.time()})
+
+            def remember() -> None:
+                deliveries = Deliveries(broker, settings)
+                for _ in range(COUNT):
+                    check_id = str(uuid4())
+                    with deliveries.begin(check_id):
+                        broker.set(f"{{verdicts}}:published:{check_id}", "1795535295123-0", ex=604_800)
+
+            assert each(wait) == pytest.approx(WAITING_BYTES, rel=0.2)
+            assert each(hold) == pytest.approx(UNACKED_BYTES, rel=0.2)
+            assert each(remember) == pytest.approx(REMEMBERED_BYTES, rel=0.2)
+    finally:
+        server.stop()
+
+
+def test_a_plan_counts_workers_memory_reads_and_money() -> None:
+    """Ten checks a second, twenty at the peak, four a worker; all by hand."""
+    demand = Demand(checks_a_day=864_000, peak_factor=2, headroom=0.25, worker_hour_price=2.0)
+    settings = Settings.model_construct(threads=32, publish_once_ttl_seconds=86_400)
+    made = plan(demand, WorkerModel(4.0, start_seconds=90), settings)
+    assert (made.mean_rate, made.peak_rate) == (10, 20)
+    assert (made.workers_at_mean, made.workers_at_peak, made.workers_with_headroom) == (3, 5, 7)
+    # Three workers do 12 of 20 a second, for 90 seconds of start and 30 of reaction; seven have 8 to spare.
+    assert made.checks_waiting_while_workers_start == 8 * 120
+    assert made.seconds_to_work_them_off == 120
+    assert made.redis.waiting == 960 * WAITING_BYTES
+    assert made.redis.unacknowledged == 7 * 32 * UNACKED_BYTES
+    assert made.redis.remembered == 864_000 * REMEMBERED_BYTES
+    assert made.redis.verdict_stream == 5000 * 23_000
+    assert made.stream_holds_seconds_at_peak == 250
+    assert made.s3_bytes_a_day == 864e9
+    assert made.cost_a_million_when_never_idle == pytest.approx(1e6 / 4 / 3600 * 2)
+    assert made.cost_a_million_with_a_fixed_fleet == pytest.approx(7 * 24 * 2 / 0.864)
+    assert made.brokers == 1
+
+
+def test_a_plan_warns_of_what_does_not_fit() -> None:
+    """A billion a day: several brokers, a stream too short, a memory of checks too long."""
+    made = plan(Demand(checks_a_day=1e9), WorkerModel(100.0), Settings())
+    assert made.brokers == 47
+    assert any("47 of them" in warning for warning in made.warnings)
+    assert any("DNF_VERDICT_STREAM_MAX_LENGTH" in warning for warning in made.warnings)
+    assert any("DNF_PUBLISH_ONCE_TTL_SECONDS" in warning for warning in made.warnings)
+    assert plan(Demand(checks_a_day=1e5), WorkerModel(3.0), Settings()).warnings == []
+
+
+def test_the_target_for_a_worker_with_full_batches_is_about_a_batch() -> None:
+    """A worker that needs as long for one as for half a batch holds many; another one or two."""
+    assert recommended_target(WorkerModel(3.0)) == 2
+    assert recommended_target(WorkerModel(100.0, fixed_share=0.5)) == 19
+
+
+def test_the_command_prints_one_object_with_the_same_figures() -> None:
+    """Without a price there is no cost, neither in the object nor in the table."""
+    done = _plan(*MILLION, "--json")
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    assert made["plan"]["workers_with_headroom"] == 7
+    assert made["autoscaling"]["max_replicas"] == 7
+    assert made["plan"]["cost_a_million_when_never_idle"] is None
+    table = _plan(*MILLION)
+    assert "3, 5, 7" in table.stdout
+    assert "A million checks" not in table.stdout
+    assert "A million checks" in _plan(*MILLION, "--worker-hour-price", "1").stdout
+
+
+def test_the_command_simulates_a_day_and_draws_it(tmp_path: Path) -> None:
+    """A small day, check by check: all of them, their waits, and a picture."""
+    picture = tmp_path / "day.png"
+    done = _plan(
+        "--checks-a-day", "2000", "--pictures-a-second", "4", "--exact", "--plot", str(picture), "--json"
+    )
+    assert done.exit_code == 0, done.output
+    day = json.loads(done.stdout)["day"]
+    assert day["checks"] == pytest.approx(2000, rel=0.1)
+    assert day["wait_seconds"]["p50"] <= day["wait_seconds"]["p99"] <= day["wait_seconds"]["longest"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--checks-a-day", "0", "--pictures-a-second", "4"], "--checks-a-day"),
+        (["--checks-a-day", "1e6", "--pictures-a-second", "0"], "--pictures-a-second"),
+        ([*MILLION, "--fixed-share", "2"], "--fixed-share"),
+        ([*MILLION, "--min-replicas", "9", "--max-replicas", "2"], "min <= max"),
+        (["--checks-a-day", "1e9", "--pictures-a-second", "4", "--exact"], "--exact takes at most"),
+        ([*MILLION, "--plot", "day.gif"], "--plot"),
+    ],
+)
+def test_a_wrong_option_is_named_in_one_line(arguments: list[str], said: str) -> None:
+    """Exit status 2, no traceback."""
+    done = _plan(*arguments)
+    assert done.exit_code == 2
+    assert said in done.output
+    assert "Traceback" not in done.output
+
+
+def test_without_the_extra_the_plan_works_and_a_simulation_says_what_is_missing() -> None:
+    """The command line does not load SimPy or matplotlib until they are needed."""
+    program = (
+        "import sys; sys.modules['simpy'] = None; sys.modules['matplotlib'] = None\n"
+        "from worker.cli import main\n"
+        "main(['plan', '--checks-a-day', '1e6', '--pictures-a-second', '4', *sys.argv[1:]])"
+    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60 * PATIENCE,
+            check=False,
+        )
+
+    assert run().returncode == 0
+    failed = run("--simulate")
+    assert failed.returncode == 1
+    assert "dnf-moderation[planning]" in failed.stderr
+    assert "Traceback" not in failed.stderr
