@@ -66,6 +66,8 @@ def _run(
         loglevel=settings.log_level,
         without_gossip=True,
         without_mingle=True,
+        # Its events have no reader; the probes have a heartbeat of their own.
+        without_heartbeat=True,
         quiet=True,
     )
     try:

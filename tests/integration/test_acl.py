@@ -26,11 +26,11 @@ ADMIN = ("admin", "of-this-test")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """Provide a server with the users of the file, whose passwords are their names, and an administrator."""
+    """Provide a server with the users of the file, with passwords of this test, and an administrator."""
     folder = tmp_path_factory.mktemp("acl")
     text = re.sub(
         r"#(\w+)_PASSWORD_SHA256",
-        lambda found: "#" + hashlib.sha256(found[1].lower().encode()).hexdigest(),
+        lambda found: "#" + hashlib.sha256(f"{found[1].lower()}-password".encode()).hexdigest(),
         USERS.read_text(),
     )
     (folder / "users.acl").write_text(f"{text}user admin on >{ADMIN[1]} ~* &* +@all\n")
@@ -61,7 +61,7 @@ def settings_of(server: Valkey, service_environment: Mapping[str, str]) -> Calla
 
 
 def _url(server: Valkey, user: str) -> str:
-    return server.url.replace("//", f"//{user}:{user}@")
+    return server.url.replace("//", f"//{user}:{user}-password@")
 
 
 @pytest.fixture(scope="module")
