@@ -41,6 +41,7 @@ class Watchdog:
         self._limit = limit_seconds
         self._end = end
         self._stopped = threading.Event()
+        self._arm()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
@@ -50,10 +51,13 @@ class Watchdog:
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
 
+    def _arm(self) -> None:
+        faulthandler.dump_traceback_later(2 * self._limit, exit=True, file=sys.stderr)
+
     def _watch(self) -> None:
         seen = False
         while not self._stopped.wait(self._limit / 10):
-            faulthandler.dump_traceback_later(2 * self._limit, exit=True, file=sys.stderr)
+            self._arm()
             stalled = self._batcher.stalled_seconds
             if seen and stalled > self._limit:
                 log.critical(

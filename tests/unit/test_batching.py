@@ -2,12 +2,17 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
+import numpy as np
 import pytest
 
-from worker.batching import BatcherClosed, MicroBatcher
+from detector.memory import free_memory_after
+from worker.batching import BatcherClosed, MicroBatcher, OutOfMemory
 
 
 class _Doubler:
@@ -117,3 +122,143 @@ def test_closing_finishes_what_waits_and_takes_no_more() -> None:
     assert [future.result(0).result for future in futures] == [2 * item for item in range(7)]
     with pytest.raises(BatcherClosed):
         batcher.submit(1)
+
+
+def test_a_batch_that_memory_does_not_suffice_for_goes_on_in_halves_and_the_next_are_smaller() -> None:
+    """Of a model that holds five at most all items come out, and no later batch is too large for it."""
+    model, freed = _Doubler(), []
+
+    def run(items: list[int]) -> list[int]:
+        if len(items) > 5:
+            raise MemoryError(f"no room for {len(items)}")
+        return model(items)
+
+    def out_of_memory(error: Exception) -> bool:
+        freed.append(error)
+        return isinstance(error, MemoryError)
+
+    batcher = MicroBatcher(run, max_batch=16, wait_seconds=60, out_of_memory=out_of_memory)
+    futures = [batcher.submit(item) for item in range(16)]
+    assert [future.result(30).result for future in futures] == [2 * item for item in range(16)]
+    assert [str(error) for error in freed] == ["no room for 16", "no room for 8"]
+    assert batcher.batch_limit == 4
+    futures = [batcher.submit(item) for item in range(8)]
+    assert [future.result(30).batch_size for future in futures] == [4] * 8
+    assert len(freed) == 2
+    batcher.close()
+
+
+def test_after_a_while_batches_grow_again() -> None:
+    """Twice the size each time, up to what was asked for."""
+    full = [True]
+
+    def run(items: list[int]) -> list[int]:
+        if full and len(items) > 2:
+            raise MemoryError
+        return items
+
+    batcher = MicroBatcher(
+        run, max_batch=8, wait_seconds=0, out_of_memory=lambda _: True, smaller_seconds=0.0
+    )
+    while batcher.batch_limit == 8:
+        for future in [batcher.submit(item) for item in range(8)]:
+            future.result(30)
+    full.clear()
+    for _ in range(3):
+        batcher.submit(1).result(30)
+    assert batcher.batch_limit == 8
+    batcher.close()
+
+
+def test_without_memory_for_one_alone_its_error_says_so() -> None:
+    """The machine is at fault, and not the item."""
+
+    def run(_: list[int]) -> list[int]:
+        raise MemoryError("none at all")
+
+    batcher = MicroBatcher(run, max_batch=4, wait_seconds=0, out_of_memory=lambda _: True)
+    with pytest.raises(OutOfMemory, match="none at all"):
+        batcher.submit(1).result(30)
+    batcher.close()
+
+
+def test_memory_that_runs_out_is_told_from_other_faults() -> None:
+    """What PyTorch and NumPy raise when they are asked for a petabyte, and a matrix of a wrong shape."""
+    import torch
+
+    for allocate in (lambda: torch.empty(1 << 50), lambda: np.empty(1 << 50)):
+        with pytest.raises((RuntimeError, MemoryError)) as raised:
+            allocate()
+        assert free_memory_after(raised.value)
+    assert free_memory_after(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    with pytest.raises(RuntimeError) as raised:
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert not free_memory_after(raised.value)
+
+
+def test_what_a_failed_pass_held_is_let_go() -> None:
+    """Its error, which is still at hand, keeps nothing alive."""
+
+    class Tensor:
+        pass
+
+    held: list[weakref.ref[Tensor]] = []
+
+    def failing() -> None:
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        raise MemoryError
+
+    try:
+        failing()
+    except MemoryError as error:
+        assert held[0]() is not None
+        free_memory_after(error)
+        assert held[0]() is None
+
+
+def test_a_model_at_work_tells_how_long_it_has_made_no_progress(wait_until: Callable[..., None]) -> None:
+    """Nothing when idle, more and more while a batch lasts, little again after it, nothing in the end."""
+    going_on = threading.Semaphore(0)
+
+    def run(items: list[int]) -> list[int]:
+        going_on.acquire(timeout=30)
+        return items
+
+    batcher = MicroBatcher(run, max_batch=1, wait_seconds=0)
+    assert batcher.stalled_seconds == 0
+    futures = [batcher.submit(1), batcher.submit(2)]
+    wait_until(lambda: batcher.stalled_seconds > 0.5, "it stands still")
+    going_on.release()
+    futures[0].result(30)
+    assert batcher.stalled_seconds < 0.5
+    going_on.release()
+    futures[1].result(30)
+    wait_until(lambda: batcher.stalled_seconds == 0, "it is idle")
+    batcher.close()
+
+
+def test_whatever_is_submitted_while_the_batcher_closes_is_done_or_refused() -> None:
+    """Over fifty closings, amid submits from four threads, no future is left without an answer."""
+    for _ in range(50):
+        batcher = MicroBatcher(lambda items: items, max_batch=2, wait_seconds=0)
+        futures: list[Future[Any]] = []
+        began = threading.Barrier(5)
+
+        def submit(
+            batcher: MicroBatcher[int, int] = batcher,
+            futures: list[Future[Any]] = futures,
+            began: threading.Barrier = began,
+        ) -> None:
+            began.wait(30)
+            with suppress(BatcherClosed):
+                futures.extend(batcher.submit(1, timeout_seconds=30) for _ in range(20))
+
+        threads = [threading.Thread(target=submit) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        began.wait(30)
+        batcher.close()
+        for thread in threads:
+            thread.join(30)
+        assert all(future.done() for future in futures)
