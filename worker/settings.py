@@ -156,8 +156,6 @@ class Settings(BaseSettings):
     def _deadline_below_visibility(self) -> "Settings":
         if self.check_deadline_seconds >= self.visibility_timeout_seconds:
             raise ValueError("check_deadline_seconds must be below visibility_timeout_seconds")
-        if self.model_stall_seconds >= self.check_deadline_seconds:
-            raise ValueError("model_stall_seconds must be below check_deadline_seconds")
         return self
 
     @property

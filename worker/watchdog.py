@@ -1,8 +1,10 @@
 """A watchdog that ends the process when the model makes no progress.
 
-Celery's time limits do nothing in threads, and a thread that hangs in native code cannot be ended alone. The
-process ends before its checks run into their deadline: so they count as begun and never ended, are delivered
-again, each alone, and the one at fault becomes a dead letter after `max_deliveries`.
+Celery's time limits do nothing in threads, and a thread that hangs in native code cannot be ended alone. With
+a limit below the deadline of a check (the default: 60 of 90 seconds) the checks of the batch count as begun
+and never ended, are delivered again, each alone, and the one at fault becomes a dead letter after
+`max_deliveries`. The limit must be well above the slowest honest batch: 16 pictures take the default detector
+about 5 seconds on two CPU cores; for a slower one, raise the deadline or lower the batch size.
 """
 
 import faulthandler

@@ -3,7 +3,7 @@
 Queue, store, decoding, batches, deliveries and publishing are the product's own; only the two networks are
 not there. A batch takes `NULL_BATCH_SECONDS`. With `NULL_POISON` a white picture ends the process from
 within the model, as a fault in native code does, and takes along whatever is in flight beside it. With
-`NULL_HANGS` the model never comes back from a batch; with `NULL_POISON`, not from one with a black picture.
+`NULL_HANGS` the model never comes back from a batch.
 """
 
 import os
@@ -44,7 +44,7 @@ class FaultyDetector(NullDetector):
         if POISON and any(float(views.min()) == 1.0 for views in prepared):
             os.kill(os.getpid(), signal.SIGSEGV)
             time.sleep(60)
-        if HANGS or (POISON and any(float(views.max()) == -1.0 for views in prepared)):
+        if HANGS:
             threading.Event().wait()
         return super().examine(prepared)
 

@@ -103,7 +103,8 @@ def test_what_a_worker_holds_counts_and_one_whose_model_hangs_does_not_live(
     exporter: Served, fleet: StartFleet, client: Client, stored_picture: str, wait_until: WaitUntil
 ) -> None:
     """Eight checks of two queues are in a worker's eight places; their queues are told apart."""
-    workers = fleet(1, NULL_HANGS="1")
+    # The watchdog would end it before.
+    workers = fleet(1, NULL_HANGS="1", DNF_MODEL_STALL_SECONDS="600")
     wait_until(lambda: exporter.figure("dnf_workers_alive") == 1, "the worker is seen")
     for queue, count in (("image-checks.urgent", 3), ("image-checks.bulk", 10)):
         for _ in range(count):

@@ -64,7 +64,8 @@ def test_a_model_that_hangs_makes_a_worker_dead(
     fleet: StartFleet, client: Client, stored_picture: str, served: Served, wait_until: WaitUntil
 ) -> None:
     """After the deadline of a check, not before; the reason and the metric say for how long."""
-    workers = fleet(1, DNF_HTTP_PORT=str(served.port), NULL_HANGS="1")
+    # The watchdog would end it before.
+    workers = fleet(1, DNF_HTTP_PORT=str(served.port), NULL_HANGS="1", DNF_MODEL_STALL_SECONDS="600")
     client.submit(client.settings.upload_bucket, stored_picture)
     wait_until(lambda: served.probe("/livez")[1]["model_stalled_seconds"] > 0, "the model is at it")
     while served.status("/livez") == 200:
