@@ -228,7 +228,7 @@ def test_a_worker_waits_out_a_store_that_throttles_and_buries_what_it_never_gets
 ) -> None:
     """Eight refusals in all kinds and then the picture: a verdict, after waits below the visibility timeout.
 
-    A store that goes on refusing: after two more tries a dead letter with the reason, and no rejection.
+    A store that goes on refusing: after eight more tries a dead letter with the reason, and no rejection.
     """
     refusals = [answer(503, "SlowDown"), answer(429, "TooManyRequests"), _reset, _reset_amid_body]
     store.behaviours = [*refusals, *refusals, serve(make_picture(3))]
