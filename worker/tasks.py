@@ -198,12 +198,8 @@ def _postpone_or_bury(task: "Task[Any, None]", service: "Service", message: obje
 
 
 def retry_delay(retries: int, longest_seconds: float) -> float:
-    """Return the seconds before the next try: exponential from 1, at most `longest_seconds`, half jitter.
-
-    Were all of it jitter, a check could have its tries within seconds, in the midst of a short outage.
-    """
-    most = min(longest_seconds, 2.0 ** min(retries, 16))
-    return random.uniform(most / 2, most)
+    """Return the seconds before the next try: exponential from 1, full jitter, at most `longest_seconds`."""
+    return random.uniform(0.1, max(0.1, min(longest_seconds, 2.0 ** min(retries, 16))))
 
 
 def _postpone(task: "Task[Any, None]", service: "Service", error: Exception) -> NoReturn:
