@@ -18,8 +18,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/dnf-worker demo
 
+# Most tests wait for servers and workers; a file stays in one process, so its worker serves all of its tests.
 test: setup
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 chaos: setup
 	rm -f chaos.jsonl

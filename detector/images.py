@@ -1,6 +1,5 @@
 """Untrusted bytes to RGB pixels, or a rejection with a reason from a closed list."""
 
-import re
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -85,7 +84,6 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
         raise ImageRejected("too_much_metadata", str(error)) from error
     image = _open(data)
     _check_size(image, limits)
-    _check_scans(data)
     try:
         image.load()
         rgb = _flattened(_upright(image))
@@ -130,26 +128,6 @@ def _check_size(image: Image.Image, limits: ImageLimits) -> None:
             "too_small",
             f"The picture has {width} x {height} pixels; a side has at least {limits.min_side}.",
         )
-
-
-# Encoders write about ten scans. Each costs the decoder a pass over all pixels, and a file only some bytes.
-_MOST_SCANS = 100
-_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
-_WITHOUT_LENGTH, _END, _SCAN = (b"\x01", b"\xd8"), b"\xd9", b"\xda"
-
-
-def _check_scans(data: bytes) -> None:
-    """Refuse a JPEG that would keep the decoder busy for hours."""
-    if not data.startswith(b"\xff\xd8"):
-        return
-    scans, at = 0, 2
-    while (found := _MARKER.search(data, at)) and found[1] != _END:
-        at = found.end()
-        if found[1] not in _WITHOUT_LENGTH:
-            at += int.from_bytes(data[at : at + 2])
-        scans += found[1] == _SCAN
-        if scans > _MOST_SCANS:
-            raise ImageRejected("corrupt", f"The picture has more than {_MOST_SCANS} scans.")
 
 
 def _decoding_failure(error: Exception) -> ImageRejected:

@@ -116,19 +116,6 @@ def test_damage_anywhere_gives_pixels_or_a_reason(place: int, value: int, end: i
         assert outcome in {"uint8", *get_args(ImageReason)}
 
 
-def _with_scans(more: int) -> bytes:
-    data = encoded(Image.new("L", (256, 256), 90), "JPEG", progressive=True)
-    return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * more + data[-2:]
-
-
-def test_a_jpeg_that_repeats_its_scans_is_rejected_before_it_is_decoded() -> None:
-    """A scan of some bytes costs a pass over all pixels: a small file would take hours."""
-    assert decode(_with_scans(50)).width == 256
-    with pytest.raises(ImageRejected, match="scans") as rejected:
-        decode(_with_scans(200))
-    assert rejected.value.reason == "corrupt"
-
-
 def test_what_follows_a_jpeg_or_stands_in_its_metadata_is_none_of_its_scans() -> None:
     """A phone appends a film to its picture and puts a preview into it: neither counts."""
     data = encoded(noise(), "JPEG")
