@@ -27,7 +27,7 @@ class Observation:
     def __init__(self, settings: "Settings", closing: ExitStack) -> None:
         self._settings = settings
         self._closing = closing
-        self.health = Health(stall_limit_seconds=settings.model_stall_seconds)
+        self.health = Health(stall_limit_seconds=settings.check_deadline_seconds)
         if settings.http_port:
             if gpus := GpuCollector.found():
                 REGISTRY.register(gpus)

@@ -52,4 +52,5 @@ class FaultyDetector(NullDetector):
 if __name__ == "__main__":
     worker.service.Detector = FaultyDetector  # type: ignore[misc]
     # A fleet of the tests starts its workers again by itself.
-    main(sys.argv[1:] if os.environ.get("NULL_SUPERVISED") else [*sys.argv[1:], "--unsupervised"])
+    supervised = sys.argv[1:2] != ["run"] or "NULL_SUPERVISED" in os.environ
+    main(sys.argv[1:] if supervised else [*sys.argv[1:], "--unsupervised"])

@@ -102,13 +102,8 @@ def wrong(
         }
 
 
-WRONG = [
-    "signed by another",
-    "unknown to the system",
-    "of another host",
-    "without our own",
-    "wrong password",
-]
+# Without a certificate of its own a client of TLS 1.3 may see no more than a connection that ends.
+WRONG = ["signed by another", "unknown to the system", "of another host", "wrong password"]
 
 
 @pytest.mark.parametrize("name", WRONG)

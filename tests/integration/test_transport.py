@@ -206,15 +206,14 @@ def test_an_entry_that_is_no_message_becomes_a_dead_letter_and_stops_nobody(
 def test_a_message_that_could_not_be_acknowledged_takes_no_place(
     app: Celery, broker: redis.Redis, how: str
 ) -> None:
-    """A consumer with one place takes the next message, and the first comes again in its time."""
+    """A consumer with one place lives on and takes the next message; the first comes again in its time."""
     _push(broker, entry_of(["first"], {}, QUEUE), entry_of(["second"], {}, QUEUE))
     with _taker(app) as taker:
         taker.channel.basic_qos(prefetch_count=1)
         taker.take()
         broker.execute_command("ACL", "SETUSER", "default", "-zrem")
         try:
-            with pytest.raises(redis.ResponseError, match="permissions"):
-                taker.taken[0].ack() if how == "ack" else taker.taken[0].requeue()
+            taker.taken[0].ack() if how == "ack" else taker.taken[0].requeue()
         finally:
             broker.execute_command("ACL", "SETUSER", "default", "+zrem")
         taker.take()
