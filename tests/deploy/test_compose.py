@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import redis
 from tests.deploy.documents import DASHBOARD, PROMETHEUS, ROOT, read_yaml, schema
 from worker.processes import GuardedProcess
 from worker.settings import Settings
-from worker.startup import free_ports, valkey_program
+from worker.startup import start_on_free_ports, valkey_program, wait_until
 
 OURS = ("worker", "worker-gpu", "exporter")
 
@@ -145,30 +144,37 @@ def test_prometheus_and_grafana_find_what_they_are_given(compose: dict[str, Any]
 
 
 def test_the_broker_of_compose_asks_for_its_password_and_keeps_an_append_only_file(
-    compose: dict[str, Any], tmp_path: Path, wait_until: Callable[..., None]
+    compose: dict[str, Any], tmp_path: Path
 ) -> None:
     """Its command, run by a shell here with this machine's Valkey; the password holds what a shell minds."""
     shell, option, script = compose["services"]["redis"]["command"]
     password = "p a$s'w;o#r`d"
-    port = free_ports(1)[0]
     program = valkey_program()
-    script = substituted(script, {}).replace("exec valkey-server", f"exec {program} --port {port} --include")
-    script = script.replace("/tmp/", f"{tmp_path}/").replace("dir /data", f"dir {tmp_path}")  # noqa: S108
-    server = GuardedProcess(
-        [shutil.which(shell) or shell, option, script],
-        log=tmp_path / "server.log",
-        environment={"VALKEY_PASSWORD": password, "PATH": "/usr/bin:/bin"},
-    )
+    started: list[GuardedProcess] = []
+
+    def answers(port: int) -> bool:
+        try:
+            with redis.Redis(port=port, password=password) as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+    def start(ports: list[int]) -> None:
+        own = script.replace("exec valkey-server", f"exec {program} --port {ports[0]} --include")
+        own = own.replace("/tmp/", f"{tmp_path}/").replace("dir /data", f"dir {tmp_path}")  # noqa: S108
+        server = GuardedProcess(
+            [shutil.which(shell) or shell, option, own],
+            log=tmp_path / "server.log",
+            environment={"VALKEY_PASSWORD": password, "PATH": "/usr/bin:/bin"},
+        )
+        started.append(server)
+        wait_until(lambda: answers(ports[0]), server, "the broker")
+
+    script = substituted(script, {})
+    port = start_on_free_ports(start, taken=None)[0]
+    server = started[-1]
     try:
         with redis.Redis(port=port, password=password) as client:
-
-            def answers() -> bool:
-                try:
-                    return bool(client.ping())
-                except redis.ConnectionError:
-                    return False
-
-            wait_until(answers, f"the broker answers: {server.tail()}")
             assert client.config_get("appendonly") == {"appendonly": "yes"}
             assert client.config_get("appendfsync") == {"appendfsync": "everysec"}
             assert client.config_get("save") == {"save": ""}
