@@ -160,8 +160,9 @@ def test_the_broker_of_compose_asks_for_its_password_and_keeps_an_append_only_fi
             return False
 
     def start(ports: list[int]) -> None:
-        own = script.replace("exec valkey-server", f"exec {program} --port {ports[0]} --include")
-        own = own.replace("/tmp/", f"{tmp_path}/").replace("dir /data", f"dir {tmp_path}")  # noqa: S108
+        # The program last: its path may have the same parts.
+        own = script.replace("/tmp/", f"{tmp_path}/").replace("dir /data", f"dir {tmp_path}")  # noqa: S108
+        own = own.replace("exec valkey-server", f"exec {program} --port {ports[0]} --include")
         server = GuardedProcess(
             [shutil.which(shell) or shell, option, own],
             log=tmp_path / "server.log",
