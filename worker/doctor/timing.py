@@ -54,7 +54,7 @@ def _retries(settings: Settings) -> Check:
             name,
             seen,
             "One hiccup of the object store makes a dead letter.",
-            "DNF_MAX_RETRIES=8",
+            "DNF_MAX_RETRIES=20",
         )
     return ok(name, seen)
 
