@@ -90,16 +90,17 @@ def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_live
 ) -> None:
     """Each has one letter, a check behind all of them has its verdict, and the process is the same."""
     chance = random.Random(4)
-    entries = {KINDS[number % len(KINDS)](number, chance) for number in range(2000 * SCALE)}
-    assert len(entries) > 1900 * SCALE
-    workers = fleet(1, DNF_DEAD_LETTER_STREAM_MAX_LENGTH=str(3000 * SCALE))
+    count = 2000 * min(SCALE, 5)
+    entries = {KINDS[number % len(KINDS)](number, chance) for number in range(count)}
+    assert len(entries) > 0.95 * count
+    workers = fleet(1, DNF_DEAD_LETTER_STREAM_MAX_LENGTH=str(count))
     pids = workers.pids()
     with redis.Redis.from_url(valkey.url) as broker:
         for entry, queue in zip(entries, cycle(QUEUES)):
             broker.lpush(queue, entry)
     began = time.monotonic()
     checks = submit(client, [stored_picture], count=1)
-    outcome = wait_for_all(client, workers, checks, seconds=120 * SCALE, supervise=False)
+    outcome = wait_for_all(client, workers, checks, seconds=0.06 * count, supervise=False)
     took = time.monotonic() - began
     found = [kept.letter for kept in letters.read()]
     report.add(
