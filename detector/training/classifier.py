@@ -87,7 +87,8 @@ def train_classifier(
         _fit_to_scale(network, held_out.features)
         averaged.load_state_dict(network.state_dict())
     began = time.monotonic() - record["seconds"]
-    for batch in source.batches(len(record["losses"])):
+    done = bool(record["validation"]) and _progress(len(record["losses"]), record["seconds"], recipe) >= 1
+    for batch in () if done else source.batches(len(record["losses"])):
         steps, seconds = len(record["losses"]), time.monotonic() - began
         progress = _progress(steps, seconds, recipe)
         rate = _learning_rate(steps, progress, record["validation"], recipe)

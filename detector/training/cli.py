@@ -49,6 +49,7 @@ _judged = _options(
     click.option("--hold-out", multiple=True, metavar="FAMILY", help="Never trained on; repeatable."),
     click.option("--bank", type=click.IntRange(min=0), default=0, help="Crops kept with their features."),
     click.option("--size", type=click.IntRange(32, 512), default=128, show_default=True, help="Of a crop."),
+    click.option("--views", type=click.Choice(["1", "4", "9", "16"]), default="9", show_default=True),
     click.option("--batch", type=click.IntRange(2, 1024), default=32, show_default=True),
     click.option("--timesteps", default="0", show_default=True, help="Of the feature, commas between."),
     click.option("--preset", type=click.Choice(["own", "paper"]), default="own", show_default=True),
@@ -260,7 +261,10 @@ def _recipe(feature: "Feature", options: dict[str, Any]) -> "ClassifierTraining"
         raise click.UsageError("--timesteps are in 0..999")
     shared = ("size", "batch", "bank", "minutes", "max_steps", "seed", "device")
     recipe = ClassifierTraining(
-        feature=feature, dnf=DnfConfig(timesteps=timesteps), **{name: options[name] for name in shared}
+        feature=feature,
+        dnf=DnfConfig(timesteps=timesteps),
+        views=int(options["views"]),
+        **{name: options[name] for name in shared},
     )
     if options["preset"] == "paper":
         recipe = paper_recipe(recipe)

@@ -20,11 +20,12 @@ FIRST_ESTIMATE = DnfConfig()
 class ClassifierTraining:
     """The recipe of a classifier.
 
-    `size` of crops in pixels; `batch` pictures, half of each class; training ends after `minutes` of wall
-    clock, or after `max_steps` if given: with steps it is reproducible. `bank` crops are drawn once and kept
-    with their features; with 0 every step draws new ones. `schedule` "cosine" anneals the learning rate to
-    zero and ends after `patience` validations without a better AUROC; "plateau" then divides the rate by ten
-    instead, and ends below 1e-6, as published. `ema` averages the weights over steps, 0 to switch it off.
+    `size` of crops in pixels; `views`, 1, 4, 9 or 16, that a picture is judged by; `batch` pictures, half of
+    each class; training ends after `minutes` of wall clock, or after `max_steps` if given: with steps it is
+    reproducible. `bank` crops are drawn once and kept with their features; with 0 every step draws new ones.
+    `schedule` "cosine" anneals the learning rate to zero and ends after `patience` validations without a
+    better AUROC; "plateau" then divides the rate by ten instead, and ends below 1e-6, as published. `ema`
+    averages the weights over steps, 0 to switch it off.
     """
 
     feature: Feature = "dnf"
@@ -32,7 +33,7 @@ class ClassifierTraining:
     dnf: DnfConfig = FIRST_ESTIMATE
     mode: Literal["crop", "squash"] = "crop"
     size: int = 128
-    views: Literal[1, 4, 9, 16] = 4
+    views: int = 9
     batch: int = 32
     bank: int = 0
     minutes: float = 60.0

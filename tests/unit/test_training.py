@@ -290,9 +290,10 @@ def test_a_family_can_be_held_out_whole(corpus: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "bundle")
     tiny = ["--max-steps", "2", "--size", "32", "--batch", "4", "--work", str(tmp_path / "work")]
     command = ["train", "classifier", str(corpus), "--feature", "npr", "--out", out, *tiny]
-    trained = CliRunner().invoke(main, [*command, "--hold-out", "g1"])
+    trained = CliRunner().invoke(main, [*command, "--hold-out", "g1", "--views", "4"])
     assert trained.exit_code == 0, trained.output
     manifest = resolve(out).manifest
+    assert manifest.preprocessing.views == 4
     assert (manifest.feature, manifest.unet) == ("npr", None)
     assert manifest.provenance["held_out_families"] == ["g1"]
     assert manifest.provenance["training_pictures"] == 40 - 10 - 2 - 1
@@ -310,7 +311,7 @@ def test_the_feature_and_the_u_net_must_fit(corpus: Path, tmp_path: Path) -> Non
 
 
 def test_the_classifier_goes_on_where_it_stopped(corpus: Path, tmp_path: Path) -> None:
-    """A second run in the same folder keeps the first run's losses and validation figures."""
+    """A second run keeps the first one's losses and figures; one that had reached its end adds no step."""
     unet = build_unet((16, 16), 32)
     training, validation = grouped_split(read_corpus(corpus), every=4)
 
@@ -321,7 +322,8 @@ def test_the_classifier_goes_on_where_it_stopped(corpus: Path, tmp_path: Path) -
         record: dict[str, list[object]] = json.loads((tmp_path / "classifier-curves.json").read_text())
         return record
 
-    first, second = train(4), train(7)
+    first, again, second = train(4), train(4), train(7)
+    assert again == first
     assert (len(first["loss"]), len(second["loss"])) == (4, 7)
     assert second["loss"][: len(first["loss"])] == first["loss"]
     assert second["validation"][: len(first["validation"])] == first["validation"]
