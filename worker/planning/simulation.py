@@ -13,11 +13,11 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from worker.exporter import Look, Rate
 from worker.planning.fleet import autoscale
 from worker.planning.queue_model import Floats, QueueModel, SingleChecks, Slices
 from worker.planning.scaling import Load, ScalingRule
 from worker.planning.worker_model import WorkerModel
+from worker.throughput import Throughput
 
 #: Prometheus, which KEDA asks, reads the exporter so often; between two readings it answers the older one.
 SCRAPE_SECONDS = 15
@@ -84,7 +84,7 @@ def simulate(
     """
     env = simpy.Environment()
     queue: QueueModel = SingleChecks(env, arrivals, worker, seed) if exact else Slices(env, arrivals, worker)
-    rate = Rate()
+    throughput = Throughput()
     series: list[tuple[float, int, int]] = []
 
     scraped = Load(0.0, 0.0, queue.fleet.ready)
@@ -94,8 +94,11 @@ def simulate(
         while True:
             series.append((queue.in_system, queue.fleet.ready, queue.fleet.paid))
             if env.now % SCRAPE_SECONDS == SCRAPE_PHASE:
-                rate.note(_look(env.now, queue, worker))
-                attainable = rate.attainable(worker.pictures_a_second)
+                alive = queue.fleet.ready
+                # A worker takes twice its batch from the queue.
+                waiting = queue.in_system - min(queue.in_system, alive * 2 * worker.batch_size)
+                throughput.note(env.now, published=int(queue.done), alive=alive, waiting=round(waiting))
+                attainable = throughput.attainable(worker.pictures_a_second)
                 scraped = Load(queue.in_system, queue.in_system / attainable, queue.fleet.ready)
             yield env.timeout(1)
 
@@ -113,23 +116,6 @@ def simulate(
     in_system, ready, paid = np.asarray(series[: len(arrivals)], dtype=np.float64).T
     return Outcome(
         waited.seconds, waited.checks, waited.arrived_at, arrivals.astype(np.float64), in_system, ready, paid
-    )
-
-
-def _look(now: float, queue: QueueModel, worker: WorkerModel) -> Look:
-    """Return what the exporter sees; a worker takes twice its batch from the queue."""
-    held = min(queue.in_system, queue.fleet.ready * 2 * worker.batch_size)
-    return Look(
-        at=now,
-        waiting={"image-checks": round(queue.in_system - held)},
-        unacknowledged={"image-checks": held},
-        oldest={},
-        taken=None,
-        alive=queue.fleet.ready,
-        published=int(queue.done),
-        stream_length=0,
-        groups={},
-        dead_letters=0,
     )
 
 
