@@ -25,7 +25,7 @@ def exporter() -> None:
         return Answer(ok=True, reason="alive", figures={})
 
     def ready() -> Answer:
-        answers = collector.look() is not None
+        answers = collector.snapshot() is not None
         reason = "Redis answers" if answers else f"Redis does not answer: {collector.fault}"
         return Answer(ok=answers, reason=reason, figures={})
 

@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(default=50_000_000, gt=0, description="Limit of a picture's width x height.")
     verdict_stream: str = Field(default="verdicts", min_length=1, description="Redis Stream of events.")
     verdict_stream_max_length: int = Field(
-        default=5000, ge=1, description="Events kept; about 23 kB each with thumbnails."
+        default=5000, ge=1, description="Events kept; about 46 kB each with thumbnails."
     )
     dead_letter_stream: str = Field(
         default="dead-letters", min_length=1, description="Stream of dead letters."

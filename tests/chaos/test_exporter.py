@@ -13,7 +13,6 @@ from tests.scraping import Served
 from worker.admission import entry_of
 from worker.client import Client
 from worker.embedded import Valkey
-from worker.exporter import RATE_SECONDS, Look, Rate
 from worker.messages import QUEUES
 from worker.processes import GuardedProcess
 from worker.startup import free_ports
@@ -149,50 +148,3 @@ def test_a_scrape_costs_the_same_however_long_the_queue_is(
         assert commands(50_000) == short
         assert sum(short.values()) < 50
         assert not short.keys() & {"cmdstat_lrange", "cmdstat_hgetall", "cmdstat_hvals", "cmdstat_xrange"}
-
-
-def _look(at: float, *, published: int, waiting: int, alive: int) -> Look:
-    return Look(
-        at=at,
-        waiting={"image-checks": waiting},
-        unacknowledged={},
-        oldest={},
-        taken=None,
-        alive=alive,
-        published=published,
-        stream_length=0,
-        groups={},
-        dead_letters=0,
-    )
-
-
-def test_the_rate_is_what_a_fleet_does_while_it_is_busy_and_what_it_could_do_otherwise() -> None:
-    """Two workers at five a second while checks wait; expected three each before, and when nothing waits."""
-    rate = Rate()
-    rate.note(_look(0, published=100, waiting=50, alive=2))
-    assert rate.measured is None
-    assert rate.attainable(3) == 6
-    for second in range(10, 200, 10):
-        rate.note(_look(second, published=100 + 5 * second, waiting=50, alive=2))
-        assert rate.measured == 5
-        assert rate.attainable(3) == 5
-    rate.note(_look(200, published=1095, waiting=0, alive=2))
-    assert rate.measured is not None
-    assert rate.measured < 5
-    assert rate.attainable(3) == 6
-    # A third worker: what two did says nothing of three.
-    rate.note(_look(210, published=1095, waiting=9, alive=3))
-    assert rate.measured is None
-    assert rate.attainable(3) == 9
-    rate.note(_look(220, published=1095, waiting=9, alive=0))
-    assert rate.attainable(3) == 3
-
-
-def test_the_rate_forgets_what_is_older_than_its_window() -> None:
-    """An hour of nothing before the last minute does not count."""
-    rate = Rate()
-    for second in range(0, 3600, 15):
-        rate.note(_look(second, published=0, waiting=1, alive=1))
-    for second in range(3600, 3600 + 2 * int(RATE_SECONDS), 15):
-        rate.note(_look(second, published=10 * (second - 3600), waiting=1, alive=1))
-    assert rate.measured == 10

@@ -33,7 +33,9 @@ VALUES: dict[str, dict[str, Any]] = {
         "serviceAccount": {"create": False},
         "worker": {"topologySpread": {"enabled": False}, "disruptionBudget": {"enabled": False}},
     },
+    "tls": {"redis": {"tls": {"caSecretName": "dnf-redis", "caKey": "authority.pem"}}},
     "everything": {
+        "redis": {"tls": {"caConfigMapName": "authorities", "certificateSecretName": "dnf-client"}},
         "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": ["registry"]},
         "s3": {"secretName": "dnf-s3", "endpointUrl": "https://s3.example.org"},
         "detector": {
@@ -222,7 +224,9 @@ def test_every_variable_is_a_setting_that_takes_its_value(
                         continue
                     assert variable.removeprefix("DNF_").lower() in Settings.model_fields, variable
                     secret = "redis://h:1/0" if variable == "DNF_REDIS_URL" else "secret"
-                    context.setenv(variable, value if isinstance(value, str) else secret)
+                    text = value if isinstance(value, str) else secret
+                    # What a pod has mounted is not here: any file will do.
+                    context.setenv(variable, __file__ if variable.endswith("_FILE") else text)
                 Settings()
 
 
@@ -242,6 +246,48 @@ def test_secrets_come_by_reference_alone(rendered: Callable[[str], list[Manifest
         one(manifests, "Deployment", "exporter")["spec"]["template"]["spec"]["containers"][0]
     )
     assert not [name for name in exporter if "S3" in name or "AWS" in name]
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("default", {}),
+        ("tls", {"DNF_REDIS_CA_FILE": ("secret", "dnf-redis", "authority.pem")}),
+        (
+            "everything",
+            {
+                "DNF_REDIS_CA_FILE": ("configMap", "authorities", "ca.crt"),
+                "DNF_REDIS_CERTIFICATE_FILE": ("secret", "dnf-client", "tls.crt"),
+                "DNF_REDIS_KEY_FILE": ("secret", "dnf-client", "tls.key"),
+            },
+        ),
+    ],
+)
+def test_who_signed_the_broker_and_who_asks_it_are_mounted_files_of_both_deployments(
+    rendered: Callable[[str], list[Manifest]], name: str, files: dict[str, tuple[str, str, str]]
+) -> None:
+    """Each setting's file comes from the key that is named, read-only, for the pod's group alone."""
+    for component in ("worker", "exporter"):
+        spec = one(rendered(name), "Deployment", component)["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        found = {}
+        for variable, path in environment(container).items():
+            if not variable.endswith("_FILE"):
+                continue
+            folder, _, file = path.rpartition("/")
+            assert mounts[folder]["readOnly"] is True
+            projected = volumes[mounts[folder]["name"]]["projected"]
+            assert projected["defaultMode"] == 0o440
+            found[variable] = next(
+                (kind, source["name"], item["key"])
+                for each in projected["sources"]
+                for kind, source in each.items()
+                for item in source["items"]
+                if item["path"] == file
+            )
+        assert found == files
 
 
 def test_the_exporter_reads_no_pictures_and_pulls_no_cuda(
@@ -325,6 +371,7 @@ def test_the_rule_and_the_dashboard_of_the_chart_are_the_shipped_ones(
         {"autoscaling": {"backlogSecondsTarget": 0}},
         {"redis": {"secretName": ""}},
         {"redis": {"url": "redis://:secret@host/0"}},
+        {"redis": {"tls": {"caSecretName": "one", "caConfigMapName": "another"}}},
         {"image": {"digest": "latest"}},
         {"s3": {"allowedBuckets": []}},
         {"worker": {"disruptionBudget": {"maxUnavailable": "250%"}}},

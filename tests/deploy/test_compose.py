@@ -1,4 +1,4 @@
-"""The compose file, held to the Compose specification as far as it is used, and its broker run for real."""
+"""The compose file, held to the Compose specification, and its broker run for real."""
 
 import re
 import shutil
@@ -37,8 +37,25 @@ def substituted(value: str, given: dict[str, str]) -> str:
 
 
 def test_the_compose_file_is_what_compose_accepts(compose: dict[str, Any]) -> None:
-    """The specification's schema as far as it is used, with no other key; ports on the loopback alone."""
+    """The specification's own schema, and ours, which lets nothing in that is not used.
+
+    Ours has ports on the loopback alone.
+    """
+    jsonschema.Draft7Validator(schema("compose-spec")).validate(compose)
     jsonschema.Draft202012Validator(schema("compose")).validate(compose)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"helthcheck": {}}, {"stop_grace_period": 60}, {"depends_on": {"redis": {"condition": "up"}}}]
+)
+def test_a_mistake_in_a_service_is_seen_by_the_specifications_schema(
+    compose: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    """A mistyped key, a number where a duration is wanted, a condition that there is not."""
+    worker = {**compose["services"]["worker"], **wrong}
+    mistaken = {**compose, "services": {**compose["services"], "worker": worker}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft7Validator(schema("compose-spec")).validate(mistaken)
 
 
 def test_every_service_starts_after_what_it_needs_is_healthy(compose: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from detector import kernels
 from detector.kernels import KernelsUnavailable, build, cpu_kernels
-from tests.deploy.documents import DEPLOY, ROOT
+from tests.deploy.documents import DEPLOY, ROOT, RUNBOOK
 
 DOCKERFILE = DEPLOY / "Dockerfile"
 CONTENTS: dict[str, Any] = runpy.run_path(str(DEPLOY / "image_contents.py"))
@@ -114,6 +114,11 @@ def test_the_size_is_stated_by_layers() -> None:
     sizes = [float(row.split()[0]) for row in rows]
     assert sizes[0] == max(sizes) > 100
     assert "default bundle" in rows[-1]
+    stated = re.search(
+        r"\| detector, worker, default bundle[^|]*\| (\d+) \|", RUNBOOK.read_text(encoding="utf-8")
+    )
+    assert stated
+    assert sizes[-1] == pytest.approx(int(stated[1]), abs=3)
 
 
 def test_what_the_image_copies_is_let_through_and_nothing_else_is() -> None:

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from tests.conftest import PATIENCE
 from worker.cli import main
 from worker.planning.capacity import (
+    EVENT_BYTES,
     REMEMBERED_BYTES,
     UNACKED_BYTES,
     WAITING_BYTES,
@@ -41,7 +42,7 @@ def test_a_plan_counts_workers_memory_reads_and_money() -> None:
     assert made.redis.waiting == 960 * WAITING_BYTES
     assert made.redis.unacknowledged == 7 * 32 * UNACKED_BYTES
     assert made.redis.remembered == 864_000 * REMEMBERED_BYTES
-    assert made.redis.verdict_stream == 5000 * 23_000
+    assert made.redis.verdict_stream == 5000 * EVENT_BYTES
     assert made.stream_holds_seconds_at_peak == 250
     assert made.s3_bytes_a_day == 864e9
     assert made.cost_a_million_when_never_idle == pytest.approx(1e6 / 4 / 3600 * 2)

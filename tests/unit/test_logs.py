@@ -2,8 +2,10 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 PROGRAM = """
@@ -74,6 +76,24 @@ def test_the_level_of_the_log_is_a_setting() -> None:
     """At ERROR what is done and what is tried again is left out, whoever says it."""
     lines = [json.loads(line) for line in _run("json", "ERROR").splitlines()]
     assert [line["event"] for line in lines] == ["thing_failed"]
+
+
+def test_a_terminal_gets_lines_for_people_and_a_file_gets_json() -> None:
+    """Unless the format is set: a pseudo-terminal shows no JSON, and a pipe nothing else."""
+    environment = {name: value for name, value in os.environ.items() if name != "DNF_LOG_FORMAT"}
+    command = [sys.executable, "-c", PROGRAM]
+    leader, follower = pty.openpty()
+    shown = b""
+    with subprocess.Popen(command, env=environment, stderr=follower), os.fdopen(leader, "rb") as terminal:
+        os.close(follower)
+        with suppress(OSError):  # what Linux says when the other end is closed
+            while part := os.read(terminal.fileno(), 4096):
+                shown += part
+    assert b"thing_done" in shown
+    assert b'{"' not in shown
+    piped = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True).stderr
+    events = [json.loads(line)["event"] for line in piped.splitlines()]
+    assert events[0] == "thing_done"
 
 
 def test_no_secret_reaches_a_log_in_either_format() -> None:

@@ -121,6 +121,18 @@ def test_a_day_has_its_checks_its_peak_and_its_bursts() -> None:
     assert (bursty.arrivals() == bursty.arrivals()).all()
 
 
+def test_a_short_cool_down_makes_checks_wait_and_saves_nothing() -> None:
+    """What the chart's 900 seconds were chosen by: an evening of few checks, check by check."""
+    evening = slice(16 * 3600, 20 * 3600)
+    arrivals = Traffic(20_000, peak_factor=6.0).arrivals()[evening]
+    chosen, short = (
+        simulate(arrivals, WorkerModel(3.0), ScalingRule(cooldown_period_seconds=seconds), exact=True)
+        for seconds in (RULE.cooldown_period_seconds, 60.0)
+    )
+    assert chosen.wait(0.95) < 5 < short.wait(0.95)
+    assert chosen.worker_hours < short.worker_hours
+
+
 def test_a_target_far_above_what_a_worker_holds_costs_waits_and_hours() -> None:
     """What the chart's figure was chosen by: sixteen times as much makes checks wait, and more is paid."""
     arrivals = Traffic(1e6).arrivals()[: DAY_SECONDS // 4]

@@ -13,11 +13,11 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from worker.exporter import Look, Rate
 from worker.planning.fleet import autoscale
+from worker.planning.queue_model import Floats, QueueModel, SingleChecks, Slices
 from worker.planning.scaling import Load, ScalingRule
-from worker.planning.service import Floats, Service, SingleChecks, Slices
 from worker.planning.worker_model import WorkerModel
+from worker.throughput import Throughput
 
 #: Prometheus, which KEDA asks, reads the exporter so often; between two readings it answers the older one.
 SCRAPE_SECONDS = 15
@@ -83,53 +83,39 @@ def simulate(
     `fixed_replicas` leaves the autoscaler out; within the seconds `blind` the exporter cannot be read.
     """
     env = simpy.Environment()
-    service: Service = SingleChecks(env, arrivals, worker, seed) if exact else Slices(env, arrivals, worker)
-    rate = Rate()
+    queue: QueueModel = SingleChecks(env, arrivals, worker, seed) if exact else Slices(env, arrivals, worker)
+    throughput = Throughput()
     series: list[tuple[float, int, int]] = []
 
-    scraped = Load(0.0, 0.0, service.fleet.ready)
+    scraped = Load(0.0, 0.0, queue.fleet.ready)
 
     def watch() -> Generator[simpy.Event, None, None]:
         nonlocal scraped
         while True:
-            series.append((service.in_system, service.fleet.ready, service.fleet.paid))
+            series.append((queue.in_system, queue.fleet.ready, queue.fleet.paid))
             if env.now % SCRAPE_SECONDS == SCRAPE_PHASE:
-                rate.note(_look(env.now, service, worker))
-                attainable = rate.attainable(worker.pictures_a_second)
-                scraped = Load(service.in_system, service.in_system / attainable, service.fleet.ready)
+                alive = queue.fleet.ready
+                # A worker takes twice its batch from the queue.
+                waiting = queue.in_system - min(queue.in_system, alive * 2 * worker.batch_size)
+                throughput.note(env.now, published=int(queue.done), alive=alive, waiting=round(waiting))
+                attainable = throughput.attainable(worker.pictures_a_second)
+                scraped = Load(queue.in_system, queue.in_system / attainable, queue.fleet.ready)
             yield env.timeout(1)
 
     def load() -> Load | None:
         return None if blind[0] <= env.now < blind[1] else scraped
 
     if fixed_replicas is None:
-        service.fleet.scale_to(_before_the_day(arrivals, worker, rule), at_once=True)
-        autoscale(env, service.fleet, rule, load)
+        queue.fleet.scale_to(_before_the_day(arrivals, worker, rule), at_once=True)
+        autoscale(env, queue.fleet, rule, load)
     else:
-        service.fleet.scale_to(fixed_replicas, at_once=True)
+        queue.fleet.scale_to(fixed_replicas, at_once=True)
     env.process(watch())
     env.run(until=len(arrivals) + AFTER_SECONDS)
-    waited = service.waits()
+    waited = queue.waits()
     in_system, ready, paid = np.asarray(series[: len(arrivals)], dtype=np.float64).T
     return Outcome(
         waited.seconds, waited.checks, waited.arrived_at, arrivals.astype(np.float64), in_system, ready, paid
-    )
-
-
-def _look(now: float, service: Service, worker: WorkerModel) -> Look:
-    """Return what the exporter sees; a worker takes twice its batch from the queue."""
-    held = min(service.in_system, service.fleet.ready * 2 * worker.batch_size)
-    return Look(
-        at=now,
-        waiting={"image-checks": round(service.in_system - held)},
-        unacknowledged={"image-checks": held},
-        oldest={},
-        taken=None,
-        alive=service.fleet.ready,
-        published=int(service.done),
-        stream_length=0,
-        groups={},
-        dead_letters=0,
     )
 
 

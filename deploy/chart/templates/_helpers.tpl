@@ -55,6 +55,56 @@ capabilities:
     secretKeyRef:
       name: {{ .Values.redis.secretName }}
       key: {{ .Values.redis.urlKey }}
+{{- if include "dnf.redisCa" . }}
+- name: DNF_REDIS_CA_FILE
+  value: /redis-tls/ca.crt
+{{- end }}
+{{- if .Values.redis.tls.certificateSecretName }}
+- name: DNF_REDIS_CERTIFICATE_FILE
+  value: /redis-tls/tls.crt
+- name: DNF_REDIS_KEY_FILE
+  value: /redis-tls/tls.key
+{{- end }}
+{{- end -}}
+
+{{- define "dnf.redisCa" -}}
+{{- .Values.redis.tls.caSecretName | default .Values.redis.tls.caConfigMapName -}}
+{{- end -}}
+
+{{- define "dnf.redisTls" -}}
+{{- .Values.redis.tls.certificateSecretName | default (include "dnf.redisCa" .) -}}
+{{- end -}}
+
+{{- define "dnf.redisTlsMount" -}}
+{{- if include "dnf.redisTls" . }}
+- name: redis-tls
+  mountPath: /redis-tls
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{/* The pod's group reads the key, nobody else. */}}
+{{- define "dnf.redisTlsVolume" -}}
+{{- $tls := .Values.redis.tls }}
+{{- if include "dnf.redisTls" . }}
+- name: redis-tls
+  projected:
+    defaultMode: 0440
+    sources:
+      {{- if include "dnf.redisCa" . }}
+      - {{ empty $tls.caSecretName | ternary "configMap" "secret" }}:
+          name: {{ include "dnf.redisCa" . }}
+          items:
+            - {key: {{ $tls.caKey }}, path: ca.crt}
+      {{- end }}
+      {{- with $tls.certificateSecretName }}
+      - secret:
+          name: {{ . }}
+          items:
+            - {key: tls.crt, path: tls.crt}
+            - {key: tls.key, path: tls.key}
+      {{- end }}
+{{- end }}
 {{- end -}}
 
 {{- define "dnf.storageEnv" -}}

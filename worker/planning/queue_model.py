@@ -22,7 +22,7 @@ class Waits(NamedTuple):
     checks: Floats
 
 
-class Service(Protocol):
+class QueueModel(Protocol):
     """What takes checks in and gets them done."""
 
     #: The workers, whose number others decide.
