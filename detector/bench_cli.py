@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 @click.argument("bundle", required=False)
 @click.option("--device", "devices", multiple=True, help="auto, cpu, cuda or cuda:N; may be repeated.")
 @click.option(
-    "--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "bfloat16"]), help="May be repeated."
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(["float32", "bfloat16"]),
+    help="May be repeated; float32 and, where the device computes in it, bfloat16 if not given.",
 )
 @click.option(
     "--batch-size",
@@ -84,7 +88,7 @@ def bench(
                 rows = measure(
                     found,
                     devices=devices,
-                    dtypes=dtypes or ("float32", "bfloat16"),
+                    dtypes=dtypes,
                     batch_sizes=batch_sizes,
                     rounds=rounds,
                     peak_tflops=peak_tflops,
@@ -149,11 +153,11 @@ def _compare(
     batch_sizes: tuple[int, ...],
     rounds: int,
 ) -> "tuple[Comparison, str]":
-    from detector.benchmark import compare, our_pipeline, sample_files
+    from detector.benchmark import compare, our_pipeline, sample_files, usual_dtypes
     from detector.detector import Detector
     from detector.paper_pipeline import PaperPipeline
 
-    detector = Detector.load(bundle, device=device, dtype=dtypes[0] if dtypes else "bfloat16")
+    detector = Detector.load(bundle, device=device, dtype=dtypes[0] if dtypes else usual_dtypes(device)[-1])
     published = PaperPipeline(bundle, folder, device=detector.device)
     files = sample_files(batch_sizes[0] if batch_sizes else 2)
     with ThreadPoolExecutor(1) as pool:

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from detector.bundle import Bundle
-from detector.detector import Detector, Dtype
+from detector.detector import Detector, Dtype, best_device
 from detector.images import decode
+from detector.precision import computes_bfloat16
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,23 +104,32 @@ def measure(
     bundle: Bundle,
     *,
     devices: Sequence[str] = ("auto",),
-    dtypes: Sequence[Dtype] = ("float32", "bfloat16"),
+    dtypes: Sequence[Dtype] = (),
     batch_sizes: Sequence[int] = (),
     rounds: int = 3,
     peak_tflops: float | None = None,
 ) -> list[Measurement]:
     """Measure the detector for each device, type and batch size, in turn.
 
-    Without `batch_sizes`, 1, 4 and 16 on a CPU, and on a CUDA device 1, 8 and what its free memory holds.
+    Without `dtypes`, those that are no detour on the device; without `batch_sizes`, 1, 4 and 16 on a CPU, and
+    on a CUDA device 1, 8 and what its free memory holds.
     """
     flops = flops_a_picture(bundle)
     rows: list[Measurement] = []
     for device in devices:
-        for dtype in dtypes:
+        for dtype in dtypes or usual_dtypes(device):
             detector = Detector.load(bundle, device=device, dtype=dtype)
             sizes = batch_sizes or _usual_batch_sizes(detector)
             rows += [_row(detector, size, rounds, flops, peak_tflops) for size in sizes]
     return rows
+
+
+def usual_dtypes(device: str) -> tuple[Dtype, ...]:
+    """Return float32 and, where the device has instructions for it, bfloat16; the faster one is the last."""
+    import torch
+
+    place = torch.device(best_device() if device == "auto" else device)
+    return ("float32", "bfloat16") if computes_bfloat16(place) else ("float32",)
 
 
 def _row(

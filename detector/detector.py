@@ -91,7 +91,7 @@ class Detector:
             bundle = resolve(bundle)
         if threads is not None:
             torch.set_num_threads(threads)
-        place = torch.device(_best_device() if device == "auto" else device)
+        place = torch.device(best_device() if device == "auto" else device)
         kind = _torch_dtype(place, dtype)
         classifier = build_classifier(bundle.manifest.classifier)
         try:
@@ -182,7 +182,8 @@ class Detector:
             torch.mps.synchronize()
 
 
-def _best_device() -> str:
+def best_device() -> str:
+    """Return the device that "auto" stands for: cuda, mps or cpu, the first that there is."""
     import torch
 
     if torch.cuda.is_available():

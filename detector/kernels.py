@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
 
+from detector.precision import processor_features
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -124,8 +126,8 @@ def cpu_kernels() -> CpuKernels:
     """Find the kernels compiled, or compile them. Raises `KernelsUnavailable`."""
     import torch  # noqa: F401 - its OpenMP runtime must be in the process before the library is loaded
 
-    processor = _processor()
-    if "avx512_bf16" not in processor.split():
+    processor = processor_features()
+    if "avx512_bf16" not in processor:
         raise KernelsUnavailable("this CPU has no AVX512-BF16 instructions")
     if _BUILT.is_file():
         try:
@@ -136,7 +138,7 @@ def cpu_kernels() -> CpuKernels:
     if compiler is None:
         raise KernelsUnavailable("there is no C++ compiler (g++) on this machine")
     # The compiled code depends on the CPU: a home directory may be shared by different machines.
-    key = hashlib.sha256(_SOURCE.read_bytes() + f"{_FLAGS}{processor}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(_SOURCE.read_bytes() + f"{_FLAGS}{sorted(processor)}".encode()).hexdigest()[:32]
     library = user_cache_path("dnf-moderation") / "kernels" / f"{key}.so"
     try:
         if library.is_file():
@@ -182,14 +184,6 @@ def _keep(built: Path, library: Path) -> None:
         partial.replace(library)
     except OSError:
         partial.unlink(missing_ok=True)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.startswith("flags")), "")
 
 
 def _channels_last(x: "Tensor") -> "Tensor":

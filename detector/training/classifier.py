@@ -20,6 +20,7 @@ from detector.dnf import quantised
 from detector.features import combined, compute_feature
 from detector.images import decode
 from detector.metrics import auroc
+from detector.precision import computes_bfloat16, training_precision
 from detector.resnet import ResNet
 from detector.training.bank import FeatureBank
 from detector.training.batches import BalancedPictures
@@ -60,11 +61,13 @@ def train_classifier(
     recipe: ClassifierTraining,
     *,
     bank: Path | None = None,
+    start: ResNet | None = None,
 ) -> TrainedClassifier:
     """Train until the budget is used up; return the network with the best AUROC on `validation`.
 
     The checkpoint to resume from and the curves go to `folder`; crops and features that are kept go to
-    `bank`, or below `folder`. Raises ValueError when a class is missing.
+    `bank`, or below `folder`. The weights begin as those of `start`, or at random. Raises ValueError when a
+    class is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
@@ -84,7 +87,10 @@ def train_classifier(
     record = load_checkpoint(folder, parts)
     if record is None:
         record = {"losses": [], "validation": [], "seconds": 0.0}
-        _fit_to_scale(network, held_out.features)
+        if start:
+            network.load_state_dict(start.state_dict())
+        else:
+            _fit_to_scale(network, held_out.features)
         averaged.load_state_dict(network.state_dict())
     began = time.monotonic() - record["seconds"]
     done = bool(record["validation"]) and _progress(len(record["losses"]), record["seconds"], recipe) >= 1
@@ -122,10 +128,10 @@ class _FeatureSource:
     ) -> None:
         self._recipe = recipe
         self._unet = unet
+        place = torch.device(recipe.device)
+        dtype = torch.bfloat16 if computes_bfloat16(place) else torch.float32
         # The features of training are computed as a worker will compute them.
-        self._estimator, _, _ = install(
-            deepcopy(unet), nn.Identity(), torch.device(recipe.device), torch.bfloat16
-        )
+        self._estimator, _, _ = install(deepcopy(unet), nn.Identity(), place, dtype)
         self._pictures = BalancedPictures(
             training, recipe.history, size=recipe.size, batch=recipe.batch, seed=recipe.seed
         )
@@ -171,11 +177,11 @@ class _FeatureSource:
     def _pixels(self, pictures: Tensor) -> Tensor:
         return pictures.permute(0, 3, 1, 2).to(self._recipe.device).float() / 127.5 - 1
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _estimates(self, pictures: Tensor) -> Tensor:
         return compute_feature("dnf", self._estimator, self._pixels(pictures), self._recipe.dnf).clone()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _features(self, pictures: Tensor) -> Tensor:
         recipe, x = self._recipe, self._pixels(pictures)
         return self._seen(compute_feature(recipe.feature, self._estimator, x, recipe.dnf)).clone()
@@ -218,7 +224,7 @@ def _stale(validation: list[tuple[int, float]], patience: int | None) -> bool:
 
 def _step(network: ResNet, optimizer: torch.optim.Optimizer, batch: _Batch) -> float:
     network.train()
-    with torch.autocast(batch.features.device.type, torch.bfloat16):
+    with training_precision(batch.features.device):
         logits = network(batch.features).float().flatten()
     loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)
     optimizer.zero_grad(set_to_none=True)
@@ -231,7 +237,7 @@ def _step(network: ResNet, optimizer: torch.optim.Optimizer, batch: _Batch) -> f
 def _validate(network: ResNet, held_out: _Batch) -> float:
     network.eval()
     place = network.conv1.weight.device
-    with torch.autocast(place.type, torch.bfloat16):
+    with training_precision(place):
         logits = torch.cat(
             [network(part.to(place)).float().flatten().cpu() for part in held_out.features.split(32)]
         )

@@ -1,6 +1,7 @@
 """dnf-detector train."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ from detector.training.corpus import LAYOUTS
 if TYPE_CHECKING:
     from detector.bundle import Bundle
     from detector.manifest import Feature
+    from detector.resnet import ResNet
     from detector.training.corpus import Sample, TrainingSplit
     from detector.training.recipe import ClassifierTraining
     from detector.unet import Unet
@@ -20,6 +22,15 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 # Chosen, not measured: the default bundle's two trainings took about this share of each other.
 _UNET_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A trained network to go on from, and the bundle that it is from, for the record."""
+
+    network: "ResNet"
+    bundle: str
+
 
 _folder = click.Path(path_type=Path, file_okay=False)
 _corpus = click.argument("corpus", type=click.Path(exists=True, path_type=Path, file_okay=False))
@@ -98,6 +109,9 @@ def unet(corpus: Path, *, out: Path, channels: str, **options: Any) -> None:
 @click.option("--unet", "unet_folder", help="A diffusers folder or hub id; rgb and npr need none.")
 @click.option("--work", required=True, type=_folder, help="Checkpoints; training resumes there.")
 @click.option("--bank-folder", type=_folder, help="Where the bank is; below the work folder if not given.")
+@click.option(
+    "--start-from", metavar="BUNDLE", help="Go on from its network, instead of from random weights."
+)
 @click.option("--feature", type=click.Choice(FEATURES), default="dnf", show_default=True)
 @_bundle
 @_judged
@@ -109,6 +123,7 @@ def classifier(
     unet_folder: str | None,
     work: Path,
     feature: "Feature",
+    start_from: str | None,
     **options: Any,
 ) -> None:
     """Train the ResNet on the U-Net's feature and write a calibrated bundle."""
@@ -121,7 +136,9 @@ def classifier(
         network = load_unet(unet_folder) if unet_folder else None
     except UnetRejected as error:
         raise click.UsageError(str(error)) from error
-    bundle = _train_classifier(network, samples, work, _recipe(feature, options), options)
+    recipe = _recipe(feature, options)
+    start = _start(start_from, recipe) if start_from else None
+    bundle = _train_classifier(network, samples, work, recipe, options, start=start)
     click.echo(f"{bundle.folder}: digest {bundle.digest}")
 
 
@@ -214,6 +231,8 @@ def _train_classifier(
     work: Path,
     recipe: "ClassifierTraining",
     options: dict[str, Any],
+    *,
+    start: "_Start | None" = None,
 ) -> "Bundle":
     from detector.training.assembly import assemble
     from detector.training.classifier import train_classifier
@@ -227,6 +246,7 @@ def _train_classifier(
             work,
             recipe,
             bank=options.get("bank_folder"),
+            start=start.network if start else None,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -248,8 +268,21 @@ def _train_classifier(
             "classifier_bank": recipe.bank,
             "validation_auroc": round(trained.validation_auroc, 4),
             "seed": recipe.seed,
+            **({"started_from": start.bundle} if start else {}),
         },
     )
+
+
+def _start(bundle: str, recipe: "ClassifierTraining") -> "_Start":
+    from detector.bundle import BundleError, resolve
+    from detector.training.warm_start import StartRejected, trained_network
+
+    try:
+        found = resolve(bundle)
+        network = trained_network(found, recipe)
+    except (BundleError, StartRejected) as error:
+        raise click.UsageError(str(error)) from error
+    return _Start(network, f"{found.manifest.name} {found.manifest.version}, digest {found.digest}")
 
 
 def _recipe(feature: "Feature", options: dict[str, Any]) -> "ClassifierTraining":

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from detector.dnf import TRAINING_TIMESTEPS, signal_levels
 from detector.images import decode
+from detector.precision import training_precision
 from detector.training.augmentation import CodecChain
 from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from detector.training.corpus import Sample
@@ -134,7 +135,7 @@ def _step(unet: Unet, pictures: Tensor, levels: Tensor, recipe: UnetTraining) ->
     a = levels[t].float().view(-1, 1, 1, 1)
     noise = torch.randn_like(x)
     noisy = a.sqrt() * x + (1 - a).sqrt() * noise
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with training_precision(x.device):
         estimate = unet(noisy, t)
     loss: Tensor = (estimate.float() - noise).square().mean()
     return loss

@@ -167,7 +167,7 @@ def test_kernels_that_are_built_into_an_image_need_no_compiler(
         assert "no C++ compiler" in str(reason)  # noqa: PT017 - a machine without one can build nothing
         library.write_bytes(b"")
     monkeypatch.setattr(kernels, "_BUILT", library)
-    monkeypatch.setattr(kernels, "_processor", lambda: "flags : avx512_bf16")
+    monkeypatch.setattr(kernels, "processor_features", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setenv("PATH", "")
     cpu_kernels.cache_clear()
     try:

@@ -8,7 +8,6 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.nn.functional import conv2d, group_norm, silu
 
-from detector import kernels
 from detector.acceleration import (
     FusedResidualBlock,
     WinogradConvolution,
@@ -19,6 +18,7 @@ from detector.acceleration import (
 )
 from detector.kernels import CpuKernels, KernelsUnavailable, cpu_kernels, packed_weights
 from detector.manifest import ResNetConfig
+from detector.precision import processor_features
 from detector.resnet import ResNet
 from detector.training.unet import build_unet
 
@@ -147,7 +147,7 @@ def test_without_a_compiler_pytorchs_layers_are_used_and_the_reason_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A machine with no g++ in its path computes in bfloat16 all the same, and says why it is slower."""
-    if "avx512_bf16" not in kernels._processor().split():  # noqa: SLF001 - the other reason comes first
+    if "avx512_bf16" not in processor_features():
         pytest.skip("this CPU has no AVX512-BF16 instructions")
     monkeypatch.setenv("PATH", "")
     cpu_kernels.cache_clear()

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 
 from detector.bundle import resolve
 from detector.cli import main
@@ -222,12 +223,12 @@ def test_the_u_net_learns_to_estimate_noise(corpus: Path, tmp_path: Path) -> Non
 def test_pictures_become_a_bundle_and_the_bundle_is_measured(corpus: Path, tmp_path: Path) -> None:
     """`train all`, then `evaluate`: stripes are told from noise."""
     out = str(tmp_path / "bundle")
-    options = ["--out", out, "--max-steps", "60", "--size", "32", "--batch", "8", "--channels", "16,16"]
+    options = ["--out", out, "--max-steps", "20", "--size", "32", "--batch", "8", "--channels", "16,16"]
     trained = CliRunner().invoke(main, ["train", "all", str(corpus), *options, "--bank", "32"])
     assert trained.exit_code == 0, trained.output
     manifest = resolve(out).manifest
     assert manifest.preprocessing.mode == "crop"
-    assert manifest.provenance["classifier_steps"] == 60
+    assert manifest.provenance["classifier_steps"] == 20
     assert (tmp_path / "bundle-work" / "unet" / "unet-curves.json").exists()
     assert (tmp_path / "bundle-work" / "classifier" / "classifier-curves.png").exists()
     report = str(tmp_path / "report")
@@ -327,6 +328,50 @@ def test_the_classifier_goes_on_where_it_stopped(corpus: Path, tmp_path: Path) -
     assert (len(first["loss"]), len(second["loss"])) == (4, 7)
     assert second["loss"][: len(first["loss"])] == first["loss"]
     assert second["validation"][: len(first["validation"])] == first["validation"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_training_goes_on_from_a_bundles_network(corpus: Path, tmp_path: Path, *, fused: bool) -> None:
+    """One step at a rate of nearly nothing leaves the weights of the bundle, or of one of its towers."""
+    train = ["train", "classifier", str(corpus), "--feature", "npr", "--size", "32", "--batch", "4"]
+    first = [*train, "--work", str(tmp_path / "a"), "--out", str(tmp_path / "npr"), "--max-steps", "3"]
+    assert CliRunner().invoke(main, first).exit_code == 0
+    start = tmp_path / "npr"
+    if fused:
+        whole = ["train", "all", str(corpus), "--size", "32", "--batch", "4", "--max-steps", "2"]
+        result = CliRunner().invoke(main, [*whole, "--channels", "16,32", "--out", str(tmp_path / "dnf")])
+        assert result.exit_code == 0, result.output
+        fuse = ["train", "fuse", str(corpus), str(tmp_path / "dnf"), str(start), "--hold-out", "g1"]
+        assert CliRunner().invoke(main, [*fuse, "--out", str(tmp_path / "fused")]).exit_code == 0
+        start = tmp_path / "fused"
+    second = [*train, "--work", str(tmp_path / "b"), "--out", str(tmp_path / "more"), "--max-steps", "1"]
+    result = CliRunner().invoke(main, [*second, "--start-from", str(start)])
+    assert result.exit_code == 0, result.output
+    before, after = (load_file(tmp_path / name / "classifier.safetensors") for name in ("npr", "more"))
+    moved = float((before["conv1.weight"] - after["conv1.weight"]).float().abs().max())
+    assert 0 < moved < 0.05  # two random starts differ by more than 0.3
+    provenance = resolve(str(tmp_path / "more")).manifest.provenance
+    assert provenance["started_from"] == f"dnf 1, digest {resolve(str(start)).digest}"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--feature", "rgb"], "no network on rgb alone, but on npr"),
+        (["--feature", "npr", "--preset", "paper"], "another depth, width or stem"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_a_usage_error(
+    corpus: Path, tmp_path: Path, options: list[str], reason: str
+) -> None:
+    """It is said before anything is trained, with what the bundle has."""
+    write = ["train", "classifier", str(corpus), "--size", "32", "--batch", "4", "--max-steps", "1"]
+    first = [*write, "--feature", "npr", "--work", str(tmp_path / "a"), "--out", str(tmp_path / "npr")]
+    assert CliRunner().invoke(main, first).exit_code == 0
+    again = [*write, *options, "--work", str(tmp_path / "b"), "--out", str(tmp_path / "c")]
+    result = CliRunner().invoke(main, [*again, "--start-from", str(tmp_path / "npr")])
+    assert result.exit_code == 2
+    assert reason in result.output
 
 
 def test_the_u_net_takes_any_size_that_its_levels_divide() -> None:

@@ -1,0 +1,39 @@
+"""A trained network to go on from."""
+
+from safetensors.torch import load_file
+
+from detector.bundle import Bundle
+from detector.resnet import ResNet
+from detector.towers import Towers, build_classifier
+from detector.training.recipe import ClassifierTraining
+
+
+class StartRejected(ValueError):  # noqa: N818 - a finding on the user's bundle
+    """The bundle has no network that the recipe could go on from."""
+
+
+def trained_network(bundle: Bundle, recipe: ClassifierTraining) -> ResNet:
+    """Return the bundle's network on the feature of `recipe`, in float32: of a fused bundle, one tower.
+
+    Its noise feature is that of the bundle's own U-Net; with another one the network starts from what it does
+    not know. Raises `StartRejected` when there is none, or when its shape is another.
+    """
+    manifest = bundle.manifest
+    title = f"{manifest.name} {manifest.version}"
+    towers = manifest.feature.split("+") if manifest.classifier.towers else [manifest.feature]
+    if recipe.feature not in towers:
+        raise StartRejected(f"{title} has no network on {recipe.feature} alone, but on {', '.join(towers)}")
+    if "dnf" in recipe.feature and manifest.dnf != recipe.dnf:
+        raise StartRejected(f"{title} was trained on the noise feature of other timesteps or another variant")
+    shape = recipe.network.model_copy(update={"in_channels": recipe.channels})
+    if manifest.classifier.model_copy(update={"in_channels": recipe.channels, "towers": ()}) != shape:
+        raise StartRejected(f"{title} has a network of another depth, width or stem")
+    network = build_classifier(manifest.classifier)
+    network.load_state_dict(
+        {name: value.float() for name, value in load_file(bundle.classifier_path).items()}
+    )
+    if not isinstance(network, Towers):
+        return network
+    tower = network.towers[towers.index(recipe.feature)]
+    assert isinstance(tower, ResNet)  # noqa: S101 - a ModuleList does not say of what
+    return tower
