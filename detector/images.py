@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from detector.metadata import MAX_METADATA_BYTES, TooMuchMetadata, bound_metadata
 
@@ -30,6 +30,16 @@ ImageReason = Literal[
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # What the compressed texts of one PNG may fill in memory; Pillow would let it be 64 MiB.
 PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA_BYTES
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageRejected(Exception):  # noqa: N818 - a verdict on the upload, not a fault of the program
@@ -140,10 +150,12 @@ def _decoding_failure(error: Exception) -> ImageRejected:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    # Pillow's own function writes the EXIF data anew, which fails when anything else in it is damaged.
     try:
-        return ImageOps.exif_transpose(image)
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # noqa: BLE001 - damaged EXIF says nothing about the pixels
         return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _flattened(image: Image.Image) -> Image.Image:

@@ -101,15 +101,16 @@ def test_the_command_simulates_a_day_and_draws_it(tmp_path: Path) -> None:
         ([*MILLION, "--fixed-share", "2"], "--fixed-share"),
         ([*MILLION, "--min-replicas", "9", "--max-replicas", "2"], "min <= max"),
         (["--checks-a-day", "1e9", "--pictures-a-second", "4", "--exact"], "--exact takes at most"),
-        ([*MILLION, "--plot", "day.gif"], "--plot"),
+        ([*MILLION, "--plot", "{folder}/day.gif"], "--plot"),
     ],
 )
-def test_a_wrong_option_is_named_in_one_line(arguments: list[str], said: str) -> None:
-    """Exit status 2, no traceback."""
-    done = _plan(*arguments)
+def test_a_wrong_option_is_named_in_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    """Exit status 2, no traceback, and nothing is drawn."""
+    done = _plan(*(argument.format(folder=tmp_path) for argument in arguments))
     assert done.exit_code == 2
     assert said in done.output
     assert "Traceback" not in done.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_extra_the_plan_works_and_a_simulation_says_what_is_missing() -> None:

@@ -1,5 +1,6 @@
 """Untrusted bytes become pixels, or a rejection with a reason."""
 
+import struct
 from io import BytesIO
 from typing import get_args
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from detector.images import ImageLimits, ImageReason, ImageRejected, decode
 
@@ -92,6 +93,56 @@ def test_the_exif_orientation_is_applied() -> None:
     exif[0x0112] = 6
     picture = decode(encoded(noise(), "JPEG", exif=exif))
     assert (picture.width, picture.height) == (48, 64)
+
+
+# An entry of EXIF data: tag, type (2 text, 3 short, 4 long, 7 bytes), count, value.
+SIDEWAYS = (0x0112, 3, 1, 6 << 16)
+
+
+def with_exif(*entries: tuple[int, int, int, int], count: int | None = None) -> bytes:
+    """Return a JPEG whose EXIF data has these entries, and perhaps says that there are more."""
+    body = b"Exif\0\0MM\0\x2a" + struct.pack(">IH", 8, count or len(entries))
+    body += b"".join(struct.pack(">HHII", *entry) for entry in entries)
+    plain = encoded(noise(), "JPEG")
+    return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_exif((0x0100, 2, 4, 0x41424344), SIDEWAYS),
+        with_exif(SIDEWAYS, (0x8769, 4, 1, 60_000), (0x8825, 4, 1, 60_000)),
+        with_exif(SIDEWAYS, (0x010F, 2, 40, 60_000)),
+        with_exif(SIDEWAYS, count=9),
+    ],
+    ids=["a width that is a text", "parts that are not there", "a text that is not there", "a cut"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_orientation_is_applied_whatever_else_is_damaged_in_the_exif_data(data: bytes) -> None:
+    """A sideways picture is another one to the detector; the pixels are those of the same turn."""
+    upright = np.rot90(decode(encoded(noise(), "JPEG")).pixels, -1)
+    assert np.array_equal(decode(data).pixels, upright)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_exif((0x0112, 7, 1, 6 << 24)),
+        with_exif((0x0112, 3, 1, 9 << 16)),
+        with_exif(SIDEWAYS).replace(b"MM\0\x2a", b"no\0\x2a"),
+    ],
+    ids=["bytes", "beyond eight", "no EXIF data at all"],
+)
+def test_an_orientation_that_cannot_be_read_leaves_the_picture_as_it_is_stored(data: bytes) -> None:
+    """It is judged all the same."""
+    assert np.array_equal(decode(data).pixels, decode(encoded(noise(), "JPEG")).pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_upright(orientation: int) -> None:
+    """As Pillow's own function turns it."""
+    data = with_exif((0x0112, 3, 1, orientation << 16))
+    assert np.array_equal(decode(data).pixels, ImageOps.exif_transpose(Image.open(BytesIO(data))))
 
 
 def test_the_limits_are_those_that_were_given() -> None:
