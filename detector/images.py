@@ -152,7 +152,7 @@ def _decoding_failure(error: Exception) -> ImageRejected:
 def _upright(image: Image.Image) -> Image.Image:
     # Pillow's own function writes the EXIF data anew, which fails when anything else in it is damaged.
     try:
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - damaged EXIF says nothing about the pixels
         return image
     return image if turn is None else image.transpose(turn)

@@ -62,7 +62,7 @@ def configure_logs(settings: Settings) -> None:
 
 
 class SecretMask:
-    """The last processor: masks these texts, and any password in a URL, wherever in the line they stand."""
+    """Masks these texts, and any password in a URL, wherever they stand; the last processor of a log line."""
 
     def __init__(self, secrets: frozenset[str]) -> None:
         spellings = {spelling for secret in secrets for spelling in (secret, json.dumps(secret)[1:-1])}
@@ -70,7 +70,10 @@ class SecretMask:
 
     def __call__(self, _logger: Any, _method: str, line: Any) -> str:
         """Return the rendered line without secrets."""
-        text = str(line)
+        return self.masked(str(line))
+
+    def masked(self, text: str) -> str:
+        """Return a text without secrets."""
         for secret in self._secrets:
             text = text.replace(secret, MASK)
         return _URL_PASSWORD.sub(rf"\g<1>{MASK}@", text)

@@ -1,19 +1,25 @@
 """Every setting of the service, read from the environment with the prefix DNF_."""
 
 import json
+import re
 from typing import Annotated, Literal
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MASK = "********"
 
+# What boto3 takes for a host.
+_HOST = re.compile(r"([A-Za-z0-9-]+\.)*[A-Za-z0-9-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+
 
 class Settings(BaseSettings):
     """The settings of producers, workers and consumers; secrets are masked wherever they are shown."""
 
-    model_config = SettingsConfigDict(env_prefix="DNF_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="DNF_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
@@ -26,7 +32,7 @@ class Settings(BaseSettings):
         default=None, description="PEM of this client's own certificate, for a broker that asks for one."
     )
     redis_key_file: FilePath | None = Field(default=None, description="PEM of that certificate's key.")
-    s3_endpoint_url: str | None = Field(default=None, description="S3 endpoint; unset means Amazon's.")
+    s3_endpoint_url: SecretStr | None = Field(default=None, description="S3 endpoint; unset: Amazon's.")
     s3_region: str = Field(default="us-east-1", description="S3 region.")
     s3_access_key_id: SecretStr | None = Field(
         default=None, description="S3 access key; unset means boto3's own search."
@@ -134,12 +140,17 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        parts = urlsplit(value.get_secret_value())
-        if parts.scheme not in {"redis", "rediss"}:
-            raise ValueError("must begin with redis:// or rediss://")
+        parts = _parts(value, "redis", "rediss")
         if "ssl" in parts.query:
             # It could switch the check of the certificate off, for one of the two libraries that read it.
             raise ValueError("takes no ssl_ options: the certificate is checked, see DNF_REDIS_CA_FILE")
+        return value
+
+    @field_validator("s3_endpoint_url")
+    @classmethod
+    def _s3_host(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not _HOST.fullmatch(_parts(value, "http", "https").hostname or ""):
+            raise ValueError("must name a host of letters, digits, dots and hyphens, or an IPv6 address")
         return value
 
     @field_validator("allowed_buckets")
@@ -164,15 +175,18 @@ class Settings(BaseSettings):
         return min(30.0, self.visibility_timeout_seconds / 4)
 
     def secrets(self) -> frozenset[str]:
-        """Return every text that must not be shown: the keys, and the broker's password as written."""
-        password = urlsplit(self.redis_url.get_secret_value()).password or ""
+        """Return every text that must not be shown: the keys, and the passwords in URLs as written."""
         keys = [key.get_secret_value() for key in (self.s3_access_key_id, self.s3_secret_access_key) if key]
-        return frozenset(text for text in [*keys, password, unquote(password)] if text)
+        urls = [url.get_secret_value() for url in (self.redis_url, self.s3_endpoint_url) if url]
+        passwords = [urlsplit(url).password or "" for url in urls]
+        return frozenset(text for text in [*keys, *passwords, *map(unquote, passwords)] if text)
 
     def shown(self) -> dict[str, str]:
-        """Return each setting's value as text for people, secrets and the broker's password masked."""
+        """Return each setting's value as text for people, secrets and the passwords in URLs masked."""
         values = {name: _shown(getattr(self, name)) for name in type(self).model_fields}
-        values["redis_url"] = without_password(self.redis_url.get_secret_value())
+        for name in ("redis_url", "s3_endpoint_url"):
+            if url := getattr(self, name):
+                values[name] = without_password(url.get_secret_value())
         return values
 
 
@@ -183,6 +197,20 @@ def without_password(url: str) -> str:
         return url
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{MASK}@{host}"))
+
+
+def _parts(url: SecretStr, *schemes: str) -> SplitResult:
+    """Return the parts of a URL; the error says nothing of it, since it may hold a password."""
+    try:
+        parts = urlsplit(url.get_secret_value())
+        unreadable = parts.port == 0 or "@" in f"{parts.path}{parts.query}{parts.fragment}"
+    except ValueError:
+        unreadable = True
+    if unreadable:
+        raise ValueError("cannot be read: write / ? # @ in a password as %2F %3F %23 %40")
+    if parts.scheme not in schemes:
+        raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+    return parts
 
 
 def _shown(value: object) -> str:

@@ -11,6 +11,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from worker.logs import SecretMask
 from worker.messages import ImageCheck, StorageReason
 from worker.settings import Settings
 
@@ -53,12 +54,14 @@ class Storage:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._secrets = SecretMask(settings.secrets())
         # No single wait may take the time that a check has as a whole.
         patience = min(settings.s3_timeout_seconds, settings.check_deadline_seconds / 2)
+        endpoint = settings.s3_endpoint_url.get_secret_value() if settings.s3_endpoint_url else None
         access, secret = settings.s3_access_key_id, settings.s3_secret_access_key
         self._s3: S3Client = boto3.client(
             "s3",
-            endpoint_url=settings.s3_endpoint_url,
+            endpoint_url=endpoint,
             region_name=settings.s3_region,
             aws_access_key_id=access.get_secret_value() if access else None,
             aws_secret_access_key=secret.get_secret_value() if secret else None,
@@ -67,7 +70,7 @@ class Storage:
                 read_timeout=patience,
                 max_pool_connections=settings.threads,
                 retries={"mode": "standard", "max_attempts": 2},
-                s3={"addressing_style": "path"} if settings.s3_endpoint_url else {},
+                s3={"addressing_style": "path"} if endpoint else {},
             ),
         )
         # botocore itself goes where a store redirects it to, in the name of another region.
@@ -96,15 +99,17 @@ class Storage:
             reply = self._s3.get_object(**request)
             # The body's own `with` gives the bare stream, which takes a reply that was cut for a whole one.
             with closing(reply["Body"]) as body:
-                if reply["ContentLength"] > limit:
+                # A reply in chunks does not say beforehand how long it is.
+                length = reply.get("ContentLength", 0)
+                if length > limit:
                     raise StorageRejected(
-                        "too_large", f"The object has {reply['ContentLength']} bytes; the limit is {limit}."
+                        "too_large", f"The object has {length} bytes; the limit is {limit}."
                     )
                 data = _read(body, limit, began + self._settings.check_deadline_seconds / 2)
         except ClientError as error:
             raise _translated(error, check) from error
         except (BotoCoreError, OSError) as error:
-            raise StorageUnavailable(f"{check.uri}: {error}") from error
+            raise self._unavailable(check, error) from error
         if len(data) > limit:
             raise StorageRejected("too_large", f"The object has more than {limit} bytes.")
         if check.sha256 and hashlib.sha256(data).hexdigest() != check.sha256:
@@ -130,7 +135,7 @@ class Storage:
                 raise StorageRejected("forbidden", f"The store does not take {check.uri}.") from error
             raise _translated(error, check) from error
         except BotoCoreError as error:
-            raise StorageUnavailable(f"{check.uri}: {error}") from error
+            raise self._unavailable(check, error) from error
         return key, digest
 
     def _refuse_unlisted(self, check: ImageCheck) -> None:
@@ -148,6 +153,10 @@ class Storage:
         # Amazon's buckets are hosts below the endpoint's.
         if asked != own and not asked.endswith(f".{own}"):
             raise StorageUnavailable(f"the store redirects to {asked}; DNF_S3_REGION may be wrong")
+
+    def _unavailable(self, check: ImageCheck, error: Exception) -> StorageUnavailable:
+        # botocore quotes the endpoint whole, and what is said here stands in dead letters too.
+        return StorageUnavailable(self._secrets.masked(f"{check.uri}: {error}"))
 
 
 class _AsItComes:

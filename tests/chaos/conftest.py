@@ -1,7 +1,6 @@
 """A broker that may be killed, a fleet of workers, pictures in the store."""
 
 import os
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -10,9 +9,9 @@ import pytest
 
 from tests.chaos.fleet import Fleet, settings_of
 from tests.chaos.report import Report
+from tests.full_disk import valkey_on_a_small_disk
 from worker.client import Client
 from worker.embedded import EmbeddedServices, Valkey
-from worker.startup import valkey_program
 
 # `make test` proves each promise with some hundred checks; DNF_CHAOS_SCALE=40 with ten thousand.
 SCALE = int(os.environ.get("DNF_CHAOS_SCALE", "1"))
@@ -30,10 +29,7 @@ class StartFleet(Protocol):
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[Valkey]:
     """Provide a broker of this test's own; a file that may grow no more is an error to it, not its end."""
-    program = tmp_path / "valkey-server"
-    program.write_text(f"#!/bin/sh\ntrap '' XFSZ\nexec {shlex.quote(str(valkey_program()))} \"$@\"\n")
-    program.chmod(0o700)
-    server = Valkey(tmp_path / "valkey", program=program)
+    server = valkey_on_a_small_disk(tmp_path)
     server.start()
     yield server
     server.stop()

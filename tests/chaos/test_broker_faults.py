@@ -1,6 +1,5 @@
 """A broker that refuses to write, or throws away what it holds."""
 
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.fleet import Fleet
 from tests.chaos.outcome import submit, wait_for_all, wait_for_share
 from tests.chaos.report import Report
+from tests.full_disk import full_disk
 from worker.client import Client
 from worker.embedded import Valkey
 
@@ -28,12 +28,8 @@ def admin(valkey: Valkey) -> Iterator[redis.Redis]:
 
 @contextmanager
 def _full_disk(valkey: Valkey, _: redis.Redis) -> Iterator[None]:
-    assert valkey.process is not None
-    largest = max(file.stat().st_size for file in (valkey.folder / "appendonlydir").iterdir())
-    unlimited = resource.RLIM_INFINITY
-    resource.prlimit(valkey.process.pid, resource.RLIMIT_FSIZE, (largest, unlimited))
-    yield
-    resource.prlimit(valkey.process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
+    with full_disk(valkey):
+        yield
 
 
 @contextmanager

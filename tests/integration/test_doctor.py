@@ -11,6 +11,7 @@ import redis
 from celery import Celery
 from click.testing import CliRunner
 
+from tests.full_disk import full_disk, valkey_on_a_small_disk
 from worker.cli import main
 from worker.client import Client
 from worker.dead_letters import DeadLetters, letter_of_call
@@ -158,6 +159,31 @@ def test_a_broker_that_would_lose_verdicts_is_found(environment: dict[str, str],
     finished = _doctor(environment, DNF_REDIS_URL=careless.url)
     assert finished.exit_code == 1
     assert "noeviction" in finished.stdout
+
+
+def test_a_broker_whose_disk_is_full_is_told_from_one_that_is_not_there(
+    environment: dict[str, str], tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    """It answers, though with refusals alone: what is at fault is its disk, and not its address."""
+    server = valkey_on_a_small_disk(tmp_path)
+    server.start()
+    with full_disk(server), redis.Redis.from_url(server.url) as broker:
+        broker.set("more than the disk takes", bytes(1000))
+        wait_until(lambda: _refuses_even_a_ping(broker), "a disk that is full")
+        found = _found(environment, DNF_REDIS_URL=server.url)
+    server.stop()
+    assert found["broker"].outcome == "ok"
+    assert found["append-only file"].outcome == "fault"
+    assert "MISCONF" in found["append-only file"].wrong
+    assert "eviction" not in found
+
+
+def _refuses_even_a_ping(broker: redis.Redis) -> bool:
+    try:
+        broker.ping()
+    except redis.ResponseError as error:
+        return str(error).startswith("MISCONF")
+    return False
 
 
 def test_what_waits_on_the_broker_is_told(environment: dict[str, str]) -> None:

@@ -1,143 +1,56 @@
 """What a store answers, and what becomes of the check: tried again, or rejected."""
 
 import json
-import socket
-import struct
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
 from tests.conftest import PATIENCE, MakePicture, StartWorker
+from tests.faulty_store import (
+    BODY,
+    Behaviour,
+    FaultyStore,
+    answer,
+    corrupt,
+    drip,
+    drip_in_chunks,
+    end_amid_body,
+    end_amid_chunk,
+    end_between_chunks,
+    in_chunks,
+    in_chunks_without_end,
+    in_pieces,
+    reset,
+    reset_amid_body,
+    serve,
+    silent,
+)
 from worker.client import Client
 from worker.messages import ImageCheck
 from worker.settings import Settings
 from worker.storage import Storage, StorageRejected, StorageUnavailable
 
-BODY = b"x" * 5000
 DEADLINE_SECONDS = 4.0
-
-Behaviour = Callable[[BaseHTTPRequestHandler], None]
-
-
-class FaultyStore:
-    """An S3 endpoint that behaves as told, one behaviour a request; the last one stays."""
-
-    def __init__(self) -> None:
-        self.behaviours: list[Behaviour] = []
-        self.requests = 0
-        store = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                store.requests += 1
-                behaviours = store.behaviours
-                (behaviours.pop(0) if len(behaviours) > 1 else behaviours[0])(self)
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
 
 
 @pytest.fixture
 def store() -> Iterator[FaultyStore]:
     """Provide a store with faults."""
-    store = FaultyStore()
-    threading.Thread(target=store.server.serve_forever, daemon=True).start()
-    yield store
-    store.server.shutdown()
-    store.server.server_close()
+    with FaultyStore() as store:
+        yield store
 
 
-def answer(status: int, code: str) -> Behaviour:
-    """Return S3's answer with an error."""
-
-    def behave(request: BaseHTTPRequestHandler) -> None:
-        body = (
-            f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode() if code else b"<html>no</html>"
-        )
-        request.send_response(status)
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        request.wfile.write(body)
-
-    return behave
-
-
-def serve(data: bytes) -> Behaviour:
-    """Return an answer with an object."""
-
-    def behave(request: BaseHTTPRequestHandler) -> None:
-        _begin(request, len(data))
-        request.wfile.write(data)
-
-    return behave
-
-
-def _begin(request: BaseHTTPRequestHandler, length: int, **headers: str) -> None:
-    request.send_response(200)
-    request.send_header("Content-Length", str(length))
-    for name, value in headers.items():
-        request.send_header(name.replace("_", "-"), value)
-    request.end_headers()
-
-
-def _reset(request: BaseHTTPRequestHandler) -> None:
-    request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    request.connection.close()
-    request.close_connection = True
-
-
-def _reset_amid_body(request: BaseHTTPRequestHandler) -> None:
-    _begin(request, len(BODY))
-    request.wfile.write(BODY[:2000])
-    _reset(request)
-
-
-def _end_amid_body(request: BaseHTTPRequestHandler) -> None:
-    _begin(request, len(BODY))
-    request.wfile.write(BODY[:2000])
-    request.close_connection = True
-
-
-def _silent(request: BaseHTTPRequestHandler) -> None:
-    time.sleep(3 * DEADLINE_SECONDS)
-    request.close_connection = True
-
-
-def _drip(request: BaseHTTPRequestHandler) -> None:
-    _begin(request, len(BODY))
-    request.close_connection = True
-    for at in range(len(BODY)):
-        try:
-            request.wfile.write(BODY[at : at + 1])
-        except OSError:
-            return  # the reader gave up
-        time.sleep(0.1)
-
-
-def _corrupt(request: BaseHTTPRequestHandler) -> None:
-    # The CRC32 of something else.
-    _begin(request, len(BODY), x_amz_checksum_crc32="AAAAAA==")
-    request.wfile.write(BODY)
-
-
-def _storage(endpoint: str) -> Storage:
+def _storage(endpoint: str, **changes: Any) -> Storage:
     settings: dict[str, Any] = {
         "s3_endpoint_url": endpoint,
         "s3_access_key_id": "key",
         "s3_secret_access_key": "secret",
         "s3_timeout_seconds": 1,
         "check_deadline_seconds": DEADLINE_SECONDS,
+        **changes,
     }
     return Storage(Settings(**settings))
 
@@ -153,12 +66,15 @@ def _storage(endpoint: str) -> Storage:
         answer(403, "InvalidAccessKeyId"),
         answer(403, "SignatureDoesNotMatch"),
         answer(403, "RequestTimeTooSkewed"),
-        _reset,
-        _reset_amid_body,
-        _end_amid_body,
-        _silent,
-        _drip,
-        _corrupt,
+        reset,
+        reset_amid_body,
+        end_amid_body,
+        silent,
+        drip,
+        corrupt,
+        end_between_chunks,
+        end_amid_chunk,
+        drip_in_chunks,
     ],
     ids=lambda behaviour: behaviour.__name__ if behaviour.__name__ != "behave" else None,
 )
@@ -173,11 +89,14 @@ def test_what_passes_is_tried_again_and_waited_for_within_the_deadline(
     assert time.monotonic() - began < DEADLINE_SECONDS * PATIENCE
 
 
-@pytest.mark.parametrize("endpoint", ["http://no-such-host.invalid", "http://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "endpoint", ["http://user:hidden@no-such-host.invalid", "http://user:hidden@127.0.0.1:1"]
+)
 def test_a_store_that_is_not_there_is_tried_again(endpoint: str) -> None:
-    """No name, and no listener."""
-    with pytest.raises(StorageUnavailable):
+    """No name, and no listener; what is said of it stands in dead letters too, without a password."""
+    with pytest.raises(StorageUnavailable) as unavailable:
         _storage(endpoint).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
+    assert "user:********@" in str(unavailable.value)
 
 
 @pytest.mark.parametrize(
@@ -204,20 +123,26 @@ def test_what_will_not_pass_is_rejected_after_one_request(
     assert store.requests == 1
 
 
-def test_an_upload_is_whole_however_it_comes(store: FaultyStore) -> None:
-    """In one piece after two faults of the store, or in many."""
-    store.behaviours = [answer(503, "SlowDown"), serve(BODY)]
+@pytest.mark.parametrize(
+    "behaviour", [serve(BODY), in_pieces, in_chunks], ids=["at once", "pieces", "chunks"]
+)
+def test_an_upload_is_whole_however_it_comes(store: FaultyStore, behaviour: Behaviour) -> None:
+    """After a fault of the store, at once, in pieces, or in chunks that do not say how long it is."""
+    store.behaviours = [answer(503, "SlowDown"), behaviour]
     assert _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg")) == BODY
 
-    def in_pieces(request: BaseHTTPRequestHandler) -> None:
-        _begin(request, len(BODY))
-        for at in range(0, len(BODY), 500):
-            request.wfile.write(BODY[at : at + 500])
-            request.wfile.flush()
-            time.sleep(0.01)
 
-    store.behaviours = [in_pieces]
-    assert _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg")) == BODY
+@pytest.mark.parametrize("behaviour", [serve(BODY), in_chunks, in_chunks_without_end])
+def test_an_upload_beyond_the_limit_is_rejected_whether_its_length_is_said_or_not(
+    store: FaultyStore, behaviour: Behaviour
+) -> None:
+    """No more than the limit is read of chunks, not even of those that have no end; at the limit all is."""
+    store.behaviours = [behaviour]
+    with pytest.raises(StorageRejected) as rejected:
+        _storage(store.url, max_bytes=len(BODY) - 1).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
+    assert rejected.value.reason == "too_large"
+    store.behaviours = [in_chunks]
+    assert _storage(store.url, max_bytes=len(BODY)).fetch(ImageCheck(bucket="uploads", key="a.jpg")) == BODY
 
 
 def test_a_worker_waits_out_a_store_that_throttles_and_buries_what_it_never_gets(
@@ -230,7 +155,7 @@ def test_a_worker_waits_out_a_store_that_throttles_and_buries_what_it_never_gets
 
     A store that goes on refusing: after eight more tries a dead letter with the reason, and no rejection.
     """
-    refusals = [answer(503, "SlowDown"), answer(429, "TooManyRequests"), _reset, _reset_amid_body]
+    refusals = [answer(503, "SlowDown"), answer(429, "TooManyRequests"), reset, reset_amid_body]
     store.behaviours = [*refusals, *refusals, serve(make_picture(3))]
     variables = {
         "DNF_S3_ENDPOINT_URL": store.url,

@@ -133,7 +133,10 @@ def test_services_that_cannot_be_reached_are_named_in_one_line(cli: Cli, picture
     for finished, name in [
         (cli("submit", pictures[0], DNF_REDIS_URL=f"redis://127.0.0.1:{port}/0"), "Redis cannot be reached"),
         (cli("verdicts", DNF_REDIS_URL=f"redis://:hidden@127.0.0.1:{port}/0"), "Redis cannot be reached"),
-        (cli("submit", pictures[0], DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{port}"), "s3://test-uploads/"),
+        (
+            cli("submit", pictures[0], DNF_S3_ENDPOINT_URL=f"http://user:hidden@127.0.0.1:{port}"),
+            f"http://user:********@127.0.0.1:{port}/test-uploads/",
+        ),
         (cli("run", DNF_BUNDLE="no-such-bundle", DNF_LOG_FORMAT="json"), "no bundle at no-such-bundle"),
     ]:
         assert finished.returncode == 1, finished.stderr
@@ -153,12 +156,16 @@ def test_without_a_worker_waiting_ends_in_time(
 
 
 def test_config_shows_every_setting_and_no_secret(cli: Cli, service_environment: dict[str, str]) -> None:
-    """The table and the JSON have the same rows, with keys and the broker's password masked."""
-    url = "redis://user:hidden-password@10.0.0.1:6379/0"
-    table = cli("config", DNF_REDIS_URL=url)
-    shown = json.loads(cli("config", "--json", DNF_REDIS_URL=url).stdout)
+    """The table and the JSON have the same rows, with keys and the passwords in both addresses masked."""
+    addresses = {
+        "DNF_REDIS_URL": "redis://user:hidden-password@10.0.0.1:6379/0",
+        "DNF_S3_ENDPOINT_URL": "https://user:hidden-password@store.example:8333",
+    }
+    table = cli("config", **addresses)
+    shown = json.loads(cli("config", "--json", **addresses).stdout)
     assert table.returncode == 0
     assert shown["redis_url"] == "redis://user:********@10.0.0.1:6379/0"
+    assert shown["s3_endpoint_url"] == "https://user:********@store.example:8333"
     for name in shown:
         assert f"DNF_{name.upper()}" in table.stdout
     for secret in ("hidden-password", service_environment["DNF_S3_SECRET_ACCESS_KEY"]):

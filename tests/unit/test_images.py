@@ -102,7 +102,7 @@ SIDEWAYS = (0x0112, 3, 1, 6 << 16)
 def with_exif(*entries: tuple[int, int, int, int], count: int | None = None) -> bytes:
     """Return a JPEG whose EXIF data has these entries, and perhaps says that there are more."""
     body = b"Exif\0\0MM\0\x2a" + struct.pack(">IH", 8, count or len(entries))
-    body += b"".join(struct.pack(">HHII", *entry) for entry in entries)
+    body += b"".join(struct.pack(">HHII", *entry) for entry in entries) + bytes(4)
     plain = encoded(noise(), "JPEG")
     return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
 

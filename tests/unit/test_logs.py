@@ -17,7 +17,7 @@ configure_logs(Settings())
 log = get_logger("program")
 log.info("thing_done", check_id="c-1", durations_ms={"fetch": 1.5})
 logging.getLogger("celery.worker").warning("lost %s", "redis://:hidden-one@10.0.0.1:6379/0")
-log.warning("elsewhere", url="amqp://guest:hidden-other@host//")
+log.warning("elsewhere", url="amqp://guest:hidden-other@host//", password="hidden-four")
 warnings.warn("old ways")
 bind_contextvars(check_id="c-9", worker="w-1", delivery=2)
 logging.getLogger("botocore.retries").warning("tried again")
@@ -33,6 +33,7 @@ log.debug("not_shown")
 def _run(log_format: str, level: str = "INFO") -> str:
     secrets = {
         "DNF_REDIS_URL": "redis://:hidden-one@127.0.0.1:1/0",
+        "DNF_S3_ENDPOINT_URL": "https://worker:hidden-four@store.example",
         "DNF_S3_ACCESS_KEY_ID": "hidden-two",
         "DNF_S3_SECRET_ACCESS_KEY": 'hidden-three"x',
     }

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from worker.settings import Settings, without_password
+from worker.storage import Storage
 
 
 @pytest.fixture(autouse=True)
@@ -63,14 +64,62 @@ def test_a_setting_that_cannot_work_is_refused(
 
 
 def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the table of settings nor the object's text shows a key or the broker's password."""
+    """Neither the table of settings nor the object's text shows a key, or the password in an address."""
     monkeypatch.setenv("DNF_REDIS_URL", "rediss://worker:hidden-one@redis.example:6380/2")
     monkeypatch.setenv("DNF_S3_ACCESS_KEY_ID", "hidden-two")
     monkeypatch.setenv("DNF_S3_SECRET_ACCESS_KEY", "hidden-three")
+    monkeypatch.setenv("DNF_S3_ENDPOINT_URL", "https://worker:hidden%2Ffour@store.example:8333")
     settings = Settings()
     assert "hidden" not in f"{settings} {settings!r} {settings.shown()}"
+    assert settings.shown()["s3_endpoint_url"] == "https://worker:********@store.example:8333"
     assert settings.shown()["redis_url"] == "rediss://worker:********@redis.example:6380/2"
-    assert settings.secrets() == {"hidden-one", "hidden-two", "hidden-three"}
+    assert settings.secrets() == {
+        "hidden-one",
+        "hidden-two",
+        "hidden-three",
+        "hidden%2Ffour",
+        "hidden/four",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DNF_REDIS_URL", "http://:hidden@127.0.0.1"),
+        ("DNF_REDIS_URL", "redis://:hid/den@127.0.0.1:6379/0"),
+        ("DNF_REDIS_URL", "redis://:12/hidden@127.0.0.1:6379/0"),
+        ("DNF_REDIS_URL", "redis://:12#hidden@127.0.0.1:6379/0"),
+        ("DNF_REDIS_URL", "redis://:12?hidden@127.0.0.1:6379/0"),
+        ("DNF_REDIS_URL", "redis://:hidden@[127.0.0.1:6379/0"),
+        ("DNF_REDIS_URL", "redis://:hidden@127.0.0.1:99999/0"),
+        ("DNF_S3_ENDPOINT_URL", "ftp://:hidden@store.example"),
+        ("DNF_S3_ENDPOINT_URL", "https://a:hid/den@store.example"),
+        ("DNF_S3_ENDPOINT_URL", "https://a:hidden@a_store"),
+        ("DNF_S3_ENDPOINT_URL", "https://a:hidden@"),
+        ("DNF_S3_ENDPOINT_URL", "hidden"),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_refused_without_a_word_of_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """It may hold a password, most of all where the password is what makes it unreadable."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    assert "hid" not in str(refused.value)
+    assert name.removeprefix("DNF_").lower() in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://127.0.0.1:8333", "http://[::1]:8333", "https://s3.eu-west-1.amazonaws.com", "http://seaweedfs"],
+)
+def test_an_endpoint_that_boto3_takes_is_taken(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """A name, a longer one, and both kinds of numbers."""
+    monkeypatch.setenv("DNF_S3_ENDPOINT_URL", endpoint)
+    settings = Settings()
+    assert settings.shown()["s3_endpoint_url"] == endpoint
+    assert Storage(settings).client.meta.endpoint_url == endpoint
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/0", "redis://name@host/0", "redis://[::1]:6379/0"])

@@ -22,11 +22,16 @@ _CLOCK_WARNING_SECONDS = 2.0
 
 
 def check_broker(settings: Settings) -> Iterator[Check]:
-    """Yield the checks; when the broker cannot be reached, that alone."""
+    """Yield the checks; when the broker cannot be reached, or its disk is full, that alone."""
     with connect(settings, timeout_seconds=5, retries=0) as client:
         try:
             client.ping()
         except redis.RedisError as error:
+            if str(error).startswith("MISCONF"):
+                # With a full disk a server refuses even a ping, and nothing else is to be asked.
+                yield ok("broker", "answers")
+                yield _refusing_writes(error)
+                return
             mend = "a DNF_REDIS_URL that can be reached from here"
             yield fault("broker", "no answer", distrust(error) or str(error), mend)
             return
@@ -68,15 +73,16 @@ def _append_only(name: str, client: redis.Redis, _: Settings) -> Check:
             "A restart of the broker loses every check that waits and every verdict.",
             "`appendonly yes` (and `appendfsync everysec`) in the broker's configuration",
         )
-    status = facts.get("aof_last_write_status", "ok")
-    if status != "ok":
-        return fault(
-            name,
-            f"on, last write: {status}",
-            "The broker cannot write its file; it refuses checks and verdicts.",
-            "room on the broker's disk",
-        )
     return ok(name, "on")
+
+
+def _refusing_writes(error: redis.RedisError) -> Check:
+    return fault(
+        "append-only file",
+        "cannot be written",
+        f"The broker refuses checks and verdicts: {error}",
+        "room on the broker's disk",
+    )
 
 
 def _eviction(name: str, client: redis.Redis, _: Settings) -> Check:

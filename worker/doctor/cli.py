@@ -25,11 +25,9 @@ def doctor(*, as_json: bool) -> None:
     from worker.doctor.examination import examine
 
     settings = settings_in_force()
-    masked = SecretMask(settings.secrets())
+    mask = SecretMask(settings.secrets())
     # What the network says of itself may quote an address with its password.
-    checks = [
-        check.model_copy(update={"wrong": masked(None, "", check.wrong)}) for check in examine(settings)
-    ]
+    checks = [check.model_copy(update={"wrong": mask.masked(check.wrong)}) for check in examine(settings)]
     worst = _worst(checks)
     if as_json:
         click.echo(

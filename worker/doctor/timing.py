@@ -40,15 +40,7 @@ def _visibility(settings: Settings) -> Check:
 
 def _retries(settings: Settings) -> Check:
     name = "retries"
-    longest = settings.longest_retry_seconds
-    seen = f"{settings.max_retries}, each after {longest:g} s at most"
-    if longest >= settings.visibility_timeout_seconds:
-        return fault(
-            name,
-            seen,
-            "A check that waits for longer than the visibility timeout is delivered again and again.",
-            f"DNF_VISIBILITY_TIMEOUT_SECONDS={4 * longest:.0f} or more",
-        )
+    seen = f"{settings.max_retries}, each after {settings.longest_retry_seconds:g} s at most"
     if settings.max_retries == 0:
         return warning(
             name,

@@ -1,0 +1,183 @@
+"""An S3 endpoint that throttles, fails, cuts its replies, stays silent, trickles or speaks in chunks."""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+Behaviour = Callable[[BaseHTTPRequestHandler], None]
+
+BODY = b"x" * 5000
+SILENT_SECONDS = 12.0
+
+
+class FaultyStore:
+    """An S3 endpoint that behaves as told, one behaviour a request; the last one stays."""
+
+    def __init__(self) -> None:
+        self.behaviours: list[Behaviour] = []
+        self.requests = 0
+        store = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                store.requests += 1
+                behaviours = store.behaviours
+                (behaviours.pop(0) if len(behaviours) > 1 else behaviours[0])(self)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def answer(status: int, code: str) -> Behaviour:
+    """Return S3's answer with an error."""
+
+    def behave(request: BaseHTTPRequestHandler) -> None:
+        body = (
+            f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode() if code else b"<html>no</html>"
+        )
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    return behave
+
+
+def serve(data: bytes) -> Behaviour:
+    """Return an answer with an object."""
+
+    def behave(request: BaseHTTPRequestHandler) -> None:
+        _begin(request, len(data))
+        request.wfile.write(data)
+
+    return behave
+
+
+def _begin(request: BaseHTTPRequestHandler, length: int, **headers: str) -> None:
+    request.send_response(200)
+    request.send_header("Content-Length", str(length))
+    for name, value in headers.items():
+        request.send_header(name.replace("_", "-"), value)
+    request.end_headers()
+
+
+def reset(request: BaseHTTPRequestHandler) -> None:
+    """Answer with a reset of the connection."""
+    request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.connection.close()
+    request.close_connection = True
+
+
+def reset_amid_body(request: BaseHTTPRequestHandler) -> None:
+    """Reset the connection when a part of the object is sent."""
+    _begin(request, len(BODY))
+    request.wfile.write(BODY[:2000])
+    reset(request)
+
+
+def end_amid_body(request: BaseHTTPRequestHandler) -> None:
+    """Close the connection when a part of the object is sent."""
+    _begin(request, len(BODY))
+    request.wfile.write(BODY[:2000])
+    request.close_connection = True
+
+
+def silent(request: BaseHTTPRequestHandler) -> None:
+    """Take the request and say nothing."""
+    time.sleep(SILENT_SECONDS)
+    request.close_connection = True
+
+
+def drip(request: BaseHTTPRequestHandler) -> None:
+    """Send a byte of the object every tenth of a second."""
+    _begin(request, len(BODY))
+    request.close_connection = True
+    with suppress(OSError):  # the reader gives up
+        for at in range(len(BODY)):
+            request.wfile.write(BODY[at : at + 1])
+            time.sleep(0.1)
+
+
+def corrupt(request: BaseHTTPRequestHandler) -> None:
+    """Send another object than the one whose checksum stands beside it."""
+    # The CRC32 of something else.
+    _begin(request, len(BODY), x_amz_checksum_crc32="AAAAAA==")
+    request.wfile.write(BODY)
+
+
+def in_pieces(request: BaseHTTPRequestHandler) -> None:
+    """Send the object with its length, in ten pieces."""
+    _begin(request, len(BODY))
+    for at in range(0, len(BODY), 500):
+        request.wfile.write(BODY[at : at + 500])
+        request.wfile.flush()
+        time.sleep(0.01)
+
+
+def in_chunks(request: BaseHTTPRequestHandler) -> None:
+    """Send the object without its length, in chunks of 700 bytes."""
+    _begin_chunks(request)
+    for at in range(0, len(BODY), 700):
+        _chunk(request, BODY[at : at + 700])
+    _chunk(request, b"")
+
+
+def in_chunks_without_end(request: BaseHTTPRequestHandler) -> None:
+    """Send chunks for as long as they are read."""
+    _begin_chunks(request)
+    with suppress(OSError):
+        while True:
+            _chunk(request, bytes(1 << 16))
+
+
+def end_between_chunks(request: BaseHTTPRequestHandler) -> None:
+    """Close the connection after a whole chunk that is not the last."""
+    _begin_chunks(request)
+    _chunk(request, BODY[:2000])
+    request.close_connection = True
+
+
+def end_amid_chunk(request: BaseHTTPRequestHandler) -> None:
+    """Close the connection when a part of a chunk is sent."""
+    _begin_chunks(request)
+    request.wfile.write(b"%x\r\n" % len(BODY) + BODY[:2000])
+    request.close_connection = True
+
+
+def drip_in_chunks(request: BaseHTTPRequestHandler) -> None:
+    """Send a chunk of one byte every tenth of a second."""
+    _begin_chunks(request)
+    request.close_connection = True
+    with suppress(OSError):
+        for at in range(len(BODY)):
+            _chunk(request, BODY[at : at + 1])
+            time.sleep(0.1)
+
+
+def _begin_chunks(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.send_header("Transfer-Encoding", "chunked")
+    request.end_headers()
+
+
+def _chunk(request: BaseHTTPRequestHandler, data: bytes) -> None:
+    request.wfile.write(b"%x\r\n" % len(data) + data + b"\r\n")
