@@ -47,6 +47,8 @@ def create_app(settings: Settings) -> Celery:
             "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "health_check_interval": 5,
+            # Each thread acknowledges its checks itself.
+            "max_connections": settings.threads + 2,
             # A worker looks at the queues in the order in which they are declared: urgent first.
             "queue_order_strategy": "priority",
             "dead_letter_stream": settings.dead_letter_stream,

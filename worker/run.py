@@ -13,6 +13,7 @@ from worker.messages import QUEUES
 from worker.observation import Observation, observed
 from worker.service import Service
 from worker.settings import Settings
+from worker.settling import Consumer
 from worker.stopping import OrderlyStop
 from worker.tasks import register
 from worker.watchdog import Watchdog
@@ -61,6 +62,7 @@ def _run(
     worker = Worker(
         app=app,
         pool="threads",
+        consumer_cls=Consumer,
         concurrency=settings.threads,
         queues=list(QUEUES),
         loglevel=settings.log_level,

@@ -18,8 +18,8 @@ from worker.messages import Model
 from worker.metrics import counted_batches
 from worker.results import Results, connect
 from worker.settings import Settings
+from worker.settling import ChecksInWork
 from worker.shadow import Shadow
-from worker.stopping import ChecksInWork
 from worker.storage import Storage
 from worker.verdict_cache import VerdictCache
 

@@ -9,17 +9,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import bootsteps
-from celery.exceptions import Reject
 from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
 from worker.logs import get_logger
+from worker.settling import ChecksInWork
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -30,34 +29,8 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 # How long the event loop may take to let go of its queues.
 LETTING_GO_SECONDS = 2.0
-
-
-class ChecksInWork:
-    """The messages whose tasks run, by delivery tag, until no more may begin; safe for threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._tags: set[str] = set()
-        self._closed = False
-
-    @contextmanager
-    def holding(self, tag: str) -> Iterator[None]:
-        """Run the block as the work on a message. Raises `Reject`, to put it back, once none may begin."""
-        with self._lock:
-            if self._closed:
-                raise Reject("the worker stops", requeue=True)
-            self._tags.add(tag)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._tags.discard(tag)
-
-    def close(self) -> frozenset[str]:
-        """Let no more begin, and return what runs."""
-        with self._lock:
-            self._closed = True
-            return frozenset(self._tags)
+# How long an acknowledgement may take that is on its way at the end: as the broker's connection may.
+SETTLING_SECONDS = 5.0
 
 
 class OrderlyStop:
@@ -131,32 +104,34 @@ class OrderlyStop:
             if second := self._next(self._grace_seconds):
                 why = f"{second.name} was received as well"
         self._let_go.wait(LETTING_GO_SECONDS)
-        returned, fault = self._put_back(keep=frozenset())
+        returned, _, fault = self._put_back(keep=frozenset())
         log.warning("worker_stopped_early", why=why, returned=returned, fault=fault)
         self._end(os.EX_OK if fault is None else 1)
 
     def _put_back_waiting(self, worker: Any) -> None:
         self._worker = worker
-        running = self._in_work.close()
-        returned, fault = self._put_back(keep=running, drain=True)
-        log.info("checks_returned", returned=returned, running=len(running), fault=fault)
+        returned, kept, fault = self._put_back(keep=self._in_work.close(), drain=True)
+        log.info("checks_returned", returned=returned, running=kept, fault=fault)
         self._let_go.set()
 
-    def _put_back(self, *, keep: frozenset[str], drain: bool = False) -> tuple[int, str | None]:
-        """Put back what the worker holds; return how many messages, and what went wrong if anything did."""
-        returned = 0
+    def _put_back(self, *, keep: frozenset[str], drain: bool = False) -> tuple[int, int, str | None]:
+        """Put back what the worker holds; return how many messages, how many it kept, and what went wrong."""
+        returned = kept = 0
         consumer = self._worker.consumer.task_consumer
         if consumer is None:
-            return 0, None
+            return 0, 0, None
         channel = consumer.channel
         try:
             if drain:
                 channel.finish_taking()
             for tag in channel.qos.held():
-                if tag not in keep:
-                    channel.qos.put_back(tag)
+                if tag in keep:
+                    kept += 1
+                elif channel.qos.put_back(tag):
                     returned += 1
+            if not keep:
+                channel.qos.finish_settling(SETTLING_SECONDS)
         except (redis.RedisError, OSError, AttributeError) as error:
             # kombu's channel loses its parts when its connection is closed.
-            return returned, f"{type(error).__name__}: {error}"
-        return returned, None
+            return returned, kept, f"{type(error).__name__}: {error}"
+        return returned, kept, None

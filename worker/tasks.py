@@ -159,10 +159,8 @@ def register(app: "Celery", service: "Service") -> None:
     @app.task(name=CHECK_IMAGE, bind=True, typing=False, max_retries=None)
     def task(self: "Task[Any, None]", *args: Any, **kwargs: Any) -> None:
         message = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
-        with (
-            service.in_work.holding((self.request.properties or {})["delivery_tag"]),
-            check_observed(self.request, message, service.name),
-        ):
+        service.in_work.begin((self.request.properties or {})["delivery_tag"])
+        with check_observed(self.request, message, service.name):
             try:
                 check_image(service, message)
             except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it

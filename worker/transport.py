@@ -7,9 +7,9 @@
 - **An entry that would end the worker becomes a dead letter** before Celery sees it (`worker.admission`).
 - **An acknowledgement over a closed connection is a lost connection**, not an AttributeError that ends the
   worker.
-- **A message that could not be acknowledged takes no place in the worker.** kombu keeps it among those in
-  work, and a worker that has as many of them as it may takes nothing any more.
 - **A server that refuses commands** (no memory, disk full, read-only) makes the worker wait, not end.
+
+What was taken is settled by `worker.held_messages`.
 """
 
 # The stubs of kombu leave out what is private.
@@ -23,11 +23,11 @@ from typing import Any
 
 import redis
 from kombu.transport import redis as stock
-from kombu.transport import virtual
 from kombu.utils.json import dumps
 
 from worker.admission import MAX_ENTRY_BYTES, admit
 from worker.dead_letters import DeadLetters, letter_of_entry
+from worker.held_messages import BETWEEN, HeldMessages
 from worker.logs import get_logger
 from worker.messages import UncheckableMessage
 
@@ -36,9 +36,6 @@ log = get_logger("worker.transport")
 # How long a worker rests when every queue is empty, and when the server refuses to serve.
 IDLE_SECONDS = 0.05
 REFUSED_SECONDS = 1.0
-
-# What stands in unacked between an entry and the name of its queue: no exchange.
-_BETWEEN = b',"",'
 
 # KEYS: unacked, its index, the lists; ARGV: now, the longest entry, and for each list what unacked holds
 # after an entry. What has no tag, or would not survive kombu's way back to the queue, stays where it is.
@@ -65,75 +62,10 @@ return false
 """
 
 
-class QoS(stock.QoS):
-    """Notes what this process holds; the server noted it when it was taken."""
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """Note a message that was taken."""
-        virtual.QoS.append(self, message, delivery_tag)
-
-    def ack(self, delivery_tag: str) -> None:
-        """Forget a message, here and on the server. Raises redis.ConnectionError and redis.TimeoutError.
-
-        The server delivers it again when it could not be told. Were it kept here, each would take a place for
-        ever, and a worker without places takes nothing.
-        """
-        with self._forgotten_here(delivery_tag):
-            super().ack(delivery_tag)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Put a message back or drop it; it is forgotten here as in `ack`."""
-        with self._forgotten_here(delivery_tag):
-            super().reject(delivery_tag, requeue=requeue)
-
-    @contextmanager
-    def _forgotten_here(self, delivery_tag: str) -> Iterator[None]:
-        try:
-            yield
-        except redis.ResponseError as error:
-            # Celery does not expect a server that refuses, and would end the worker.
-            log.warning("acknowledgement_refused", why=str(error))
-        finally:
-            virtual.QoS.ack(self, delivery_tag)
-
-    def held(self) -> list[str]:
-        """Return the delivery tags of what this process took and has not acknowledged, oldest first."""
-        return [tag for tag in list(self._delivered or ()) if tag not in (self._dirty or ())]
-
-    def put_back(self, delivery_tag: str) -> None:
-        """Put a message back where it is taken next, and forget it here. Raises redis.RedisError."""
-        self.restore_by_tag(delivery_tag)
-        virtual.QoS.ack(self, delivery_tag)
-
-    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Put back what was taken and never acknowledged, unless the server refuses."""
-        try:
-            super().restore_visible(*args, **kwargs)
-        except redis.ResponseError as error:
-            log.warning("restoring_refused", why=str(error))
-
-    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        """Put a message back on its queue; one that cannot be read becomes a dead letter.
-
-        Left in `unacked`, it would keep every later message from being put back.
-        """
-        try:
-            super().restore_by_tag(tag, client=client, leftmost=leftmost)
-        except self.channel.connection_errors:
-            raise
-        except Exception as error:  # noqa: BLE001 - kombu's decoding raises whatever its type hooks do
-            with self.channel.conn_or_acquire(client) as server:
-                noted = server.hget(self.unacked_key, tag) or b""
-                entry, _, queue = noted[1:-1].rpartition(_BETWEEN)
-                refused = UncheckableMessage("unreadable_entry", f"It cannot be put back: {error}"[:300])
-                self.channel.bury(entry or noted, queue.decode().strip('"'), refused)
-                self._remove_from_indices(tag).execute()
-
-
 class Channel(stock.Channel):
     """Takes messages in one step, and only those that are understood."""
 
-    QoS = QoS
+    QoS = HeldMessages
     dead_letter_stream = "dead-letters"
     dead_letter_stream_max_length = 10_000
     longest_wait_seconds = 60.0
@@ -182,7 +114,7 @@ class Channel(stock.Channel):
         if not queues:
             return
         lists = [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]
-        ends = [f"{_BETWEEN.decode()}{dumps(queue)}]" for _, queue in lists]
+        ends = [f"{BETWEEN.decode()}{dumps(queue)}]" for _, queue in lists]
         keys = [self.unacked_key, self.unacked_index_key, *(name for name, _ in lists)]
         connection = self.client.connection
         self._in_poll = connection

@@ -18,6 +18,9 @@ BOUND_SECONDS = VISIBILITY_SECONDS + SWEEP_SECONDS + SWEEP_LOCK_SECONDS + RUN_SE
 
 CHECKS = 240
 
+# What a stop leaves behind does not come again within a test.
+LONG = {"DNF_VISIBILITY_TIMEOUT_SECONDS": "600", "DNF_CHECK_DEADLINE_SECONDS": "500"}
+
 
 def test_killed_workers_lose_no_verdict_and_double_none(
     fleet: StartFleet, client: Client, stored_picture: str, valkey: Valkey, report: Report
@@ -103,14 +106,15 @@ def test_connections_that_are_cut_five_times_double_no_verdict_and_lose_none(
     assert workers.pids() == pids
 
 
-def test_workers_that_are_stopped_in_turn_lose_nothing_and_redeliver_nothing_twice(
+def test_workers_that_are_stopped_in_turn_lose_nothing_and_begin_nothing_twice(
     fleet: StartFleet, client: Client, stored_picture: str, valkey: Valkey, report: Report
 ) -> None:
     """A rolling restart under load: each worker ends with status 0 within the grace period.
 
-    A check that was answered and not yet acknowledged at the stop comes once more, and is found answered.
+    What is finished is acknowledged before the end, and what goes back has not begun; the broker, which
+    would deliver again after ten minutes, has nothing left to do.
     """
-    workers, longest = fleet(2), 0.0
+    workers, longest = fleet(2, **LONG), 0.0
     checks = submit(client, [stored_picture], count=CHECKS * SCALE)
     stops = 2 * min(SCALE, 10)
     for number in range(stops):
@@ -123,7 +127,7 @@ def test_workers_that_are_stopped_in_turn_lose_nothing_and_redeliver_nothing_twi
     outcome = wait_for_all(client, workers, checks, seconds=60 * SCALE)
     report.add(
         f"SIGTERM of each worker in turn, {stops} stops",
-        "nothing redelivered twice, nothing lost, each stops within 30 seconds",
+        "nothing begun twice, nothing lost, each stops within 30 seconds",
         checks=len(checks),
         answered=len(outcome.events),
         doubled=outcome.doubled,
@@ -133,5 +137,5 @@ def test_workers_that_are_stopped_in_turn_lose_nothing_and_redeliver_nothing_twi
     assert outcome.once_each
     assert workers.deaths == []
     with redis.Redis.from_url(valkey.url) as broker:
-        begun = {name: broker.hget(f"deliveries:{name}", "count") for name in checks}
-    assert set(begun.values()) <= {b"1", b"2"}
+        counts = {broker.hget(f"deliveries:{name}", "count") for name in checks}
+    assert counts == {b"1"}

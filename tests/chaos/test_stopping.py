@@ -119,6 +119,26 @@ def test_a_worker_that_may_not_finish_returns_everything_and_ends(  # noqa: PLR0
     assert (line["why"], line["returned"]) == (why, IN_FLIGHT)
 
 
+def test_a_worker_that_stops_acknowledges_each_check_as_it_ends(
+    fleet: StartFleet, client: Client, stored_picture: str, broker: Broker, wait_until: Callable[..., None]
+) -> None:
+    """Of eight that are judged in turn the first ends and is settled; the others are left to be put back."""
+    check_ids = _submit(client, stored_picture, IN_FLIGHT)
+    variables = {**LONG, "DNF_BATCH_SIZE": "1", "NULL_BATCH_SECONDS": str(4 * PATIENCE)}
+    (worker,) = fleet(1, **variables).workers
+    wait_until(lambda: len(broker.begun(check_ids)) == IN_FLIGHT, "all are begun")
+    done = len(_verdicts(client))
+    worker.process.send_signal(signal.SIGTERM)
+    worker.wait_for_event("checks_returned", returned=0)
+    wait_until(lambda: done < len(_verdicts(client)) == IN_FLIGHT - broker.taken, "one more is settled")
+    assert worker.process.poll() is None
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(60 * PATIENCE) == 0
+    assert (broker.waiting, broker.taken) == (IN_FLIGHT - len(_verdicts(client)), 0)
+    (line,) = worker.wait_for_event("worker_stopped_early", fault=None)
+    assert line["returned"] == broker.waiting
+
+
 def test_a_worker_that_is_told_to_end_at_once_under_load_leaves_no_check_behind(
     fleet: StartFleet, client: Client, stored_picture: str, broker: Broker
 ) -> None:

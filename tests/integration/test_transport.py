@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from time import time
 from typing import Any
@@ -143,15 +144,58 @@ def test_a_server_without_memory_loses_no_message_and_ends_no_consumer(
         assert len(taker.taken) == 1
 
 
-def test_acknowledging_over_a_closed_connection_is_a_lost_connection(
-    app: Celery, broker: redis.Redis
-) -> None:
-    """A task that ends after its connection was closed must not end the worker."""
+def test_what_is_asked_of_a_closed_channel_is_a_lost_connection(app: Celery, broker: redis.Redis) -> None:
+    """As Celery expects it of a broker that is away; anything else ends the worker."""
     assert broker.ping()
     with _taker(app) as taker:
         channel, errors = taker.channel, taker.connection.connection_errors
     with pytest.raises(errors):
-        channel.basic_ack("some tag")
+        channel.qos.restore_by_tag("some tag")
+
+
+def test_a_check_that_ends_after_its_connection_was_closed_settles_nothing(
+    app: Celery, broker: redis.Redis
+) -> None:
+    """Its message went back with the connection, and whoever took it since keeps it."""
+    _push(broker, entry_of([{}], {}, QUEUE))
+    with _taker(app) as taker:
+        taker.take()
+    with _taker(app) as other:
+        other.take()
+        taker.taken[0].ack()
+        assert (broker.hlen("unacked"), _waiting(broker)) == (1, 0)
+
+
+@pytest.mark.parametrize("late", ["ack", "reject", "requeue", "put_back"])
+def test_a_message_that_went_back_is_no_longer_ours_to_settle(
+    app: Celery, broker: redis.Redis, late: str
+) -> None:
+    """Whoever holds it by then, under the same tag, keeps it, and nobody gets it a second time."""
+    _push(broker, entry_of([{}], {}, QUEUE))
+    with _taker(app) as giver, _taker(app) as other:
+        giver.take()
+        (message,) = giver.taken
+        assert giver.channel.qos.put_back(message.delivery_tag)
+        other.take()
+        assert [taken.delivery_tag for taken in other.taken] == [message.delivery_tag]
+        if late == "put_back":
+            assert not giver.channel.qos.put_back(message.delivery_tag)
+        else:
+            getattr(message, late)()
+        assert (broker.hlen("unacked"), broker.zcard("unacked_index"), _waiting(broker)) == (1, 1, 0)
+        assert (giver.channel.qos.held(), other.channel.qos.held()) == ([], [message.delivery_tag])
+
+
+def test_a_message_is_settled_by_one_thread_of_many(app: Celery, broker: redis.Redis) -> None:
+    """Half of the threads acknowledge and half put back: what went back is there once, the rest is gone."""
+    _push(broker, *[entry_of([number], {}, QUEUE) for number in range(40)])
+    with _taker(app) as taker, ThreadPoolExecutor(8) as threads:
+        taker.take()
+        qos, tags = taker.channel.qos, [message.delivery_tag for message in taker.taken]
+        put_back = [threads.submit(settle, tag) for tag in tags for settle in (qos.put_back, qos.ack) * 2]
+        went_back = sum(future.result() is True for future in put_back)
+        assert qos.held() == []
+        assert (broker.hlen("unacked"), broker.zcard("unacked_index"), _waiting(broker)) == (0, 0, went_back)
 
 
 def test_what_was_taken_and_not_acknowledged_goes_back_when_the_connection_closes(
