@@ -5,7 +5,7 @@ import time
 import redis
 
 from tests.chaos.conftest import SCALE, VISIBILITY_SECONDS, StartFleet
-from tests.chaos.outcome import Faults, submit, wait_for_all, wait_for_share
+from tests.chaos.outcome import Faults, submit, wait_for_all, wait_for_share, waiting
 from tests.chaos.report import Report
 from tests.conftest import PATIENCE
 from worker.client import Client
@@ -29,13 +29,16 @@ def test_killed_workers_lose_no_verdict_and_double_none(
 
     None of those that it had in flight waits for longer than the visibility timeout, the sweep and its run.
     """
-    workers, faults = fleet(2), Faults(valkey.url)
-    checks, kills = submit(client, [stored_picture], count=CHECKS * SCALE), 4 * SCALE
-    for number in range(kills):
-        wait_for_share(client, checks, 0.8 * (number + 0.5) / kills)
-        workers.kill(number)
+    # As slow as a start is long, so that there is load for all of the kills.
+    workers, faults = fleet(2, NULL_BATCH_SECONDS="0.8"), Faults(valkey.url)
+    checks, most, kills = submit(client, [stored_picture], count=CHECKS * SCALE), 4 * SCALE, 0
+    while kills < most and waiting(client):
+        wait_for_share(client, checks, 0.8 * (kills + 0.5) / most)
+        workers.kill(kills)
         faults.note()
-        workers.restart(number)
+        workers.restart(kills)
+        kills += 1
+    assert kills >= 2, "there was no time to kill both workers"
     outcome = wait_for_all(client, workers, checks, seconds=90 * SCALE)
     delay = faults.worst_delay_seconds(outcome)
     report.add(
