@@ -70,6 +70,21 @@ def test_a_key_cannot_climb_out_of_its_prefix_or_bucket(
         assert _outcome(listed, bucket, way.format(services.bucket)) == "bucket_not_allowed"
 
 
+def test_a_check_of_a_version_reads_that_version_and_no_other(
+    settings: Callable[..., Settings], services: EmbeddedServices
+) -> None:
+    """What was submitted is judged though it was replaced since; where no version is named, the newest."""
+    s3 = services.seaweedfs.client()
+    s3.create_bucket(Bucket="versioned")
+    s3.put_bucket_versioning(Bucket="versioned", VersioningConfiguration={"Status": "Enabled"})
+    first = s3.put_object(Bucket="versioned", Key="a.jpg", Body=b"first")["VersionId"]
+    s3.put_object(Bucket="versioned", Key="a.jpg", Body=b"second")
+    storage = Storage(settings("versioned"))
+    submitted = ImageCheck(bucket="versioned", key="a.jpg", version_id=first)
+    assert storage.fetch(submitted) == b"first"
+    assert storage.fetch(ImageCheck(bucket="versioned", key="a.jpg")) == b"second"
+
+
 @pytest.mark.parametrize("entry", ["uploads/incoming", "/incoming/", ""])
 def test_a_prefix_without_its_slash_is_refused(entry: str) -> None:
     """`uploads/in` would let `uploads/internal` be read too."""

@@ -144,6 +144,23 @@ def test_a_server_without_memory_loses_no_message_and_ends_no_consumer(
         assert len(taker.taken) == 1
 
 
+def test_a_server_that_refuses_a_consumers_queues_is_a_lost_connection(
+    app: Celery, broker: redis.Redis
+) -> None:
+    """A worker that connects while there is no memory connects again later, where any other error ends it."""
+    broker.config_set("maxmemory", "1")
+    connection = app.connection_for_read()
+    connection.transport.state.clear()  # what earlier connections of this process have declared
+    with pytest.raises(connection.connection_errors, match="used memory"):
+        Consumer(connection.channel(), list(app.amqp.queues.values())).consume()
+    broker.config_set("maxmemory", "0")
+    connection.close()
+    with _taker(app) as taker:
+        _push(broker, entry_of([{}], {}, QUEUE))
+        taker.take()
+        assert len(taker.taken) == 1
+
+
 def test_what_is_asked_of_a_closed_channel_is_a_lost_connection(app: Celery, broker: redis.Redis) -> None:
     """As Celery expects it of a broker that is away; anything else ends the worker."""
     assert broker.ping()

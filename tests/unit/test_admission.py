@@ -115,12 +115,16 @@ UNREADABLE: dict[str, Callable[[], bytes]] = {
     "an id that is null": lambda: _with("headers.id", None),
     "retries that are text": lambda: _with("headers.retries", "3"),
     "retries below zero": lambda: _with("headers.retries", -1),
+    "more retries than there can be": lambda: _with("headers.retries", 10_001),
     "an eta that is no time": lambda: _with("headers.eta", "soon"),
     "an eta without a zone": lambda: _with("headers.eta", "2026-01-01T00:00:00"),
     "no body": lambda: _without("body"),
     "a body that is an object": lambda: _with("body", {}),
     "an unknown encoding of the body": lambda: _with("properties.body_encoding", "rot13"),
     "a body that is no base64": lambda: _with("body", "%%%"),
+    "a body with signs between its base64": lambda: _with(
+        "body", "%" + base64.b64encode(b"[[], {}, {}]").decode()
+    ),
     "a body that is no JSON": lambda: _body("{]"),
     "a body that is no triple": lambda: _body("[[], {}]"),
     "a body with arguments of null": lambda: _body("[null, {}, {}]"),
@@ -160,3 +164,12 @@ def test_a_call_that_would_be_lost_in_part_or_come_many_times_is_refused(entry: 
     with pytest.raises(UncheckableMessage) as refused:
         _admitted(entry)
     assert refused.value.reason == "malformed_message"
+
+
+def test_an_entry_is_read_up_to_the_limit_and_not_beyond() -> None:
+    """A good entry is one as long as it may be; with a byte more it is not looked into."""
+    shortest = len(_with("other", ""))
+    assert _admitted(_with("other", "x" * (MAX_ENTRY_BYTES - shortest)))
+    with pytest.raises(UncheckableMessage, match=f"the limit is {MAX_ENTRY_BYTES}") as refused:
+        _admitted(_with("other", "x" * (MAX_ENTRY_BYTES - shortest + 1)))
+    assert refused.value.reason == "unreadable_entry"

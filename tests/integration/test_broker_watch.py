@@ -1,0 +1,128 @@
+"""What is wrong with a real broker is named while it is, and what is mended too."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from structlog.testing import capture_logs
+
+from tests.full_disk import full_disk, valkey_on_a_small_disk
+from worker.broker_watch import BrokerFault, BrokerWatch, broker_faults
+from worker.embedded import Valkey
+from worker.results import connect
+from worker.settings import Settings
+
+Breaking = Callable[[Valkey, redis.Redis], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Provide a server that may be broken."""
+    server = valkey_on_a_small_disk(tmp_path_factory.mktemp("watched"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def admin(valkey: Valkey) -> Iterator[redis.Redis]:
+    """Provide a client for what an operator does."""
+    with redis.Redis.from_url(valkey.url) as client:
+        yield client
+
+
+@contextmanager
+def _configured(admin: redis.Redis, **options: str) -> Iterator[None]:
+    before = {name: admin.config_get(name)[name] for name in options}
+    for name, value in options.items():
+        admin.config_set(name, value)
+    yield
+    for name, value in before.items():
+        admin.config_set(name, value)
+
+
+@contextmanager
+def _evicting(_: Valkey, admin: redis.Redis) -> Iterator[None]:
+    with _configured(admin, **{"maxmemory-policy": "allkeys-lru", "maxmemory": "1gb"}):
+        yield
+
+
+@contextmanager
+def _memory_full(_: Valkey, admin: redis.Redis) -> Iterator[None]:
+    with _configured(admin, maxmemory="1"):
+        yield
+
+
+@contextmanager
+def _not_durable(_: Valkey, admin: redis.Redis) -> Iterator[None]:
+    with _configured(admin, appendonly="no"):
+        yield
+
+
+@contextmanager
+def _read_only(_: Valkey, admin: redis.Redis) -> Iterator[None]:
+    admin.replicaof("127.0.0.1", "1")
+    yield
+    admin.replicaof("NO", "ONE")
+
+
+@contextmanager
+def _disk_full(valkey: Valkey, admin: redis.Redis) -> Iterator[None]:
+    with full_disk(valkey):
+        admin.set("more than the disk takes", bytes(100_000))
+        yield
+
+
+@pytest.mark.parametrize(
+    ("fault", "broken", "advice"),
+    [
+        ("evicting", _evicting, "noeviction"),
+        ("memory_full", _memory_full, "maxmemory"),
+        ("not_durable", _not_durable, "appendonly"),
+        ("read_only", _read_only, "DNF_REDIS_URL"),
+        ("disk_full", _disk_full, "disk"),
+    ],
+)
+def test_a_fault_is_told_once_with_what_to_do_and_once_when_it_is_mended(
+    valkey: Valkey,
+    admin: redis.Redis,
+    wait_until: Callable[..., None],
+    *,
+    fault: BrokerFault,
+    broken: Breaking,
+    advice: str,
+) -> None:
+    """It alone, however often the broker is looked at; before and after it nothing is wrong."""
+    with connect(Settings(redis_url=valkey.url)) as client:
+        wait_until(lambda: broker_faults(client) == {}, "a broker without faults")
+        watch = BrokerWatch(Settings(redis_url=valkey.url))
+        with capture_logs() as lines:
+            watch.look()
+            with broken(valkey, admin):
+                wait_until(lambda: broker_faults(client).keys() == {fault}, fault)
+                watch.look()
+                watch.look()
+            wait_until(lambda: broker_faults(client) == {}, "a broker that is mended")
+            watch.look()
+            watch.look()
+    told, mended = lines
+    assert (told["event"], told["log_level"], told["fault"]) == ("broker_unsafe", "error", fault)
+    assert advice in told["sentence"]
+    assert (mended["event"], mended["fault"]) == ("broker_mended", fault)
+
+
+def test_a_broker_that_does_not_answer_is_no_fault_of_its_own(tmp_path: Path) -> None:
+    """Whoever needs it says so; what was known of it stays known."""
+    server = Valkey(tmp_path / "valkey", options=["--appendonly", "no"])
+    server.start()
+    watch = BrokerWatch(Settings(redis_url=server.url))
+    with capture_logs() as lines:
+        watch.look()
+        server.kill()
+        watch.look()
+        server.start()
+        watch.look()
+    server.stop()
+    assert [(line["event"], line.get("fault")) for line in lines] == [("broker_unsafe", "not_durable")]
