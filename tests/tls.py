@@ -48,7 +48,8 @@ class Authority:
 class TlsProxy:
     """Ends TLS with a certificate and passes on to a port, while the `with` block runs.
 
-    Asks whoever connects for a certificate of the authority `clients`, if one is given.
+    Asks whoever connects for a certificate of the authority `clients`, if one is given; one that it refuses
+    finds its connection reset, as by any server that has not read what the client wrote already.
     """
 
     def __init__(
@@ -56,11 +57,17 @@ class TlsProxy:
     ) -> None:
         self._target_port = target_port
         self._listener = socket.create_server((HOST, 0))
-        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._context.load_cert_chain(*certificate)
+        self._certificate = certificate
+        self.ask_for(clients)
+
+    def ask_for(self, clients: Authority | None) -> None:
+        """Ask whoever connects from now on for a certificate of this authority."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*self._certificate)
         if clients:
-            self._context.verify_mode = ssl.CERT_REQUIRED
-            self._context.load_verify_locations(clients.certificate)
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(clients.certificate)
+        self._context = context
 
     @property
     def redis_url(self) -> str:
@@ -84,14 +91,7 @@ class TlsProxy:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
-            try:
-                encrypted = self._context.wrap_socket(connection, server_side=True, suppress_ragged_eofs=True)
-            except ssl.SSLError:
-                # Closed with something unread, the connection would be reset and the reason lost on its way.
-                connection.shutdown(socket.SHUT_WR)
-                while connection.recv(4096):
-                    pass
-                return
+            encrypted = self._context.wrap_socket(connection, server_side=True, suppress_ragged_eofs=True)
             with encrypted, socket.create_connection((HOST, self._target_port)) as onward:
                 ends: dict[socket.socket, socket.socket] = {encrypted: onward, onward: encrypted}
                 while True:

@@ -1,12 +1,17 @@
 """How the broker is trusted, and what it says when it does not trust us."""
 
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import redis
 
 if TYPE_CHECKING:
     from worker.settings import Settings
+
+# How long a broker may take to refuse; one that accepts says nothing.
+_REFUSAL_SECONDS = 2.0
 
 
 class BrokerRefused(Exception):  # noqa: N818 - a state that only an operator can change
@@ -43,31 +48,76 @@ def refuse_distrust(settings: "Settings") -> None:
         try:
             client.ping()
         except redis.RedisError as error:
-            if sentence := distrust(error):
+            if sentence := distrust(error, settings):
                 raise BrokerRefused(sentence) from error
 
 
-def distrust(error: BaseException) -> str | None:
-    """Return what an operator must mend for a connection to be trusted, or None for any other error."""
-    for cause in _causes(error):
+def distrust(error: BaseException, settings: "Settings") -> str | None:
+    """Return what an operator must mend for a connection to be trusted, or None for any other error.
+
+    Behind a connection that was lost there may be a refusal that got lost with it: then the broker is asked.
+    """
+    causes = _causes(error)
+    for cause in causes:
         match cause:
-            case ssl.SSLCertVerificationError():
-                return (
-                    f"The broker's certificate is not trusted: {cause.verify_message.rstrip('.')}."
-                    " DNF_REDIS_CA_FILE names the authority that must have signed it, and DNF_REDIS_URL the"
-                    " host that it must be for."
-                )
-            case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
-                continue  # the other end went away in the midst of it, as it does when it restarts
             case ssl.SSLError():
-                return (
-                    f"There is no encrypted connection to the broker: {cause.reason or cause}. It may want a"
-                    " certificate of ours (DNF_REDIS_CERTIFICATE_FILE, DNF_REDIS_KEY_FILE), or no encryption."
-                )
+                if sentence := _mistrust(cause):
+                    return sentence
             case redis.exceptions.NoPermissionError():
                 return f"The broker's user in DNF_REDIS_URL has too few rights: {cause}."
             case redis.AuthenticationError():
                 return f"The broker does not accept the user or password in DNF_REDIS_URL: {cause}."
+    lost = any(isinstance(cause, redis.ConnectionError | redis.TimeoutError | OSError) for cause in causes)
+    refusal = _late_refusal(settings) if lost else None
+    return _mistrust(refusal) if refusal else None
+
+
+def _mistrust(error: ssl.SSLError) -> str | None:
+    reason = (error.reason or "").replace("_", " ").lower()
+    match error:
+        case ssl.SSLCertVerificationError():
+            return (
+                f"The broker's certificate is not trusted: {error.verify_message.rstrip('.')}."
+                " DNF_REDIS_CA_FILE names the authority that must have signed it, and DNF_REDIS_URL the"
+                " host that it must be for."
+            )
+        case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
+            return None  # the other end went away in the midst of it, as it does when it restarts
+    if "alert" in reason and ("certificate" in reason or "unknown ca" in reason):
+        return (
+            f"The broker does not accept our certificate: {reason.rpartition('alert ')[2]}."
+            " DNF_REDIS_CERTIFICATE_FILE and DNF_REDIS_KEY_FILE name one that its authority must have signed"
+            " and that must still be valid."
+        )
+    return (
+        f"There is no encrypted connection to the broker: {error.reason or error}. It may want a"
+        " certificate of ours (DNF_REDIS_CERTIFICATE_FILE, DNF_REDIS_KEY_FILE), or no encryption."
+    )
+
+
+def _late_refusal(settings: "Settings") -> ssl.SSLError | None:
+    """Return how the broker refuses an encrypted connection after it is there.
+
+    In TLS 1.3 a client is done before the server has looked at its certificate. What the client writes then
+    makes the server's system reset the connection, and the refusal in it is never read. This one is silent.
+    """
+    if not (options := tls_options(settings)):
+        return None
+    url = urlsplit(settings.redis_url.get_secret_value())
+    host, port = url.hostname or "localhost", url.port or 6379
+    try:
+        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        if certificate := options.get("ssl_certfile"):
+            context.load_cert_chain(certificate, options.get("ssl_keyfile"))
+        with (
+            socket.create_connection((host, port), _REFUSAL_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=host) as encrypted,
+        ):
+            encrypted.recv(1)
+    except ssl.SSLError as error:
+        return error
+    except OSError:
+        pass  # it is away, or accepts and says nothing
     return None
 
 

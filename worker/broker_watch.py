@@ -6,13 +6,14 @@ from typing import Literal, Self
 
 import redis
 
+from worker.broker import distrust
 from worker.logs import get_logger
 from worker.results import connect
 from worker.settings import Settings
 
 log = get_logger("worker.broker_watch")
 
-BrokerFault = Literal["evicting", "memory_full", "read_only", "disk_full", "not_durable"]
+BrokerFault = Literal["untrusted", "evicting", "memory_full", "read_only", "disk_full", "not_durable"]
 
 _SENTENCES: dict[BrokerFault, str] = {
     "evicting": "Redis throws keys away when its memory is full, queues among them: set maxmemory-policy"
@@ -52,7 +53,8 @@ class BrokerWatch:
     """Looks at the broker every `seconds` while the `with` block runs; logs what begins and ends there."""
 
     def __init__(self, settings: Settings, *, seconds: float = 5.0) -> None:
-        self._client = connect(settings)
+        self._settings = settings
+        self._client = connect(settings, timeout_seconds=5, retries=0)
         self._seconds = seconds
         self._known: dict[BrokerFault, str] = {}
         self._ended = threading.Event()
@@ -62,8 +64,12 @@ class BrokerWatch:
         """Look once; a server that does not answer is left to those who need it."""
         try:
             found = broker_faults(self._client)
-        except redis.RedisError:
+        except redis.exceptions.NoPermissionError:
             return
+        except redis.RedisError as error:
+            if not (sentence := distrust(error, self._settings)):
+                return
+            found = {"untrusted": sentence}
         for fault in found.keys() - self._known.keys():
             log.error("broker_unsafe", fault=fault, sentence=found[fault])
         for fault in self._known.keys() - found.keys():

@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from worker import tracing
 from worker.admission import entry_of
 from worker.app import DEFAULT_QUEUE, create_app
+from worker.broker import distrust
 from worker.dead_letters import DeadLetters
 from worker.messages import CHECK_IMAGE, DeadLetter, ImageCheck, QueueName
 from worker.results import Event, Results, connect
@@ -102,7 +103,7 @@ class Client:
                     retry_policy={"max_retries": 3},
                 )
         except OperationalError as error:
-            raise QueueUnreachable(f"the broker cannot be reached: {error}") from error
+            raise self._unreachable(error) from error
         return check.check_id
 
     def submit_many(self, checks: Iterable[ImageCheck], *, queue: QueueName = DEFAULT_QUEUE) -> list[str]:
@@ -123,7 +124,7 @@ class Client:
                         queue, *(entry_of([each], {}, queue, traceparent=trace) for each in messages)
                     )
             except redis.RedisError as error:
-                raise QueueUnreachable(f"the broker cannot be reached: {error}") from error
+                raise self._unreachable(error) from error
             check_ids += [check.check_id for check in chunk]
         return check_ids
 
@@ -226,9 +227,12 @@ class Client:
         try:
             length = int(self._redis.llen(queue))
         except redis.RedisError as error:
-            raise QueueUnreachable(f"the broker cannot be reached: {error}") from error
+            raise self._unreachable(error) from error
         if length + room_for > most:
             raise QueueFull(f"{length} checks wait in {queue}; at most {most} may")
+
+    def _unreachable(self, error: Exception) -> QueueUnreachable:
+        return QueueUnreachable(distrust(error, self.settings) or f"the broker cannot be reached: {error}")
 
     def close(self) -> None:
         """Close the connections."""

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.broker import tls_options
+from worker.broker import distrust, tls_options
 from worker.broker_snapshot import MOST_GROUPS, SAMPLE, BrokerSnapshot
 from worker.heartbeat import ALIVE_SECONDS
 from worker.logs import get_logger
@@ -89,7 +89,8 @@ class QueueCollector(Collector):
             try:
                 seen = BrokerSnapshot.take(self._redis, self._settings)
             except redis.RedisError as error:
-                self._snapshot, self.fault = None, f"{type(error).__name__}: {error}"[:200]
+                self._snapshot = None
+                self.fault = distrust(error, self._settings) or f"{type(error).__name__}: {error}"[:200]
             else:
                 self._snapshot, self.fault = seen, None
                 waiting = sum(seen.waiting.values())

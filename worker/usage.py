@@ -37,10 +37,9 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise click.ClickException(distrust(error) or f"Redis cannot be reached: {error}") from error
-    except QueueUnreachable as error:
-        raise click.ClickException(distrust(error) or str(error)) from error
-    except (QueueFull, StorageUnavailable, StorageRejected) as error:
+        sentence = distrust(error, settings_in_force()) or f"Redis cannot be reached: {error}"
+        raise click.ClickException(sentence) from error
+    except (QueueUnreachable, QueueFull, StorageUnavailable, StorageRejected) as error:
         raise click.ClickException(str(error)) from error
     except ValidationError as error:
         raise WrongUsage(first_fault(error)) from error

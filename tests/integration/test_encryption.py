@@ -1,6 +1,7 @@
 """Connections to the broker over TLS: encrypted, and only with a broker whose certificate is good."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,12 +11,17 @@ from typing import Any
 import pytest
 import redis
 from kombu.exceptions import OperationalError
+from pydantic import SecretStr
 
+from tests.conftest import PATIENCE
 from tests.tls import Authority, TlsProxy
 from worker.app import create_app
+from worker.broker import distrust
 from worker.client import Client, QueueUnreachable
+from worker.doctor.broker import check_broker
 from worker.embedded import EmbeddedServices, Valkey
 from worker.settings import Settings
+from worker.startup import free_ports
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +87,7 @@ def wrong(
 ) -> Iterator[dict[str, tuple[dict[str, str], str]]]:
     """Return settings by what is wrong with them or their broker, and what is to be said of it."""
     other = Authority(tmp_path_factory.mktemp("other"))
+    stranger = other.issue("stranger", host="DNS:client")
     with (
         TlsProxy(valkey.port, other.issue("impostor")) as impostor,
         TlsProxy(valkey.port, authority.issue("elsewhere", host="DNS:elsewhere.example")) as elsewhere,
@@ -93,7 +100,16 @@ def wrong(
             "without our own": (
                 # kombu keeps connections by their URL: another database has its own.
                 {**ca, "DNF_REDIS_URL": strict.redis_url.replace("/0", "/1")},
-                "DNF_REDIS_CERTIFICATE_FILE",
+                "does not accept our certificate: certificate required. DNF_REDIS_CERTIFICATE_FILE",
+            ),
+            "with a stranger's": (
+                {
+                    **ca,
+                    "DNF_REDIS_URL": strict.redis_url.replace("/0", "/2"),
+                    "DNF_REDIS_CERTIFICATE_FILE": str(stranger.certificate),
+                    "DNF_REDIS_KEY_FILE": str(stranger.key),
+                },
+                "does not accept our certificate",
             ),
             "wrong password": (
                 {"DNF_REDIS_URL": valkey.url.replace("//", "//nobody:hidden@")},
@@ -102,16 +118,24 @@ def wrong(
         }
 
 
-# Without a certificate of its own a client of TLS 1.3 may see no more than a connection that ends.
-WRONG = ["signed by another", "unknown to the system", "of another host", "wrong password"]
+CERTIFICATES = ["signed by another", "unknown to the system", "of another host"]
+# A client of TLS 1.3 that has no good certificate sees no more than a connection that is reset.
+LATE = ["without our own", "with a stranger's"]
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.fixture(params=[*CERTIFICATES, *LATE, "wrong password"])
+def mistake(
+    request: pytest.FixtureRequest, wrong: dict[str, tuple[dict[str, str], str]]
+) -> tuple[dict[str, str], str]:
+    """Return settings with one mistake, and what is to be said of it."""
+    return wrong[request.param]
+
+
 def test_a_worker_does_not_start_with_a_broker_that_is_not_to_be_trusted(
-    service_environment: dict[str, str], wrong: dict[str, tuple[dict[str, str], str]], name: str
+    service_environment: dict[str, str], mistake: tuple[dict[str, str], str]
 ) -> None:
     """It ends with status 1 and one line that names the setting."""
-    variables, said = wrong[name]
+    variables, said = mistake
     finished = subprocess.run(
         [sys.executable, "-m", "worker.cli", "run"],
         env={**os.environ, **service_environment, **variables},
@@ -126,7 +150,7 @@ def test_a_worker_does_not_start_with_a_broker_that_is_not_to_be_trusted(
     assert "hidden" not in finished.stderr
 
 
-@pytest.mark.parametrize("name", ["signed by another", "without our own"])
+@pytest.mark.parametrize("name", ["signed by another", *LATE])
 def test_celery_sends_nothing_to_a_broker_that_is_not_to_be_trusted(
     wrong: dict[str, tuple[dict[str, str], str]], valkey: Valkey, name: str
 ) -> None:
@@ -138,13 +162,57 @@ def test_celery_sends_nothing_to_a_broker_that_is_not_to_be_trusted(
         assert broker.llen("image-checks.bulk") == 0
 
 
-def test_a_producer_is_told_that_the_broker_is_not_to_be_trusted(
-    wrong: dict[str, tuple[dict[str, str], str]],
+@pytest.mark.parametrize("name", ["signed by another", "without our own"])
+def test_a_producer_is_told_what_is_wrong_with_the_broker_or_with_itself(
+    wrong: dict[str, tuple[dict[str, str], str]], name: str
 ) -> None:
-    """Nothing is enqueued, and the error names what is wrong with the certificate."""
-    variables, _ = wrong["signed by another"]
-    with Client(_settings(variables)) as client, pytest.raises(QueueUnreachable, match="certificate"):
+    """Nothing is enqueued, and the error says what to set."""
+    variables, said = wrong[name]
+    with Client(_settings(variables)) as client, pytest.raises(QueueUnreachable, match=re.escape(said)):
         client.submit("uploads", "a.jpg")
+
+
+def test_the_doctor_says_what_is_wrong_with_the_broker_or_with_the_settings(
+    mistake: tuple[dict[str, str], str],
+) -> None:
+    """In the one line that is left when the broker cannot be asked."""
+    variables, said = mistake
+    (line,) = check_broker(_settings(variables))
+    assert (line.name, line.outcome) == ("broker", "fault")
+    assert said in line.wrong
+
+
+def test_a_broker_that_is_only_away_or_lost_is_not_called_distrustful(trusted: dict[str, str]) -> None:
+    """It may come back: whoever asks why a connection to it was lost is told of no setting."""
+    settings = _settings(trusted)
+    assert distrust(ConnectionResetError(), settings) is None
+    (port,) = free_ports(1)
+    away = settings.model_copy(update={"redis_url": SecretStr(f"rediss://127.0.0.1:{port}/0")})
+    assert distrust(ConnectionRefusedError(), away) is None
+
+
+def test_a_running_worker_says_when_its_certificate_is_refused_and_when_it_is_accepted_again(  # noqa: PLR0917 - fixtures
+    worker_process: Callable[..., Any],
+    service_environment: dict[str, str],
+    strict: TlsProxy,
+    authority: Authority,
+    valkey: Valkey,
+    trusted: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    """The broker names another authority, say: one line, no end of the process, and checks go on after it."""
+    worker = worker_process(trusted)
+    with redis.Redis.from_url(valkey.url) as broker:
+        strict.ask_for(Authority(tmp_path / "new"))
+        broker.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        (line,) = worker.wait_for_event("broker_unsafe", fault="untrusted")
+        assert "does not accept our certificate" in line["sentence"]
+    strict.ask_for(authority)
+    worker.wait_for_event("broker_mended", fault="untrusted")
+    with Client(_settings({**service_environment, **trusted})) as client:
+        check_id = client.submit(client.settings.upload_bucket, "none.jpg")
+        client.wait_for(check_id, timeout_seconds=60 * PATIENCE)
+    assert worker.stop() == 0
 
 
 @pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_check_hostname=false"])

@@ -33,7 +33,7 @@ def check_broker(settings: Settings) -> Iterator[Check]:
                 yield _refusing_writes(error)
                 return
             mend = "a DNF_REDIS_URL that can be reached from here"
-            yield fault("broker", "no answer", distrust(error) or str(error), mend)
+            yield fault("broker", "no answer", distrust(error, settings) or str(error), mend)
             return
         yield ok("broker", f"answers{', encrypted' if _encrypted(settings) else ''}")
         for name, look in {**_CHECKS, **QUEUE_CHECKS}.items():
