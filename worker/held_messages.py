@@ -75,9 +75,12 @@ class HeldMessages(stock.QoS):
         return True
 
     def restore_unacked(self, client: Any = None) -> None:  # noqa: ARG002 - kombu's own signature
-        """Put back everything that is held: the channel is being closed. Raises redis.RedisError."""
-        for tag in self.held():
-            self.put_back(tag)
+        """Put back what is held, unless the server refuses. Raises redis.RedisError when it is away."""
+        try:
+            for tag in self.held():
+                self.put_back(tag)
+        except redis.ResponseError as error:
+            log.warning("restoring_refused", why=str(error))
         with self._settled:
             (self._delivered or {}).clear()
 
@@ -138,12 +141,12 @@ class HeldMessages(stock.QoS):
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a message back on its queue; one that cannot be read becomes a dead letter.
 
-        Left in `unacked`, it would keep every later message from being put back.
+        Left in `unacked`, it would keep every later message from being put back. Raises redis.RedisError.
         """
         try:
             super().restore_by_tag(tag, client=client, leftmost=leftmost)
-        except self.channel.connection_errors:
-            raise
+        except (*self.channel.connection_errors, redis.ResponseError):
+            raise  # the server is away or refuses: nothing is wrong with the message
         except Exception as error:  # noqa: BLE001 - kombu's decoding raises whatever its type hooks do
             with self.channel.conn_or_acquire(client) as server:
                 noted = server.hget(self.unacked_key, tag) or b""

@@ -215,6 +215,23 @@ def test_a_message_is_settled_by_one_thread_of_many(app: Celery, broker: redis.R
         assert (broker.hlen("unacked"), broker.zcard("unacked_index"), _waiting(broker)) == (0, 0, went_back)
 
 
+def test_a_message_whose_return_the_server_refuses_is_no_dead_letter(
+    app: Celery, broker: redis.Redis, letters: Callable[[], list[DeadLetter]]
+) -> None:
+    """Nothing is wrong with it: it stays noted, and the broker delivers it again after its time."""
+    _push(broker, entry_of([{}], {}, QUEUE))
+    with _taker(app) as taker:
+        taker.take()
+        broker.execute_command("ACL", "SETUSER", "default", "-lpush", "-rpush")
+        try:
+            with pytest.raises(redis.ResponseError):
+                taker.channel.qos.put_back(taker.taken[0].delivery_tag)
+            taker.taken[0].requeue()
+            assert (letters(), broker.hlen("unacked")) == ([], 1)
+        finally:
+            broker.execute_command("ACL", "SETUSER", "default", "+@all")
+
+
 def test_what_was_taken_and_not_acknowledged_goes_back_when_the_connection_closes(
     app: Celery, broker: redis.Redis
 ) -> None:
