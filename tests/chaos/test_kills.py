@@ -29,8 +29,8 @@ def test_killed_workers_lose_no_verdict_and_double_none(
 
     None of those that it had in flight waits for longer than the visibility timeout, the sweep and its run.
     """
-    # As slow as a start is long, so that there is load for all of the kills.
-    workers, faults = fleet(2, NULL_BATCH_SECONDS="0.8"), Faults(valkey.url)
+    # Slow, so that there is load for most of the kills, and quick enough for all that comes back to be alone.
+    workers, faults = fleet(2, NULL_BATCH_SECONDS="0.3"), Faults(valkey.url)
     checks, most, kills = submit(client, [stored_picture], count=CHECKS * SCALE), 4 * SCALE, 0
     while kills < most and waiting(client):
         wait_for_share(client, checks, 0.8 * (kills + 0.5) / most)
