@@ -78,6 +78,8 @@ def test_a_full_queue_refuses_more_and_says_so(settings: Settings, broker: redis
             client.submit_many(_checks(3))
         client.submit("uploads", "a.jpg", queue="image-checks.bulk")
         broker.rpop("image-checks")
+        with pytest.raises(QueueFull):
+            client.submit_many(_checks(2))  # there is room for one of them
         client.submit("uploads", "a.jpg")
     assert broker.llen("image-checks") == 1000
 
