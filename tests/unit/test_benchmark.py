@@ -19,6 +19,7 @@ from detector.benchmark import (
     measure,
     our_pipeline,
     sample_files,
+    usual_dtypes,
 )
 from detector.bundle import BundleError, open_bundle
 from detector.detector import Detector
@@ -220,7 +221,7 @@ def test_the_comparison_is_printed_with_its_spread(tiny_bundle: Path, tmp_path: 
     comparison = json.loads(out.read_text())["comparison"]
     assert len(comparison["ratios"]) == 2
     assert f"{comparison['ratio']:.2f} times as fast" in result.output
-    assert comparison["ours"].startswith("cpu, bfloat16")
+    assert comparison["ours"].startswith(f"cpu, {usual_dtypes('cpu')[-1]}")
 
 
 @pytest.mark.parametrize(
