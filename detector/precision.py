@@ -1,4 +1,4 @@
-"""Which devices compute in bfloat16; the others are slower in it than in float32, by ten times and more."""
+"""Which devices compute in bfloat16; the others are several times slower in it than in float32."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -5,8 +5,7 @@
   left for the second command each lose the message. Here a script on the server notes it first and pops it
   then.
 - **An entry that would end the worker becomes a dead letter** before Celery sees it (`worker.admission`).
-- **An acknowledgement over a closed connection is a lost connection**, not an AttributeError that ends the
-  worker.
+- **What is asked of a closed channel is a lost connection**, not an AttributeError that ends the worker.
 - **A server that refuses commands** (no memory, disk full, read-only) makes the worker wait, not end.
 
 What was taken is settled by `worker.held_messages`.
