@@ -27,6 +27,10 @@ class OutOfMemory(RuntimeError):  # noqa: N818 - a state of the machine that may
     """There was not even memory for an item alone."""
 
 
+class ModelFailed(Exception):  # noqa: N818 - a state of the model that may pass
+    """The networks raised, or gave no result in time."""
+
+
 @dataclass(frozen=True)
 class Batched(Generic[Result]):
     """An item's result, the size of the batch that it was computed in, and its wait for it in ms."""

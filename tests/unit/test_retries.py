@@ -1,7 +1,7 @@
 """When a check is tried again."""
 
+from worker.retries import retry_delay
 from worker.settings import Settings
-from worker.tasks import retry_delay
 
 
 def test_the_tries_of_a_check_outlast_an_outage_of_a_minute() -> None:
