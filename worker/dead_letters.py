@@ -27,7 +27,7 @@ MAX_KEPT = 64 << 10
 _REMEMBERED_SECONDS = 7 * 86400
 
 # The newest letter of a message takes the place of the one before: whoever waits at the stream's end sees it.
-# In both scripts what a server without memory refuses comes first: what follows it is then left undone.
+# In both scripts what a server without memory or rights refuses comes first: the rest is then left undone.
 _BURY = """
 local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'letter', ARGV[2])
 local before = redis.call('GET', KEYS[2])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = get_logger("worker.deliveries")
 
 # Returns {number of this delivery, other processes at it, those of them that cannot be at it any more}. The
-# number is 0 when nothing was begun: too many were lost, or another may be at it and the caller is not alone.
+# number of one that is not begun is -1 when too many were lost, and 0 when it must be alone and is not.
 _BEGIN = """
 local own, alone, lost_after = 'by:' .. ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
 local time = redis.call('TIME')
@@ -36,7 +36,8 @@ for i = 1, #fields, 2 do
     if now - tonumber(fields[i + 1]) >= lost_after then lost = lost + 1 end
   end
 end
-if lost >= tonumber(ARGV[4]) or (others > 0 and not alone) then return {0, others, lost} end
+if lost >= tonumber(ARGV[4]) then return {-1, others, lost} end
+if others > 0 and not alone then return {0, others, lost} end
 redis.call('HSET', KEYS[1], own, string.format('%.3f', now))
 local number = redis.call('HINCRBY', KEYS[1], 'count', 1)
 redis.call('EXPIRE', KEYS[1], ARGV[5])
@@ -104,7 +105,7 @@ class Deliveries:
             settings.publish_once_ttl_seconds,
         )
         number, others, lost = self._redis.eval(_BEGIN, 1, deliveries_key(check_id), *arguments)
-        if lost >= settings.max_deliveries:
+        if number < 0:
             raise UncheckableMessage(
                 "too_many_deliveries", f"{lost} worker processes ended during this check."
             )

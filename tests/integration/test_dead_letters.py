@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,19 @@ def test_dead_letters_are_kept_whole_and_in_order(letters: DeadLetters) -> None:
     assert letters.get("1-1") is None
 
 
-def test_a_message_has_one_letter_the_newest(letters: DeadLetters) -> None:
-    """Delivered again and buried again, it moves to the end, where whoever waits for it looks."""
+def test_a_message_has_one_letter_the_newest(letters: DeadLetters, broker: redis.Redis) -> None:
+    """Delivered again and buried again, it moves to the end, where whoever waits for it looks.
+
+    What is remembered of it for that is forgotten in time.
+    """
     letters.bury(_letter("twice", "model_failed"))
     letters.bury(_letter("other"))
     letters.bury(_letter("twice", "too_many_deliveries"))
     assert _messages(letters) == ["other", "twice"]
     assert [kept.letter and kept.letter.reason for kept in letters.read()][1] == "too_many_deliveries"
+    marks = set(broker.keys()) - {b"dead-letters"}  # type: ignore[arg-type]
+    assert len(marks) == 2
+    assert all(0 < broker.ttl(mark) <= 7 * 86400 for mark in marks)  # type: ignore[operator]
 
 
 def test_the_stream_keeps_about_as_many_letters_as_are_set(broker: redis.Redis) -> None:
@@ -165,13 +172,48 @@ def test_eight_that_put_a_letter_back_at_once_put_it_back_once(
     assert broker.llen(QUEUE) == 1
 
 
-def test_a_letter_that_was_put_back_or_dropped_may_come_again(letters: DeadLetters) -> None:
+@contextmanager
+def _refused(broker: redis.Redis, command: str) -> Iterator[None]:
+    broker.execute_command("ACL", "SETUSER", "default", f"-{command}")
+    try:
+        with pytest.raises(redis.ResponseError, match="ACL"):
+            yield
+    finally:
+        broker.execute_command("ACL", "SETUSER", "default", "+@all")
+
+
+def test_a_letter_whose_message_the_server_does_not_take_back_is_kept(
+    letters: DeadLetters, broker: redis.Redis
+) -> None:
+    """What was counted of it too: an operator puts it back once the server allows it."""
+    letters.bury(_letter("kept"))
+    broker.hset(deliveries_key("kept"), "count", "3")
+    kept = _only(letters)
+    with _refused(broker, "lpush"):
+        letters.redrive(kept)
+    assert _only(letters) == kept
+    assert broker.exists(deliveries_key("kept"))
+
+
+def test_a_letter_stays_when_the_server_takes_no_newer_one(letters: DeadLetters, broker: redis.Redis) -> None:
+    """A message that was buried is never without a letter."""
+    letters.bury(_letter("twice"))
+    kept = _only(letters)
+    with _refused(broker, "xadd"):
+        letters.bury(_letter("twice", "too_many_deliveries"))
+    assert _only(letters) == kept
+
+
+def test_a_letter_that_was_put_back_or_dropped_leaves_nothing_and_may_come_again(
+    letters: DeadLetters, broker: redis.Redis
+) -> None:
     """The message fails once more: it has a letter again."""
     letters.bury(_letter("again"))
     letters.redrive(_only(letters))
+    assert set(broker.keys()) == {b"dead-letters", QUEUE.encode()}  # type: ignore[arg-type]
     letters.bury(_letter("again"))
     assert letters.drop(_only(letters))
-    assert list(letters.read()) == []
+    assert set(broker.keys()) == {b"dead-letters", QUEUE.encode()}  # type: ignore[arg-type]
     letters.bury(_letter("again"))
     kept = _only(letters)
     assert letters.drop(kept)
