@@ -134,7 +134,7 @@ def test_a_broker_that_throws_keys_away_is_named_in_the_log_and_serves_again_whe
     admin.config_set("maxmemory-policy", "noeviction")
     workers.workers[0].wait_for_event("broker_mended", fault="evicting")
     mended = time.time()
-    checks = submit(client, [stored_picture], count=100 * SCALE)
+    checks = submit(client, [stored_picture], count=250 * SCALE)
     outcome = wait_for_all(client, workers, checks, seconds=60 * SCALE, supervise=False)
     found = Counter({name: outcome.events[name] for name in checks})
     report.add(
