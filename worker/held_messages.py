@@ -2,6 +2,7 @@
 
 - **A message is settled once.** kombu acknowledges also what was put back, and takes it away from the worker
   that holds it under the same tag by then.
+- **A message that is put back is the next to be taken.** kombu puts what a task rejects behind all others.
 - **A message that could not be acknowledged takes no place in the worker.** kombu keeps it among those in
   work, and a worker that has as many of them as it may takes nothing any more.
 """
@@ -38,6 +39,8 @@ class HeldMessages(stock.QoS):
     def append(self, message: Any, delivery_tag: str) -> None:
         """Note a message that was taken."""
         with self._settled:
+            # Taken again before the thread that put it back has heard so, which then must not forget it.
+            self._settling.discard(delivery_tag)
             virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
@@ -51,11 +54,11 @@ class HeldMessages(stock.QoS):
                 self._remove_from_indices(delivery_tag).execute()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Put a message back or drop it; it is forgotten here as in `ack`."""
+        """Put a message back where it is taken next, or drop it; it is forgotten here as in `ack`."""
         if self._begins_to_settle(delivery_tag):
             with self._forgotten_here(delivery_tag):
                 if requeue:
-                    self.restore_by_tag(delivery_tag, leftmost=True)
+                    self.restore_by_tag(delivery_tag)
                 else:
                     self._remove_from_indices(delivery_tag).execute()
 
@@ -108,9 +111,10 @@ class HeldMessages(stock.QoS):
 
     def _ends_to_settle(self, delivery_tag: str, *, forget: bool) -> None:
         with self._settled:
-            self._settling.discard(delivery_tag)
-            if forget:
-                virtual.QoS.ack(self, delivery_tag)
+            if delivery_tag in self._settling:
+                self._settling.discard(delivery_tag)
+                if forget:
+                    virtual.QoS.ack(self, delivery_tag)
             self._settled.notify_all()
 
     def _is_held(self, delivery_tag: str) -> bool:

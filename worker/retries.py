@@ -27,8 +27,10 @@ MODEL_RETRIES = 2
 
 def postpone_or_bury(task: "Task[Any, None]", service: "Service", message: object, error: Exception) -> None:
     """Try a check again that could not be carried out, or keep it as a dead letter when it had its tries."""
-    if isinstance(error, redis.RedisError | Crowded):
-        # Redis cannot be told the outcome yet, or others are alone: the check waits for as long as it takes.
+    if isinstance(error, Crowded):
+        _put_back(error)
+    if isinstance(error, redis.RedisError):
+        # Redis cannot be told the outcome yet: the check waits for as long as it takes.
         _postpone(task, service, error)
     most = service.settings.max_retries
     reason: DeadLetterReason
@@ -51,6 +53,13 @@ def postpone_or_bury(task: "Task[Any, None]", service: "Service", message: objec
         _bury(task, service, message, UncheckableMessage(reason, str(error) or type(error).__name__))
     except redis.RedisError as unreachable:
         _postpone(task, service, unreachable)
+
+
+def _put_back(crowded: Crowded) -> NoReturn:
+    """Let a check be taken again before the queue behind it: it has waited already, and had no try."""
+    RETRIES.labels("crowded").inc()
+    log.warning("check_postponed", seconds=0.0, why=f"{type(crowded).__name__}: {crowded}")
+    raise Reject(str(crowded), requeue=True) from crowded
 
 
 def retry_delay(retries: int, longest_seconds: float) -> float:
@@ -80,8 +89,6 @@ def _retry_reason(error: Exception) -> RetryReason:
     match error:
         case redis.RedisError():
             return "broker"
-        case Crowded():
-            return "crowded"
         case StorageUnavailable():
             return "storage_unavailable"
         case ModelFailed():

@@ -9,6 +9,7 @@ from tests.chaos.outcome import Faults, submit, wait_for_all, wait_for_share, wa
 from tests.chaos.report import Report
 from tests.conftest import PATIENCE
 from worker.client import Client
+from worker.deliveries import deliveries_key
 from worker.embedded import Valkey
 
 # What was in flight comes again after the visibility timeout, at the next sweep; a sweep that was killed
@@ -53,6 +54,33 @@ def test_killed_workers_lose_no_verdict_and_double_none(
     assert outcome.once_each
     assert workers.deaths == [], "a worker ended that nobody killed"
     assert delay < BOUND_SECONDS * PATIENCE
+
+
+def test_checks_that_cannot_be_alone_in_time_are_answered_before_the_queue_behind_them(
+    fleet: StartFleet, client: Client, stored_picture: str, valkey: Valkey
+) -> None:
+    """A process was lost at six, so that each runs alone, and the time of one is enough for four of them."""
+    threads = 6
+    isolated = submit(client, [stored_picture], count=threads)
+    with redis.Redis.from_url(valkey.url) as broker:
+        for name in isolated:
+            broker.hset(deliveries_key(name), "by:lost", 1)
+    behind = submit(client, [stored_picture], count=24)
+    workers = fleet(
+        1,
+        DNF_THREADS=str(threads),
+        DNF_BATCH_SIZE=str(threads),
+        DNF_CHECK_DEADLINE_SECONDS="3.5",
+        NULL_BATCH_SECONDS="1",
+    )
+    outcome = wait_for_all(client, workers, isolated | behind, seconds=90, supervise=False)
+    assert outcome.once_each
+    assert workers.events("check_postponed"), "all of them were alone in time"
+    order = sorted(outcome.answered_at, key=lambda name: outcome.answered_at[name])
+    # A thread that is free takes a check of the queue, which may have its turn between two of them.
+    assert isolated.keys() <= set(order[: 2 * threads])
+    with redis.Redis.from_url(valkey.url) as broker:
+        assert {broker.hget(deliveries_key(name), "count") for name in isolated} == {b"1"}
 
 
 def test_a_broker_that_is_killed_six_times_loses_no_verdict_and_no_worker(

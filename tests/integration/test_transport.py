@@ -203,6 +203,39 @@ def test_a_message_that_went_back_is_no_longer_ours_to_settle(
         assert (giver.channel.qos.held(), other.channel.qos.held()) == ([], [message.delivery_tag])
 
 
+def test_a_message_that_a_task_rejects_is_taken_again_before_the_queue_behind_it(
+    app: Celery, broker: redis.Redis
+) -> None:
+    """As often as it is put back."""
+    _push(broker, *[entry_of([number], {}, QUEUE) for number in range(3)])
+    with _taker(app) as taker:
+        taker.channel.basic_qos(prefetch_count=1)
+        for _ in range(2):
+            taker.take()
+            taker.taken[-1].requeue()
+        taker.take()
+        assert [message.payload[0] for message in taker.taken] == [[0], [0], [0]]
+
+
+def test_a_message_that_is_taken_again_while_it_is_put_back_is_held(app: Celery, broker: redis.Redis) -> None:
+    """The thread that put it back hears so after the consumer has it again, and does not forget it then."""
+    _push(broker, entry_of([{}], {}, QUEUE))
+    with _taker(app) as taker, ThreadPoolExecutor(1) as threads:
+        qos = taker.channel.qos
+        taker.take()
+        (tag,) = qos.held()
+        put_back = threads.submit(qos.put_back, tag)
+        while qos.held():
+            pass
+        with qos._settled:  # noqa: SLF001 - the thread waits here when it has heard
+            while len(taker.taken) < 2:
+                taker.take(seconds=0.05)
+        assert put_back.result()
+        assert qos.held() == [tag]
+        taker.taken[-1].ack()
+        assert (broker.hlen("unacked"), _waiting(broker)) == (0, 0)
+
+
 def test_a_message_is_settled_by_one_thread_of_many(app: Celery, broker: redis.Redis) -> None:
     """Half of the threads acknowledge and half put back: what went back is there once, the rest is gone."""
     _push(broker, *[entry_of([number], {}, QUEUE) for number in range(40)])
