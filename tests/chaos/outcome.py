@@ -42,9 +42,14 @@ class Outcome:
         """Whether every check has exactly one event, and nothing else has any."""
         return self.events == Counter(list(self.checks))
 
-    def longest_wait_seconds(self) -> float:
-        """Return the longest time from a check's submission to its event."""
-        return max(at - self.checks[name].submitted_at.timestamp() for name, at in self.answered_at.items())
+    def last_since(self, mended: float) -> tuple[float, str]:
+        """Return the seconds from a mend to the last verdict, and of how many it is the last.
+
+        `mended` is in seconds since 1970.
+        """
+        delays = [at - mended for name, at in self.answered_at.items() if name in self.checks]
+        waited = [delay for delay in delays if delay > 0]
+        return max(waited), f"to the last of {len(waited):,} verdicts"
 
 
 class Faults:

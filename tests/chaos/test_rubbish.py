@@ -90,7 +90,7 @@ def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_live
 ) -> None:
     """Each has one letter, a check behind all of them has its verdict, and the process is the same."""
     chance = random.Random(4)
-    count = 2000 * min(SCALE, 5)
+    count = 2000 * min(SCALE, 6)
     entries = {KINDS[number % len(KINDS)](number, chance) for number in range(count)}
     assert len(entries) > 0.95 * count
     workers = fleet(1, DNF_DEAD_LETTER_STREAM_MAX_LENGTH=str(count))
