@@ -84,7 +84,7 @@ class MicroBatcher(Generic[Item, Result]):
 
     @property
     def stalled_seconds(self) -> float:
-        """Seconds since the model thread last made progress while it had work; 0.0 when it has none."""
+        """Seconds that the model has been at what it computes now; 0.0 when it computes nothing."""
         at = self._progress_at
         return 0.0 if at is None else time.monotonic() - at
 
@@ -109,8 +109,6 @@ class MicroBatcher(Generic[Item, Result]):
             if self._closed:
                 raise BatcherClosed("the batcher is closed")
             self._waiting.append(waiting)
-            if self._progress_at is None:
-                self._progress_at = time.monotonic()
             self._changed.notify_all()
         return future
 
@@ -130,7 +128,7 @@ class MicroBatcher(Generic[Item, Result]):
     def _gather(self) -> list[_Waiting[Item, Result]]:
         """Return the next batch, or nothing once the batcher is closed and has done everything."""
         with self._changed:
-            self._progress_at = time.monotonic() if self._waiting else None
+            self._progress_at = None
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._limit < self._max_batch and time.monotonic() >= self._limited_until:
                 self._set_limit(min(2 * self._limit, self._max_batch), "batch_enlarged")

@@ -9,9 +9,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
+import redis
 from jsonschema import Draft202012Validator
 from PIL import Image
 
@@ -19,6 +21,7 @@ from worker.client import Client
 from worker.embedded import EmbeddedServices
 from worker.messages import ImageCheck, VerdictEvent, event_id
 from worker.settings import Settings
+from worker.transport import IDLE_SECONDS
 
 SCHEMAS = Path(__file__).parents[2] / "deploy" / "schemas"
 STAGES = {"queue_wait", "fetch", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail", "total"}
@@ -150,6 +153,21 @@ def test_a_check_submitted_twice_is_judged_once_and_answered_once(
     worker.wait_for_event("check_answered_before", check_id="twice", delivery=2)
     assert [event.check_id for event in client.events(follow=False)].count("twice") == 1
     assert len(worker.wait_for_event("image_checked", check_id="twice")) == 1
+
+
+def test_an_idle_worker_asks_for_checks_many_times_a_second_and_rests_between(
+    worker: Any, services: EmbeddedServices, wait_until: Callable[..., None]
+) -> None:
+    """What comes waits for a fraction of a second, and neither worker nor broker is busy until then."""
+    assert worker.process.poll() is None
+    with redis.Redis.from_url(services.redis_url) as broker:
+
+        def asked() -> int:
+            return int(broker.info("commandstats")["cmdstat_eval"]["calls"])  # type: ignore[index]
+
+        before, began = asked(), monotonic()
+        wait_until(lambda: asked() >= before + 20, "twenty questions", seconds=3)
+        assert monotonic() - began > 20 * IDLE_SECONDS / 2
 
 
 def test_a_check_delivered_twice_at_the_same_time_is_published_once(

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from time import time
+from time import monotonic, time
 from typing import Any
 
 import pytest
@@ -75,10 +75,15 @@ class _Taker:
         self.consumer.consume()
 
     def take(self, *, seconds: float = 1.0) -> None:
-        """Take what there is, for a time."""
-        with suppress(socket.timeout):
-            while True:
-                self.connection.drain_events(timeout=seconds)
+        """Take until all places are taken, the server says that there is no more, or the time is over."""
+        rested, until = self._rests_until, monotonic() + seconds
+        while self._rests_until == rested and self.channel.qos.can_consume() and monotonic() < until:
+            with suppress(socket.timeout):
+                self.connection.drain_events(timeout=0.05)
+
+    @property
+    def _rests_until(self) -> float:
+        return float(self.channel._resting_until)  # noqa: SLF001 - nothing else tells that the server answered
 
 
 @contextmanager
@@ -126,6 +131,23 @@ def test_an_answer_that_never_arrives_loses_no_message(
         taker.channel.client.connection.disconnect()
         assert taker.taken == []
         assert broker.hlen("unacked") == 1
+
+
+def test_an_answer_that_was_not_read_yet_is_read_before_a_worker_lets_go(
+    app: Celery, broker: redis.Redis, wait_until: Callable[..., None]
+) -> None:
+    """The message in it is one of those that it holds, and goes back with them."""
+    _push(broker, entry_of([{}], {}, QUEUE))
+    with _taker(app) as taker:
+        taker.channel.finish_taking()
+        taker.connection.transport.cycle.on_poll_start()
+        wait_until(lambda: _waiting(broker) == 0, "the server gave the message away")
+        assert taker.channel.qos.held() == []
+        taker.channel.finish_taking()
+        (tag,) = taker.channel.qos.held()
+        assert taker.channel.qos.put_back(tag)
+        assert (broker.hlen("unacked"), _waiting(broker)) == (0, 1)
+        taker.channel.finish_taking()
 
 
 def test_a_server_without_memory_loses_no_message_and_ends_no_consumer(
@@ -251,18 +273,35 @@ def test_a_message_is_settled_by_one_thread_of_many(app: Celery, broker: redis.R
 def test_a_message_whose_return_the_server_refuses_is_no_dead_letter(
     app: Celery, broker: redis.Redis, letters: Callable[[], list[DeadLetter]]
 ) -> None:
-    """Nothing is wrong with it: it stays noted, and the broker delivers it again after its time."""
-    _push(broker, entry_of([{}], {}, QUEUE))
+    """Nothing is wrong with it: it stays noted, and the broker delivers it again after its time.
+
+    Until then the worker may try once more; one that closes its connection meanwhile is not ended by it.
+    """
+    _push(broker, *[entry_of([number], {}, QUEUE) for number in range(2)])
+    try:
+        with _taker(app) as taker:
+            taker.take()
+            first, second = (message.delivery_tag for message in taker.taken)
+            broker.execute_command("ACL", "SETUSER", "default", "-lpush", "-rpush")
+            with pytest.raises(redis.ResponseError):
+                taker.channel.qos.put_back(first)
+            assert taker.channel.qos.held() == [first, second]
+            taker.taken[0].requeue()
+        assert (letters(), broker.hlen("unacked")) == ([], 2)
+    finally:
+        broker.execute_command("ACL", "SETUSER", "default", "+@all")
+
+
+def test_a_message_that_is_refused_for_now_waits_behind_the_others(app: Celery, broker: redis.Redis) -> None:
+    """It would otherwise be taken and refused without end, and they would wait for it."""
+    _push(broker, *[entry_of([number], {}, QUEUE) for number in range(3)])
+    with _taker(app) as taker:
+        taker.channel.basic_qos(prefetch_count=1)
+        taker.take()
+        taker.taken[0].requeue()
     with _taker(app) as taker:
         taker.take()
-        broker.execute_command("ACL", "SETUSER", "default", "-lpush", "-rpush")
-        try:
-            with pytest.raises(redis.ResponseError):
-                taker.channel.qos.put_back(taker.taken[0].delivery_tag)
-            taker.taken[0].requeue()
-            assert (letters(), broker.hlen("unacked")) == ([], 1)
-        finally:
-            broker.execute_command("ACL", "SETUSER", "default", "+@all")
+        assert [message.payload[0] for message in taker.taken] == [[1], [2], [0]]
 
 
 def test_what_was_taken_and_not_acknowledged_goes_back_when_the_connection_closes(

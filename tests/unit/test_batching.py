@@ -238,6 +238,38 @@ def test_a_model_at_work_tells_how_long_it_has_made_no_progress(wait_until: Call
     batcher.close()
 
 
+def test_every_part_of_a_batch_that_is_tried_again_is_progress() -> None:
+    """A batch that fails as a whole lasts long in its parts, and the model stands still in none of them."""
+    stalled: list[float] = []
+
+    def run(items: list[int]) -> list[int]:
+        stalled.append(batcher.stalled_seconds)
+        time.sleep(0.1)
+        if len(items) > 1:
+            raise ValueError
+        return items
+
+    batcher = MicroBatcher(run, max_batch=4, wait_seconds=60)
+    futures = [batcher.submit(item) for item in range(4)]
+    assert [future.result(30).batch_size for future in futures] == [1] * 4
+    batcher.close()
+    assert len(stalled) == 7
+    assert max(stalled) < 0.1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_model_thread_that_died_makes_no_progress(wait_until: Callable[..., None]) -> None:
+    """What frees memory may fail itself: then nobody takes up the batch again, and the watchdog sees it."""
+
+    def broken(error: Exception) -> bool:
+        raise RuntimeError("the device is lost") from error
+
+    batcher = MicroBatcher(_Doubler(), max_batch=1, wait_seconds=0, out_of_memory=broken)
+    batcher.submit(-1)
+    wait_until(lambda: batcher.stalled_seconds > 0.2, "it stands still")
+    batcher.close()
+
+
 def test_whatever_is_submitted_while_the_batcher_closes_is_done_or_refused() -> None:
     """Over fifty closings, amid submits from four threads, no future is left without an answer."""
     for _ in range(50):

@@ -53,6 +53,24 @@ def test_each_bad_input_is_rejected_with_its_reason(reason: str) -> None:
     assert str(rejected.value).endswith(".")
 
 
+# Pillow's decoders answer these with a ValueError, a SyntaxError and a RuntimeError, not with an OSError.
+HOSTILE = {
+    "a header that is too short": PNG[:11] + b"\x02" + PNG[12:],
+    "pixels that end early": encoded(noise(), "AVIF")[:-100],
+    "an item that is not there": encoded(noise(), "AVIF").replace(b"av01", b"av00"),
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_whatever_a_decoder_raises_is_a_rejection(data: bytes) -> None:
+    """A picture at fault is no fault of the worker, which would try it again and again."""
+    with pytest.raises(ImageRejected) as rejected:
+        decode(data)
+    assert rejected.value.reason in {"truncated", "corrupt"}
+    assert rejected.value.__cause__ is not None
+    assert not isinstance(rejected.value.__cause__, OSError)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
 def test_the_allowed_formats_are_read(kind: str) -> None:
     """Each allowed format gives pixels of the right shape and its own name."""

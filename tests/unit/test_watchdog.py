@@ -32,13 +32,33 @@ for _ in range(4):
     batcher.submit(sys.argv[1]).result()
 time.sleep(2 * {limit})
 watchdog.stop()
+time.sleep(2.2 * {limit})
+"""
+
+# A model that stands still at every other look, as it does to a process that is stopped again and again.
+STOPPED = """
+import threading
+from worker.watchdog import Watchdog
+
+class Stopped:
+    looks, over = iter([9 * {limit}, 0.0] * 4), threading.Event()
+
+    @property
+    def stalled_seconds(self):
+        stalled = next(self.looks, None)
+        if stalled is None:
+            self.over.set()
+        return stalled or 0.0
+
+watchdog = Watchdog(Stopped(), {limit})
+Stopped.over.wait()
+watchdog.stop()
 """
 
 
-def _run(behaviour: str) -> subprocess.CompletedProcess[str]:
-    program = PROGRAM.format(limit=0.5 * PATIENCE)
+def _run(behaviour: str, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program, behaviour],
+        [sys.executable, "-c", program.format(limit=0.5 * PATIENCE), behaviour],
         capture_output=True, text=True, timeout=60 * PATIENCE, check=False,
     )  # fmt: skip
 
@@ -61,6 +81,12 @@ def test_native_code_that_never_lets_python_run_ends_its_process_too() -> None:
 
 
 def test_a_model_that_is_slow_or_idle_lives() -> None:
-    """Four batches of half the limit, and twice the limit without work."""
+    """Four batches of half the limit, twice the limit without work, and as long again without a watchdog."""
     ended = _run("be slow")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_process_that_was_stopped_for_a_while_lives() -> None:
+    """A stall that is over at the next look is none of the model's."""
+    ended = _run("stop", STOPPED)
     assert (ended.returncode, ended.stderr) == (0, "")
