@@ -130,7 +130,6 @@ class Channel(stock.Channel):
                     raise Empty
                 name, entry, tag = taken
                 queue = name.decode().rsplit(self.sep, 1)[0]
-                self._queue_cycle.rotate(queue)
                 payload = self._admitted(name, entry, tag, queue)
                 if payload is None:
                     return True
@@ -143,10 +142,6 @@ class Channel(stock.Channel):
     def _serving(self) -> Iterator[None]:
         try:
             yield
-        except self.connection_errors:
-            # The next round connects again.
-            self.client.connection.disconnect()
-            raise
         except redis.ResponseError as error:
             log.warning("queue_refused", why=str(error))
             self._resting_until = monotonic() + REFUSED_SECONDS

@@ -13,6 +13,7 @@ import redis
 from celery import Celery
 from kombu import Connection, Consumer, Queue
 from kombu.transport.redis import Transport as StockTransport
+from structlog.testing import capture_logs
 
 from worker.admission import MAX_ENTRY_BYTES, entry_of
 from worker.app import create_app
@@ -20,7 +21,7 @@ from worker.dead_letters import DeadLetters
 from worker.embedded import Valkey
 from worker.messages import QUEUES, DeadLetter
 from worker.settings import Settings
-from worker.transport import Transport
+from worker.transport import REFUSED_SECONDS, Transport
 
 QUEUE = "image-checks"
 
@@ -153,12 +154,17 @@ def test_an_answer_that_was_not_read_yet_is_read_before_a_worker_lets_go(
 def test_a_server_without_memory_loses_no_message_and_ends_no_consumer(
     app: Celery, broker: redis.Redis
 ) -> None:
-    """Reads and pops go on without memory, notes do not: the message stays until there is memory again."""
+    """Reads and pops go on without memory, notes do not: the message stays until there is memory again.
+
+    The consumer rests for a while after a refusal, and says so once for each time that it asked.
+    """
     with _taker(app) as taker:
         taker.take(seconds=0.2)
         _push(broker, entry_of([{}], {}, QUEUE))
         broker.config_set("maxmemory", "1")
-        taker.take(seconds=1.5)
+        with capture_logs() as lines:
+            taker.take(seconds=0.5)
+        assert [line["event"] for line in lines].count("queue_refused") == 1
         assert taker.taken == []
         assert _waiting(broker) == 1
         broker.config_set("maxmemory", "0")
@@ -169,12 +175,14 @@ def test_a_server_without_memory_loses_no_message_and_ends_no_consumer(
 def test_a_server_that_refuses_a_consumers_queues_is_a_lost_connection(
     app: Celery, broker: redis.Redis
 ) -> None:
-    """A worker that connects while there is no memory connects again later, where any other error ends it."""
+    """A worker that connects while there is no memory rests and connects again, where other errors end it."""
     broker.config_set("maxmemory", "1")
     connection = app.connection_for_read()
     connection.transport.state.clear()  # what earlier connections of this process have declared
+    began = monotonic()
     with pytest.raises(connection.connection_errors, match="used memory"):
         Consumer(connection.channel(), list(app.amqp.queues.values())).consume()
+    assert monotonic() - began >= REFUSED_SECONDS
     broker.config_set("maxmemory", "0")
     connection.close()
     with _taker(app) as taker:
@@ -288,8 +296,52 @@ def test_a_message_whose_return_the_server_refuses_is_no_dead_letter(
             assert taker.channel.qos.held() == [first, second]
             taker.taken[0].requeue()
         assert (letters(), broker.hlen("unacked")) == ([], 2)
+        assert taker.channel.qos.held() == []
     finally:
         broker.execute_command("ACL", "SETUSER", "default", "+@all")
+
+
+class _LostOnce(redis.Redis):
+    """A client whose connection is lost in its first transaction, and is there again after it."""
+
+    lost = False
+
+    def transaction(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.lost:
+            self.lost = True
+            raise redis.ConnectionError("lost")
+        return super().transaction(*args, **kwargs)
+
+
+def test_a_message_whose_return_is_lost_on_its_way_is_no_dead_letter(
+    app: Celery, broker: redis.Redis, valkey: Valkey, letters: Callable[[], list[DeadLetter]]
+) -> None:
+    """Nothing is wrong with it, though the broker answers again at the next question."""
+    _push(broker, entry_of([{}], {}, QUEUE))
+    with _taker(app) as taker, _LostOnce.from_url(valkey.url) as client:
+        taker.take()
+        with pytest.raises(redis.ConnectionError):
+            taker.channel.qos.restore_by_tag(taker.taken[0].delivery_tag, client=client)
+        assert (letters(), broker.hlen("unacked")) == ([], 1)
+
+
+def test_an_acknowledgement_on_its_way_is_waited_for(
+    app: Celery, broker: redis.Redis, wait_until: Callable[..., None]
+) -> None:
+    """A process that ended before the server has it would leave a check behind that is done."""
+    _push(broker, entry_of([{}], {}, QUEUE))
+    with _taker(app) as taker, ThreadPoolExecutor(1) as threads:
+        taker.take()
+        qos = taker.channel.qos
+        broker.client_pause(2000, all=False)
+        settled = threads.submit(taker.taken[0].ack)
+        wait_until(lambda: qos.held() == [], "it is on its way")
+        with pytest.raises(redis.TimeoutError):
+            qos.finish_settling(0.01)
+        assert not settled.done()
+        broker.client_unpause()
+        qos.finish_settling(30)
+        assert broker.hlen("unacked") == 0
 
 
 def test_a_message_that_is_refused_for_now_waits_behind_the_others(app: Celery, broker: redis.Redis) -> None:
@@ -352,6 +404,37 @@ def test_an_entry_that_is_no_message_becomes_a_dead_letter_and_stops_nobody(
     assert (letter.reason, letter.queue, letter.deliveries) == ("unreadable_entry", QUEUE, 0)
 
 
+@pytest.mark.parametrize(
+    ("entry", "place"),
+    [
+        (b"not json", "queue"),
+        (json.dumps({**json.loads(entry_of([], {}, QUEUE)), "x": "a" * MAX_ENTRY_BYTES}).encode(), "queue"),
+        (entry_of([], {}, QUEUE).replace(b"check_image", b"another_one"), "unacked"),
+    ],
+    ids=["unreadable", "too long", "unknown"],
+)
+def test_an_entry_whose_dead_letter_the_server_refuses_is_kept(
+    app: Celery, broker: redis.Redis, letters: Callable[[], list[DeadLetter]], entry: bytes, place: str
+) -> None:
+    """Where it was, or noted if it can be put back; it has its letter once the server takes that."""
+    _push(broker, entry)
+    with _taker(app) as taker:
+        broker.execute_command("ACL", "SETUSER", "default", "-xadd")
+        try:
+            taker.take()
+            taker.channel.qos.restore_visible()
+        finally:
+            broker.execute_command("ACL", "SETUSER", "default", "+@all")
+        assert letters() == []
+        assert (_waiting(broker), broker.hlen("unacked")) == ((1, 0) if place == "queue" else (0, 1))
+    with _taker(app) as taker:
+        for tag in broker.hkeys("unacked"):  # type: ignore[union-attr]
+            broker.zadd("unacked_index", {tag: 1})
+        taker.channel.qos.restore_visible()
+        taker.take()
+        assert (_waiting(broker), broker.hlen("unacked"), len(letters())) == (0, 0, 1)
+
+
 @pytest.mark.parametrize("how", ["ack", "requeue"])
 def test_a_message_that_could_not_be_acknowledged_takes_no_place(
     app: Celery, broker: redis.Redis, how: str
@@ -381,7 +464,13 @@ def test_what_cannot_be_put_back_does_not_keep_the_others_from_it(
         broker.hset("unacked", tag, f'[{entry},"","{QUEUE}"]')
         broker.zadd("unacked_index", {tag: 2 if tag == "b-newer" else 1})
     with _taker(app) as taker:
-        taker.channel.qos.restore_visible()
+        broker.execute_command("ACL", "SETUSER", "default", "-xadd")
+        try:
+            taker.channel.qos.restore_visible(interval=1)
+            assert broker.hexists("unacked", "b-newer")
+        finally:
+            broker.execute_command("ACL", "SETUSER", "default", "+@all")
+        taker.channel.qos.restore_visible(interval=1)
         assert (broker.hlen("unacked"), _waiting(broker)) == (0, 1)
     (letter,) = letters()
     assert (letter.message, letter.queue) == (bad, QUEUE)

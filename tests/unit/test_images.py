@@ -156,6 +156,15 @@ def test_an_orientation_that_cannot_be_read_leaves_the_picture_as_it_is_stored(d
     assert np.array_equal(decode(data).pixels, decode(encoded(noise(), "JPEG")).pixels)
 
 
+def test_exif_data_of_which_nothing_can_be_read_rejects_no_picture() -> None:
+    """Pillow answers a search for the orientation in those of a WebP with a SyntaxError."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(noise(), "WEBP", exif=exif).replace(b"MM\0\x2a", b"no\0\x2a")
+    assert b"no\0\x2a" in data
+    assert np.array_equal(decode(data).pixels, decode(encoded(noise(), "WEBP")).pixels)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_turned_upright(orientation: int) -> None:
     """As Pillow's own function turns it."""
