@@ -344,18 +344,6 @@ def test_an_acknowledgement_on_its_way_is_waited_for(
         assert broker.hlen("unacked") == 0
 
 
-def test_a_message_that_is_refused_for_now_waits_behind_the_others(app: Celery, broker: redis.Redis) -> None:
-    """It would otherwise be taken and refused without end, and they would wait for it."""
-    _push(broker, *[entry_of([number], {}, QUEUE) for number in range(3)])
-    with _taker(app) as taker:
-        taker.channel.basic_qos(prefetch_count=1)
-        taker.take()
-        taker.taken[0].requeue()
-    with _taker(app) as taker:
-        taker.take()
-        assert [message.payload[0] for message in taker.taken] == [[1], [2], [0]]
-
-
 def test_what_was_taken_and_not_acknowledged_goes_back_when_the_connection_closes(
     app: Celery, broker: redis.Redis
 ) -> None:
