@@ -26,6 +26,13 @@ def training_precision(device: "torch.device") -> "torch.autocast":
     return torch.autocast(device.type, torch.bfloat16, enabled=computes_bfloat16(device))
 
 
+def training_layout(device: str) -> "torch.memory_format":
+    """Return how a network that trains keeps its weights: channels last for tensor cores, else as usual."""
+    import torch
+
+    return torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
+
+
 def processor_features() -> frozenset[str]:
     """Return the features of this machine's CPU as Linux names them; none on another system."""
     try:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detector.training.batches import BalancedPictures
-from detector.training.prefetch import prefetched
+from detector.training.prefetch import drawn
 
 log = structlog.get_logger()
 
@@ -41,12 +41,21 @@ class FeatureBank:
         self._folder, self._crops = folder, crops
         folder.mkdir(parents=True, exist_ok=True)
 
-    def fill(self, pictures: BalancedPictures, batch: int, compute: Compute | None, name: str) -> None:
+    def fill(
+        self,
+        pictures: BalancedPictures,
+        batch: int,
+        compute: Compute | None,
+        name: str,
+        *,
+        loaders: int = 1,
+    ) -> None:
         """Draw the crops, and compute features with `compute` into `name`.npy; go on where a run stopped.
 
+        `loaders` processes draw.
         Raises ValueError when the folder holds crops of other pictures or of another recipe.
         """
-        self._fill_pictures(pictures, batch)
+        self._fill_pictures(pictures, batch, loaders)
         if compute:
             self._fill_features(batch, compute, name)
 
@@ -72,13 +81,13 @@ class FeatureBank:
             )
             first += 1
 
-    def _fill_pictures(self, pictures: BalancedPictures, batch: int) -> None:
+    def _fill_pictures(self, pictures: BalancedPictures, batch: int, loaders: int) -> None:
         known = self._noted("pictures").get("drawn", pictures.digest)
         if known != pictures.digest:
             raise ValueError(f"{self._folder} is the bank of other pictures, or of another recipe or seed")
-        drawn = prefetched(pictures.batches(self._done("pictures") // batch))
+        batches = drawn(pictures.batch, self._done("pictures") // batch, loaders)
         for start in range(self._done("pictures"), self._crops, batch):
-            crops = next(drawn).pictures
+            crops = next(batches).pictures
             rows = self._rows("pictures", (self._crops, *crops.shape[1:]), np.uint8)
             rows[start : start + batch] = crops[: self._crops - start]
             self._note("pictures", min(start + batch, self._crops), drawn=pictures.digest)

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -79,12 +78,6 @@ class BalancedPictures:
                 pixels = self._decoded[sample.path]
                 pictures.append(self._history(pixels, self._size, np.random.default_rng(seed)))
         return PictureBatch(np.stack(pictures), np.tile(np.array([1, 0], dtype=np.float32), self._pairs))
-
-    def batches(self, first: int) -> Iterator[PictureBatch]:
-        """Yield the batches from `first` on, for ever."""
-        while True:
-            yield self.batch(first)
-            first += 1
 
     def _draw(self, rng: Generator, *, generated: bool) -> Sample:
         families, weights = self._families[generated], self._weights[generated]

@@ -20,14 +20,14 @@ from detector.dnf import quantised
 from detector.features import combined, compute_feature
 from detector.images import decode
 from detector.metrics import auroc
-from detector.precision import computes_bfloat16, training_precision
+from detector.precision import computes_bfloat16, training_layout, training_precision
 from detector.resnet import ResNet
 from detector.training.bank import FeatureBank
 from detector.training.batches import BalancedPictures
 from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from detector.training.corpus import Sample
 from detector.training.curves import save_curves
-from detector.training.prefetch import prefetched
+from detector.training.prefetch import drawn, prefetched
 from detector.training.recipe import ClassifierTraining
 from detector.unet import Unet
 
@@ -73,7 +73,8 @@ def train_classifier(
     torch.manual_seed(recipe.seed)
     source = _FeatureSource(unet, training, bank or folder / "bank", recipe)
     held_out = source.held_out(validation)
-    network = ResNet(recipe.network.model_copy(update={"in_channels": recipe.channels})).to(recipe.device)
+    network = ResNet(recipe.network.model_copy(update={"in_channels": recipe.channels}))
+    network.to(recipe.device, memory_format=training_layout(recipe.device))  # type: ignore[call-overload]
     averaged = deepcopy(network)
     make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     optimizer = make(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -141,20 +142,27 @@ class _FeatureSource:
         """Yield batches from number `first` on, for ever."""
         recipe = self._recipe
         if self._bank is None:
-            for drawn in prefetched(self._pictures.batches(first)):
-                yield self._batch(self._features(torch.from_numpy(drawn.pictures)), drawn.labels)
+            for fresh in drawn(self._pictures.batch, first, recipe.loaders):
+                yield self._batch(self._features(torch.from_numpy(fresh.pictures)), fresh.labels)
             return
         name = self._kept_features()
-        self._bank.fill(self._pictures, recipe.batch, self._estimates if name else None, name or "")
-        drawn_from_bank = self._bank.batches(name, recipe.batch, first=first, seed=recipe.seed)
-        for kept in prefetched(drawn_from_bank):
-            x = self._pixels(torch.from_numpy(kept.pictures))
-            estimates = None if kept.features is None else torch.from_numpy(kept.features).to(x)
+        compute = self._estimates if name else None
+        self._bank.fill(self._pictures, recipe.batch, compute, name or "", loaders=recipe.loaders)
+        for kept in prefetched(self._bank.batches(name, recipe.batch, first=first, seed=recipe.seed)):
+            pictures = torch.from_numpy(kept.pictures)
+            if kept.features is None:
+                yield self._batch(self._features(pictures), kept.labels)
+                continue
+            x = self._pixels(pictures)
+            estimates = torch.from_numpy(kept.features).to(x)
             yield self._batch(self._seen(combined(recipe.feature, estimates, x)), kept.labels)
 
     def _kept_features(self) -> str | None:
-        """Name what a bank keeps: another U-Net, or other timesteps, have features of their own."""
-        if self._unet is None:
+        """Name the features that a bank keeps: another U-Net, or other timesteps, have their own.
+
+        A CUDA device computes them sooner than a disk holds them: a bank then keeps the crops alone.
+        """
+        if self._unet is None or torch.device(self._recipe.device).type == "cuda":
             return None
         digest = hashlib.sha256()
         for weight in self._unet.state_dict().values():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from detector.resnet import ResNet
     from detector.training.corpus import Sample, TrainingSplit
     from detector.training.recipe import ClassifierTraining
+    from detector.training.unet import UnetTraining
     from detector.unet import Unet
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -45,11 +46,21 @@ def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _
     return decorate
 
 
-_data = _options(
+_read = _options(
     click.option("--split", default="train", show_default=True, help="Of a corpus that has splits."),
     click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True),
+)
+_trained = _options(
+    _read,
     click.option("--seed", type=int, default=1, show_default=True),
     click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
+    click.option(
+        "--loaders",
+        type=click.IntRange(1, 64),
+        default=1,
+        show_default=True,
+        help="Processes that draw crops.",
+    ),
 )
 _bundle = _options(
     click.option("--out", required=True, type=_folder, help="The bundle."),
@@ -97,11 +108,14 @@ def train() -> None:
 @_corpus
 @click.option("--out", required=True, type=_folder, help="A diffusers folder; training resumes there.")
 @click.option("--channels", default="16,32,64,96", show_default=True, help="By level, from the finest.")
+@click.option("--size", type=click.IntRange(32, 512), default=64, show_default=True, help="Of a crop.")
+@click.option("--batch", type=click.IntRange(1, 1024), default=32, show_default=True)
 @_budget(60)
-@_data
+@_trained
 def unet(corpus: Path, *, out: Path, channels: str, **options: Any) -> None:
     """Train a small diffusion U-Net on the corpus's photographs alone."""
-    _train_unet(_samples(corpus, options).training, out, _channels(channels), options)
+    recipe = _unet_recipe(channels, options, size=options["size"], batch=options["batch"])
+    _train_unet(_samples(corpus, options).training, out, recipe)
 
 
 @train.command()
@@ -116,7 +130,7 @@ def unet(corpus: Path, *, out: Path, channels: str, **options: Any) -> None:
 @_bundle
 @_judged
 @_budget(60)
-@_data
+@_trained
 def classifier(
     corpus: Path,
     *,
@@ -155,7 +169,7 @@ def classifier(
 @_bundle
 @_judged
 @_budget(60)
-@_data
+@_trained
 def whole(corpus: Path, *, work: Path | None, channels: str, **options: Any) -> None:
     """Train the U-Net, then the ResNet on its feature, and write a calibrated bundle."""
     out: Path = options["out"]
@@ -163,8 +177,8 @@ def whole(corpus: Path, *, work: Path | None, channels: str, **options: Any) -> 
     minutes: float = options["minutes"]
     recipe = _recipe(options["feature"], options | {"minutes": minutes * (1 - _UNET_SHARE)})
     samples = _samples(corpus, options)
-    budget = options | {"minutes": minutes * _UNET_SHARE}
-    network = _train_unet(samples.training, work / "unet", _channels(channels), budget)
+    unet_recipe = _unet_recipe(channels, options | {"minutes": minutes * _UNET_SHARE})
+    network = _train_unet(samples.training, work / "unet", unet_recipe)
     bundle = _train_classifier(network, samples, work / "classifier", recipe, options)
     click.echo(f"{bundle.folder}: digest {bundle.digest}")
 
@@ -174,7 +188,7 @@ def whole(corpus: Path, *, work: Path | None, channels: str, **options: Any) -> 
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
 @_bundle
 @click.option("--hold-out", multiple=True, required=True, metavar="FAMILY", help="As for the bundles.")
-@_data
+@_read
 def fuse(corpus: Path, *, bundles: tuple[str, ...], **options: Any) -> None:
     """Put classifiers of several features side by side, weighted on held-out families.
 
@@ -212,13 +226,17 @@ def _need_both_classes(samples: "TrainingSplit") -> None:
             )
 
 
-def _train_unet(
-    training: list["Sample"], folder: Path, channels: tuple[int, ...], options: dict[str, Any]
-) -> "Unet":
-    from detector.training.unet import UnetTraining, train_unet
+def _unet_recipe(channels: str, options: dict[str, Any], **more: int) -> "UnetTraining":
+    from detector.training.unet import UnetTraining
 
-    shared = ("minutes", "max_steps", "seed", "device")
-    recipe = UnetTraining(channels, **{name: options[name] for name in shared})
+    shared = ("minutes", "max_steps", "seed", "device", "loaders")
+    numbers: dict[str, Any] = {name: options[name] for name in shared} | more
+    return UnetTraining(_channels(channels), **numbers)
+
+
+def _train_unet(training: list["Sample"], folder: Path, recipe: "UnetTraining") -> "Unet":
+    from detector.training.unet import train_unet
+
     try:
         return train_unet(training, folder, recipe)
     except ValueError as error:
@@ -292,7 +310,7 @@ def _recipe(feature: "Feature", options: dict[str, Any]) -> "ClassifierTraining"
     timesteps = _numbers(options["timesteps"], "timesteps")
     if any(not 0 <= t <= 999 for t in timesteps):  # noqa: PLR2004 - the schedule's last
         raise click.UsageError("--timesteps are in 0..999")
-    shared = ("size", "batch", "bank", "minutes", "max_steps", "seed", "device")
+    shared = ("size", "batch", "bank", "minutes", "max_steps", "seed", "device", "loaders")
     recipe = ClassifierTraining(
         feature=feature,
         dnf=DnfConfig(timesteps=timesteps),

@@ -1,13 +1,36 @@
-"""Make batches on a thread of their own: codecs release the interpreter lock while the networks compute."""
+"""Make batches ahead of the step that needs them: on a thread, or in processes of their own."""
 
+import itertools
 import queue
 import threading
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
 
 Batch = TypeVar("Batch")
 
 _AHEAD = 4
+
+
+def drawn(draw: Callable[[int], Batch], first: int, loaders: int = 1) -> Iterator[Batch]:
+    """Yield `draw(first)`, `draw(first + 1)` and so on for ever, made ahead by `loaders` processes.
+
+    With 1 a thread of this process makes them: codecs release the interpreter lock while the networks
+    compute, and two cores have nothing to spare. The batches are the same, in the same order, whatever
+    the number. An error in `draw` is raised here.
+    """
+    if loaders == 1:
+        yield from prefetched(draw(index) for index in itertools.count(first))
+        return
+    yield from DataLoader(
+        _ByNumber(draw),
+        sampler=itertools.count(first),
+        batch_size=None,
+        num_workers=loaders,
+        collate_fn=_as_it_is,
+        prefetch_factor=_AHEAD,
+    )
 
 
 def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -41,3 +64,17 @@ def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield item
     finally:
         finished.set()
+
+
+class _ByNumber(Dataset[Batch], Generic[Batch]):
+    """Batches by their number, drawn where they are asked for."""
+
+    def __init__(self, draw: Callable[[int], Batch]) -> None:
+        self._draw = draw
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._draw(index)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

@@ -25,7 +25,7 @@ class ClassifierTraining:
     reproducible. `bank` crops are drawn once and kept with their features; with 0 every step draws new ones.
     `schedule` "cosine" anneals the learning rate to zero and ends after `patience` validations without a
     better AUROC; "plateau" then divides the rate by ten instead, and ends below 1e-6, as published. `ema`
-    averages the weights over steps, 0 to switch it off.
+    averages the weights over steps, 0 to switch it off. `loaders` processes make the batches.
     """
 
     feature: Feature = "dnf"
@@ -47,6 +47,7 @@ class ClassifierTraining:
     validate_steps: int = 200
     seed: int = 1
     device: str = "cpu"
+    loaders: int = 1
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -5,7 +5,6 @@ noisy part of the schedule; the others are uniform as in the paper.
 """
 
 import time
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,12 @@ from torch import Tensor
 
 from detector.dnf import TRAINING_TIMESTEPS, signal_levels
 from detector.images import decode
-from detector.precision import training_precision
+from detector.precision import training_layout, training_precision
 from detector.training.augmentation import CodecChain
 from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from detector.training.corpus import Sample
 from detector.training.curves import save_curves
-from detector.training.prefetch import prefetched
+from detector.training.prefetch import drawn
 from detector.unet import Unet, save_unet
 
 log = structlog.get_logger()
@@ -35,6 +34,7 @@ class UnetTraining:
     """The recipe: `size` of crops in pixels; `low_share` of the timesteps, 0..1, lie below `low_timesteps`.
 
     Training ends after `minutes` of wall clock, or after `max_steps` if given: with steps it is reproducible.
+    `loaders` processes make the batches.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 96)
@@ -49,6 +49,7 @@ class UnetTraining:
     seed: int = 1
     checkpoint_minutes: float = 3.0
     device: str = "cpu"
+    loaders: int = 1
 
 
 def build_unet(channels: tuple[int, ...], size: int) -> Unet:
@@ -76,7 +77,8 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     pictures = [decode(sample.path.read_bytes()).pixels for sample in photographs if not sample.generated]
-    unet = build_unet(recipe.channels, recipe.size).to(recipe.device)
+    unet = build_unet(recipe.channels, recipe.size)
+    unet.to(recipe.device, memory_format=training_layout(recipe.device))  # type: ignore[call-overload]
     averaged = deepcopy(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
     levels = signal_levels(recipe.device)
@@ -84,8 +86,7 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
     record = load_checkpoint(folder, parts) or {"losses": [], "seconds": 0.0}
     began, saved = time.monotonic() - record["seconds"], time.monotonic()
     losses: list[float] = record["losses"]
-    # A resumed run must not see the first run's pictures again, in the same order.
-    batches = prefetched(_batches(pictures, recipe, np.random.default_rng([recipe.seed, len(losses)])))
+    batches = drawn(_Crops(pictures, recipe).batch, len(losses), recipe.loaders)
     while (elapsed := time.monotonic() - began) < recipe.minutes * 60 and len(losses) != recipe.max_steps:
         progress = elapsed / (recipe.minutes * 60)
         for group in optimizer.param_groups:
@@ -111,20 +112,26 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
             saved = time.monotonic()
             save_checkpoint(folder, parts, {"losses": losses, "seconds": saved - began})
     save_checkpoint(folder, parts, {"losses": losses, "seconds": time.monotonic() - began})
+    averaged.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     save_unet(averaged, folder)
     save_curves(folder, "unet", losses, [])
-    return averaged.cpu().eval()
+    averaged.eval()
+    return averaged
 
 
-def _batches(
-    pictures: list[NDArray[np.uint8]], recipe: UnetTraining, rng: np.random.Generator
-) -> Iterator[Tensor]:
-    """Yield crops (B, 3, S, S) uint8 for ever."""
-    chain = CodecChain()
-    while True:
-        chosen = rng.integers(0, len(pictures), recipe.batch)
-        crops = np.stack([chain(pictures[i], recipe.size, rng) for i in chosen])
-        yield torch.from_numpy(crops).permute(0, 3, 1, 2)
+class _Crops:
+    """Batches of crops by number: a resumed run sees the pictures that an unbroken one would have seen."""
+
+    def __init__(self, pictures: list[NDArray[np.uint8]], recipe: UnetTraining) -> None:
+        self._pictures, self._recipe, self._chain = pictures, recipe, CodecChain()
+
+    def batch(self, index: int) -> Tensor:
+        """Draw batch `index`: (B, 3, S, S) uint8."""
+        recipe = self._recipe
+        rng = np.random.default_rng([recipe.seed, index])
+        chosen = rng.integers(0, len(self._pictures), recipe.batch)
+        crops = np.stack([self._chain(self._pictures[i], recipe.size, rng) for i in chosen])
+        return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
 def _step(unet: Unet, pictures: Tensor, levels: Tensor, recipe: UnetTraining) -> Tensor:

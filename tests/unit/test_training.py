@@ -22,10 +22,15 @@ from detector.training.bank import FeatureBank
 from detector.training.batches import BalancedPictures
 from detector.training.classifier import train_classifier
 from detector.training.corpus import Sample, grouped_split, read_corpus
+from detector.training.prefetch import drawn
 from detector.training.recipe import ClassifierTraining, SquashAndFlip, paper_recipe
 from detector.training.unet import UnetTraining, build_unet, train_unet
 
 Pixels = NDArray[np.uint8]
+
+
+def _gone(index: int) -> bytes:
+    return Path(f"no-such-picture-{index}.png").read_bytes()
 
 
 def ks_distance(first: list[float], second: list[float]) -> float:
@@ -113,20 +118,28 @@ def test_both_classes_live_through_the_same_histories(tmp_path: Path) -> None:
     for name in ("real", "generated"):
         (tmp_path / name).mkdir()
         Image.fromarray(pixels).save(tmp_path / name / "same.png")
-    batches = BalancedPictures(read_corpus(tmp_path), CodecChain(), size=64, batch=20, seed=3).batches(0)
-    pictures = np.concatenate([batch.pictures for batch in islice(batches, 30)]).astype(np.float64)
+    drawer = BalancedPictures(read_corpus(tmp_path), CodecChain(), size=64, batch=20, seed=3)
+    pictures = np.concatenate([drawer.batch(index).pictures for index in range(30)]).astype(np.float64)
     edges = np.abs(np.diff(pictures, axis=2)).mean(axis=(1, 2, 3)).tolist()
     sharpness = edges[::2], edges[1::2]
     assert ks_distance(*sharpness) < 0.12
 
 
-def test_a_batch_is_the_same_wherever_a_run_begins(corpus: Path) -> None:
-    """Batch 3 does not depend on whether batches 0 to 2 were drawn: a resumed run sees what it would have."""
-    pictures = [
-        BalancedPictures(read_corpus(corpus), CodecChain(), size=32, batch=4, seed=2) for _ in range(2)
-    ]
-    begun = [next(pictures[0].batches(3)), list(islice(pictures[1].batches(0), 4))[3]]
-    np.testing.assert_array_equal(begun[0].pictures, begun[1].pictures)
+@pytest.mark.parametrize("loaders", [1, 3])
+def test_a_batch_is_the_same_wherever_a_run_begins(corpus: Path, loaders: int) -> None:
+    """Batch 3 does not depend on whether batches 0 to 2 were drawn, nor on how many processes draw."""
+    pictures = BalancedPictures(read_corpus(corpus), CodecChain(), size=32, batch=4, seed=2)
+    resumed = next(drawn(pictures.batch, 3))
+    unbroken = list(islice(drawn(pictures.batch, 0, loaders), 4))[3]
+    np.testing.assert_array_equal(resumed.pictures, unbroken.pictures)
+    np.testing.assert_array_equal(resumed.labels, unbroken.labels)
+
+
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_an_error_while_batches_are_drawn_ends_the_training(loaders: int) -> None:
+    """A picture that went away is an error of the step that wanted it, not a training that waits for ever."""
+    with pytest.raises(FileNotFoundError):
+        next(drawn(_gone, 0, loaders))
 
 
 def test_a_bank_goes_on_where_it_stopped_and_keeps_pairs(corpus: Path, tmp_path: Path) -> None:
