@@ -11,6 +11,7 @@ from detector.kernels import LANES, CpuKernels, KernelsUnavailable, cpu_kernels,
 from detector.resnet import BasicBlock, Bottleneck, ResNet
 
 if TYPE_CHECKING:
+    from detector.dnf import NoiseEstimator
     from detector.unet import Unet
 
 log = structlog.get_logger()
@@ -24,12 +25,18 @@ _WIDEST = 256
 
 
 def install(
-    unet: "Unet | None", classifier: Classifier, device: torch.device, dtype: torch.dtype
-) -> tuple["Unet | CapturedGraphs | None", Classifier, str]:
+    unet: "Unet | None",
+    classifier: Classifier,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    compiled: bool = False,
+) -> tuple["NoiseEstimator | None", Classifier, str]:
     """Put float32 networks on a device in `dtype`, in the layout and with the layers that are fast there.
 
     Returns both networks, ready for inference only, and what was done, in words. In float32 the layers stay
-    as they are: that path is the reference.
+    as they are: that path is the reference. `compiled` lets PyTorch's compiler fuse the U-Net's layers on its
+    first batches, which takes a minute and a C compiler.
     """
     # Measured on CPU and documented for tensor cores; Metal gains nothing from it.
     layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
@@ -42,15 +49,21 @@ def install(
                 kernels = cpu_kernels()
             except KernelsUnavailable as reason:
                 how = f"PyTorch's layers: {reason}"
-    if kernels:
+    if kernels and not compiled:
         # The packed weights come from float32, before anything is rounded.
         how = f"fused kernels for {_replace(unet, kernels) + _replace(classifier, kernels)} layers"
     networks: list[nn.Module] = [classifier] if unet is None else [unet, classifier]
     for network in networks:
         network.to(device=device, dtype=dtype, memory_format=layout).eval()  # type: ignore[call-overload]
-    if unet is not None and device.type == "cuda" and dtype == torch.bfloat16:
-        return CapturedGraphs(unet), classifier, "CUDA graphs"
-    return unet, classifier, how
+    estimator: NoiseEstimator | None = unet
+    sizes: tuple[int, ...] = GRAPH_SIZES
+    if unet is not None and compiled:
+        # Any batch of two or more shares one compilation; a single picture would need its own.
+        estimator, sizes, how = torch.compile(unet, dynamic=True), GRAPH_SIZES[1:], "compiled U-Net"
+    if estimator is not None and device.type == "cuda" and dtype == torch.bfloat16:
+        how = f"{how}, CUDA graphs" if compiled else "CUDA graphs"
+        return CapturedGraphs(estimator, sizes), classifier, how
+    return estimator, classifier, how
 
 
 class WinogradConvolution(nn.Module):
@@ -168,7 +181,7 @@ class CapturedGraphs(nn.Module):
     do all after a capture that failed, with one warning event `graph_not_captured`.
     """
 
-    def __init__(self, network: nn.Module, sizes: tuple[int, ...] = GRAPH_SIZES) -> None:
+    def __init__(self, network: "NoiseEstimator", sizes: tuple[int, ...] = GRAPH_SIZES) -> None:
         super().__init__()
         self.network = network
         self._sizes = sizes
@@ -178,7 +191,7 @@ class CapturedGraphs(nn.Module):
         """Estimate the noise in `x` (B, 3, H, W) at `timesteps` (B,): (B, 3, H, W)."""
         count, size = x.shape[0], padded_size(x.shape[0], self._sizes)
         if size is None:
-            return cast("Tensor", self.network(x, timesteps))
+            return self.network(x, timesteps)
         shape = (size, *x.shape[1:])
         if shape not in self._captured:
             try:
@@ -186,7 +199,7 @@ class CapturedGraphs(nn.Module):
             except RuntimeError as error:
                 log.warning("graph_not_captured", shape=shape, error=str(error))
                 self._sizes = ()
-                return cast("Tensor", self.network(x, timesteps))
+                return self.network(x, timesteps)
         graph, held_x, held_timesteps, out = self._captured[shape]
         held_x.copy_(padded(x, size), non_blocking=True)
         held_timesteps.copy_(padded(timesteps, size), non_blocking=True)

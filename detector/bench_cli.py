@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 )
 @click.option("--paper", is_flag=True, help="Ours against the published pipeline, on the same weights.")
 @click.option("--full-size", is_flag=True, help="The published networks' sizes, random weights.")
+@click.option("--compile", "compiled", is_flag=True, help="Let PyTorch compile the U-Net first.")
 @click.option(
     "--peak-tflops", type=click.FloatRange(min=0, min_open=True), help="The device's peak in bfloat16."
 )
@@ -58,6 +59,7 @@ def bench(
     json_file: Path | None,
     paper: bool,
     full_size: bool,
+    compiled: bool,
     peak_tflops: float | None,
 ) -> None:
     """Measure BUNDLE (the default one, if none is named): speed, stages, memory and arithmetic.
@@ -82,7 +84,13 @@ def bench(
             flops = flops_a_picture(found)
             if paper:
                 comparison, how = _compare(
-                    found, folder, device=devices[0], dtypes=dtypes, batch_sizes=batch_sizes, rounds=rounds
+                    found,
+                    folder,
+                    device=devices[0],
+                    dtypes=dtypes,
+                    batch_sizes=batch_sizes,
+                    rounds=rounds,
+                    compiled=compiled,
                 )
             else:
                 rows = measure(
@@ -92,6 +100,7 @@ def bench(
                     batch_sizes=batch_sizes,
                     rounds=rounds,
                     peak_tflops=peak_tflops,
+                    compiled=compiled,
                 )
             title = f"{found.manifest.name} {found.manifest.version}"
     except BundleError as error:
@@ -152,12 +161,14 @@ def _compare(
     dtypes: "tuple[Dtype, ...]",
     batch_sizes: tuple[int, ...],
     rounds: int,
+    compiled: bool,
 ) -> "tuple[Comparison, str]":
     from detector.benchmark import compare, our_pipeline, sample_files, usual_dtypes
     from detector.detector import Detector
     from detector.paper_pipeline import PaperPipeline
 
-    detector = Detector.load(bundle, device=device, dtype=dtypes[0] if dtypes else usual_dtypes(device)[-1])
+    dtype = dtypes[0] if dtypes else usual_dtypes(device)[-1]
+    detector = Detector.load(bundle, device=device, dtype=dtype, compiled=compiled)
     published = PaperPipeline(bundle, folder, device=detector.device)
     files = sample_files(batch_sizes[0] if batch_sizes else 2)
     with ThreadPoolExecutor(1) as pool:

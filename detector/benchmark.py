@@ -108,8 +108,9 @@ def measure(
     batch_sizes: Sequence[int] = (),
     rounds: int = 3,
     peak_tflops: float | None = None,
+    compiled: bool = False,
 ) -> list[Measurement]:
-    """Measure the detector for each device, type and batch size, in turn.
+    """Measure the detector, `compiled` or not, for each device, type and batch size, in turn.
 
     Without `dtypes`, those that are no detour on the device; without `batch_sizes`, 1, 4 and 16 on a CPU, and
     on a CUDA device 1, 8 and what its free memory holds.
@@ -118,7 +119,7 @@ def measure(
     rows: list[Measurement] = []
     for device in devices:
         for dtype in dtypes or usual_dtypes(device):
-            detector = Detector.load(bundle, device=device, dtype=dtype)
+            detector = Detector.load(bundle, device=device, dtype=dtype, compiled=compiled)
             sizes = batch_sizes or _usual_batch_sizes(detector)
             rows += [_row(detector, size, rounds, flops, peak_tflops) for size in sizes]
     return rows

@@ -74,11 +74,13 @@ class Detector:
         device: str = "auto",
         dtype: Dtype = "auto",
         threads: int | None = None,
+        compiled: bool = False,
     ) -> Self:
         """Load a bundle's networks.
 
         `device` is auto, cpu, cuda, cuda:N or mps; `dtype` auto means bfloat16 on CUDA and float32
-        elsewhere; `threads` bounds the CPU threads of this process. Raises `BundleError`.
+        elsewhere; `threads` bounds the CPU threads of this process; `compiled` lets PyTorch compile the
+        U-Net, on its first batches. Raises `BundleError`.
         """
         import torch
         from safetensors.torch import load_file
@@ -101,7 +103,7 @@ class Detector:
             classifier.load_state_dict({name: _widened(value) for name, value in weights.items()})
         except (UnetRejected, OSError, RuntimeError) as error:
             raise BundleError("malformed", f"The weights of {bundle.folder} do not fit: {error}") from error
-        estimator, classifier, acceleration = install(unet, classifier, place, kind)
+        estimator, classifier, acceleration = install(unet, classifier, place, kind, compiled=compiled)
         return cls(bundle, estimator, classifier, place, kind, acceleration=acceleration)
 
     @property

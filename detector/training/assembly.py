@@ -58,9 +58,9 @@ def assemble(
 ) -> Bundle:
     """Write the networks in float16 as a bundle whose scores and thresholds are fitted on `calibration`.
 
-    Each of these pictures, at most 400 of them, is scored after one random history, in a square of its shorter
-    side, 384 pixels at most. The thresholds let at
-    most 1 % of the reals among them be called generated and at most 10 % reach a person or worse.
+    Each of these pictures, at most 400 of them, is scored after one random history, in a square of its
+    shorter side, 384 pixels at most. The thresholds let at most 1 % of the reals among them be called
+    generated and at most 10 % reach a person or worse.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if unet:

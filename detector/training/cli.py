@@ -67,8 +67,9 @@ _bundle = _options(
     click.option("--name", default="dnf", show_default=True),
     click.option("--version", default="1", show_default=True),
 )
+_hold_out = click.option("--hold-out", multiple=True, metavar="FAMILY", help="Never trained on; repeatable.")
 _judged = _options(
-    click.option("--hold-out", multiple=True, metavar="FAMILY", help="Never trained on; repeatable."),
+    _hold_out,
     click.option("--bank", type=click.IntRange(min=0), default=0, help="Crops kept with their features."),
     click.option("--size", type=click.IntRange(32, 512), default=128, show_default=True, help="Of a crop."),
     click.option("--views", type=click.Choice(["1", "4", "9", "16"]), default="9", show_default=True),
@@ -110,6 +111,7 @@ def train() -> None:
 @click.option("--channels", default="16,32,64,96", show_default=True, help="By level, from the finest.")
 @click.option("--size", type=click.IntRange(32, 512), default=64, show_default=True, help="Of a crop.")
 @click.option("--batch", type=click.IntRange(1, 1024), default=32, show_default=True)
+@_hold_out
 @_budget(60)
 @_trained
 def unet(corpus: Path, *, out: Path, channels: str, **options: Any) -> None:
