@@ -7,9 +7,9 @@ from typing import Protocol
 
 import pytest
 
+from tests.broken_broker import valkey_on_a_small_disk
 from tests.chaos.fleet import Fleet, settings_of
 from tests.chaos.report import Report
-from tests.full_disk import valkey_on_a_small_disk
 from worker.client import Client
 from worker.embedded import EmbeddedServices, Valkey
 

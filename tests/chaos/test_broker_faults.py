@@ -3,16 +3,15 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 import redis
 
+from tests.broken_broker import Breaking, configured, disk_full, memory_full, read_only, too_few_replicas
 from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.fleet import Fleet
 from tests.chaos.outcome import submit, wait_for_all, wait_for_share
 from tests.chaos.report import Report
-from tests.full_disk import full_disk
 from worker.client import Client
 from worker.embedded import Valkey
 
@@ -26,44 +25,17 @@ def admin(valkey: Valkey) -> Iterator[redis.Redis]:
         yield client
 
 
-@contextmanager
-def _full_disk(valkey: Valkey, _: redis.Redis) -> Iterator[None]:
-    with full_disk(valkey):
-        yield
-
-
-@contextmanager
-def _replica(_: Valkey, admin: redis.Redis) -> Iterator[None]:
-    admin.replicaof("127.0.0.1", "1")
-    yield
-    admin.replicaof("NO", "ONE")
-
-
-@contextmanager
-def _full_memory(_: Valkey, admin: redis.Redis) -> Iterator[None]:
-    admin.config_set("maxmemory", "1")
-    yield
-    admin.config_set("maxmemory", "0")
-
-
-@contextmanager
-def _too_few_replicas(_: Valkey, admin: redis.Redis) -> Iterator[None]:
-    admin.config_set("min-replicas-to-write", "1")
-    yield
-    admin.config_set("min-replicas-to-write", "0")
-
-
 def _refusals(workers: Fleet, said: str) -> bool:
     events = ("queue_refused", "check_postponed", "restoring_refused", "delivery_end_untold")
     return any(said in line["why"] for name in events for line in workers.events(name))
 
 
 # What is broken, what the worker calls it, and what the server says when it refuses.
-FAULTS = (
-    (_full_disk, "disk_full", "MISCONF"),
-    (_replica, "read_only", "read only replica"),
-    (_full_memory, "memory_full", "used memory"),
-    (_too_few_replicas, None, "NOREPLICAS"),
+FAULTS: tuple[tuple[Breaking, str | None, str], ...] = (
+    (disk_full, "disk_full", "MISCONF"),
+    (read_only, "read_only", "read only replica"),
+    (memory_full, "memory_full", "used memory"),
+    (too_few_replicas, None, "NOREPLICAS"),
 )
 
 
@@ -125,14 +97,12 @@ def test_a_broker_that_throws_keys_away_is_named_in_the_log_and_serves_again_whe
     workers = fleet(1)
     pids = workers.pids()
     submit(client, [stored_picture], count=50)
-    admin.config_set("maxmemory-policy", "allkeys-lru")
-    admin.config_set("maxmemory", str(admin.info("memory")["used_memory"] + (1 << 20)))
-    for number in range(200):
-        admin.set(f"filler:{number}", bytes(100_000))
-    wait_until(lambda: admin.info("stats")["evicted_keys"] > 0, "a key that is thrown away")
-    workers.workers[0].wait_for_event("broker_unsafe", fault="evicting")
-    admin.config_set("maxmemory", "0")
-    admin.config_set("maxmemory-policy", "noeviction")
+    little_memory = str(admin.info("memory")["used_memory"] + (1 << 20))
+    with configured(admin, **{"maxmemory-policy": "allkeys-lru", "maxmemory": little_memory}):
+        for number in range(200):
+            admin.set(f"filler:{number}", bytes(100_000))
+        wait_until(lambda: admin.info("stats")["evicted_keys"] > 0, "a key that is thrown away")
+        workers.workers[0].wait_for_event("broker_unsafe", fault="evicting")
     workers.workers[0].wait_for_event("broker_mended", fault="evicting")
     mended = time.time()
     checks = submit(client, [stored_picture], count=250 * SCALE)

@@ -1,20 +1,25 @@
 """What is wrong with a real broker is named while it is, and what is mended too."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 from structlog.testing import capture_logs
 
-from tests.full_disk import full_disk, valkey_on_a_small_disk
+from tests.broken_broker import (
+    Breaking,
+    disk_full,
+    evicting,
+    memory_full,
+    not_durable,
+    read_only,
+    valkey_on_a_small_disk,
+)
 from worker.broker_watch import BrokerFault, BrokerWatch, broker_faults
 from worker.embedded import Valkey
 from worker.results import connect
 from worker.settings import Settings
-
-Breaking = Callable[[Valkey, redis.Redis], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="module")
@@ -33,56 +38,14 @@ def admin(valkey: Valkey) -> Iterator[redis.Redis]:
         yield client
 
 
-@contextmanager
-def _configured(admin: redis.Redis, **options: str) -> Iterator[None]:
-    before = {name: admin.config_get(name)[name] for name in options}
-    for name, value in options.items():
-        admin.config_set(name, value)
-    yield
-    for name, value in before.items():
-        admin.config_set(name, value)
-
-
-@contextmanager
-def _evicting(_: Valkey, admin: redis.Redis) -> Iterator[None]:
-    with _configured(admin, **{"maxmemory-policy": "allkeys-lru", "maxmemory": "1gb"}):
-        yield
-
-
-@contextmanager
-def _memory_full(_: Valkey, admin: redis.Redis) -> Iterator[None]:
-    with _configured(admin, maxmemory="1"):
-        yield
-
-
-@contextmanager
-def _not_durable(_: Valkey, admin: redis.Redis) -> Iterator[None]:
-    with _configured(admin, appendonly="no"):
-        yield
-
-
-@contextmanager
-def _read_only(_: Valkey, admin: redis.Redis) -> Iterator[None]:
-    admin.replicaof("127.0.0.1", "1")
-    yield
-    admin.replicaof("NO", "ONE")
-
-
-@contextmanager
-def _disk_full(valkey: Valkey, admin: redis.Redis) -> Iterator[None]:
-    with full_disk(valkey):
-        admin.set("more than the disk takes", bytes(100_000))
-        yield
-
-
 @pytest.mark.parametrize(
     ("fault", "broken", "advice"),
     [
-        ("evicting", _evicting, "noeviction"),
-        ("memory_full", _memory_full, "maxmemory"),
-        ("not_durable", _not_durable, "appendonly"),
-        ("read_only", _read_only, "DNF_REDIS_URL"),
-        ("disk_full", _disk_full, "disk"),
+        ("evicting", evicting, "noeviction"),
+        ("memory_full", memory_full, "maxmemory"),
+        ("not_durable", not_durable, "appendonly"),
+        ("read_only", read_only, "DNF_REDIS_URL"),
+        ("disk_full", disk_full, "disk"),
     ],
 )
 def test_a_fault_is_told_once_with_what_to_do_and_once_when_it_is_mended(

@@ -11,7 +11,7 @@ import redis
 from celery import Celery
 from click.testing import CliRunner
 
-from tests.full_disk import full_disk, valkey_on_a_small_disk
+from tests.broken_broker import full_disk, valkey_on_a_small_disk
 from worker.cli import main
 from worker.client import Client
 from worker.dead_letters import DeadLetters, letter_of_call
