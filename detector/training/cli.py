@@ -1,7 +1,7 @@
 """dnf-detector train."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,6 +75,7 @@ _judged = _options(
     click.option("--views", type=click.Choice(["1", "4", "9", "16"]), default="9", show_default=True),
     click.option("--batch", type=click.IntRange(2, 1024), default=32, show_default=True),
     click.option("--timesteps", default="0", show_default=True, help="Of the feature, commas between."),
+    click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="The highest; 0.001."),
     click.option("--preset", type=click.Choice(["own", "paper"]), default="own", show_default=True),
 )
 
@@ -319,6 +320,8 @@ def _recipe(feature: "Feature", options: dict[str, Any]) -> "ClassifierTraining"
         views=int(options["views"]),
         **{name: options[name] for name in shared},
     )
+    if options["learning_rate"] is not None:
+        recipe = replace(recipe, learning_rate=options["learning_rate"])
     if options["preset"] == "paper":
         recipe = paper_recipe(recipe)
     if recipe.batch % 2:
