@@ -1,6 +1,7 @@
 """What becomes of a check that could not be carried out: it is tried again, or kept as a dead letter."""
 
 import random
+import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import redis
@@ -13,6 +14,7 @@ from worker.messages import DeadLetterReason, UncheckableMessage
 from worker.metrics import RETRIES, RetryReason
 from worker.shared_lock import Crowded
 from worker.storage import StorageUnavailable
+from worker.transport import REFUSED_SECONDS
 
 if TYPE_CHECKING:
     from celery.app.task import Task
@@ -80,7 +82,9 @@ def _postpone(task: "Task[Any, None]", service: "Service", error: Exception) -> 
     try:
         task.retry(countdown=seconds, exc=error)
     except Reject as unsent:
-        # Celery could not enqueue the retry and would now drop the message; this puts it back.
+        # Celery could not enqueue the retry and would now drop the message; this puts it back, and it is the
+        # next to be taken.
+        time.sleep(REFUSED_SECONDS)
         raise Reject(str(unsent), requeue=True) from error
     raise AssertionError("unreachable: retry raises")
 

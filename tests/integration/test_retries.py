@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from worker.client import Client, NoVerdict
 from worker.embedded import EmbeddedServices
 from worker.settings import Settings
 from worker.startup import free_ports
+from worker.transport import REFUSED_SECONDS
 
 MAX_RETRIES = 4
 
@@ -164,7 +166,7 @@ def test_a_dead_letter_that_the_broker_refuses_is_written_when_it_takes_it(
 def test_a_check_whose_retry_the_broker_refuses_goes_back_to_its_queue(
     worker: RunningWorker, client: Client, submit: Callable[[int], str], broker: redis.Redis
 ) -> None:
-    """Celery would drop it: it is judged once the broker takes commands again."""
+    """Celery would drop it: it is tried after a rest, and judged once the broker takes commands again."""
     since = client.position()
     with _in_the_way_of(broker, "verdicts"):
         check_id = submit(96)
@@ -172,7 +174,9 @@ def test_a_check_whose_retry_the_broker_refuses_goes_back_to_its_queue(
         broker.execute_command("ACL", "SETUSER", "default", "-lpush")
         try:
             tries = len(worker.wait_for_event("check_postponed", check_id=check_id))
-            worker.wait_for_event("check_postponed", check_id=check_id, count=tries + 2)
+            lines = worker.wait_for_event("check_postponed", check_id=check_id, count=tries + 2)
         finally:
             broker.execute_command("ACL", "SETUSER", "default", "+@all")
+    before, last = (datetime.fromisoformat(line["timestamp"]) for line in lines[tries : tries + 2])
+    assert (last - before).total_seconds() >= REFUSED_SECONDS
     client.wait_for(check_id, timeout_seconds=60 * PATIENCE, since=since)
