@@ -2,6 +2,7 @@
 
 import resource
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -35,8 +36,8 @@ def configured(admin: redis.Redis, **options: str) -> Iterator[None]:
 
 
 def evicting(_: Valkey, admin: redis.Redis) -> AbstractContextManager[None]:
-    """Let the server throw keys away when it holds a gigabyte."""
-    return configured(admin, **{"maxmemory-policy": "allkeys-lru", "maxmemory": "1gb"})
+    """Let the server throw away all that it holds."""
+    return configured(admin, **{"maxmemory-policy": "allkeys-lru", "maxmemory": "1"})
 
 
 def memory_full(_: Valkey, admin: redis.Redis) -> AbstractContextManager[None]:
@@ -44,9 +45,13 @@ def memory_full(_: Valkey, admin: redis.Redis) -> AbstractContextManager[None]:
     return configured(admin, maxmemory="1")
 
 
-def not_durable(_: Valkey, admin: redis.Redis) -> AbstractContextManager[None]:
-    """Let the server keep nothing on its disk."""
-    return configured(admin, appendonly="no")
+@contextmanager
+def not_durable(_: Valkey, admin: redis.Redis) -> Iterator[None]:
+    """Let the server keep nothing on its disk; after it everything is there again."""
+    with configured(admin, appendonly="no"):
+        yield
+    while admin.info("persistence")["aof_rewrite_in_progress"]:
+        time.sleep(0.01)
 
 
 def too_few_replicas(_: Valkey, admin: redis.Redis) -> AbstractContextManager[None]:

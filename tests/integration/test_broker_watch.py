@@ -1,5 +1,6 @@
 """What is wrong with a real broker is named while it is, and what is mended too."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from structlog.testing import capture_logs
 
 from tests.broken_broker import (
     Breaking,
+    configured,
     disk_full,
     evicting,
     memory_full,
@@ -74,6 +76,40 @@ def test_a_fault_is_told_once_with_what_to_do_and_once_when_it_is_mended(
     assert (told["event"], told["log_level"], told["fault"]) == ("broker_unsafe", "error", fault)
     assert advice in told["sentence"]
     assert (mended["event"], mended["fault"]) == ("broker_mended", fault)
+
+
+def test_a_full_disk_is_told_from_the_health_check_that_it_refuses(
+    valkey: Valkey, admin: redis.Redis
+) -> None:
+    """A connection that was idle for a while asks whether it is alive before it asks anything else."""
+    with redis.Redis.from_url(valkey.url, health_check_interval=1) as client:
+        assert broker_faults(client) == {}
+        with disk_full(valkey, admin):
+            time.sleep(1.1)  # then the check is due
+            assert broker_faults(client).keys() == {"disk_full"}
+
+
+def test_a_server_without_a_limit_throws_nothing_away_whatever_its_policy(
+    valkey: Valkey, admin: redis.Redis
+) -> None:
+    """There is no memory to be full."""
+    with (
+        connect(Settings(redis_url=valkey.url)) as client,
+        configured(admin, **{"maxmemory-policy": "allkeys-lru"}),
+    ):
+        assert broker_faults(client) == {}
+
+
+def test_a_user_who_may_not_ask_is_told_of_no_fault(valkey: Valkey, admin: redis.Redis) -> None:
+    """Rights that are too few are no fault of the broker, and the worker does without this one."""
+    watch = BrokerWatch(Settings(redis_url=valkey.url))
+    admin.execute_command("ACL", "SETUSER", "default", "-info")
+    try:
+        with capture_logs() as lines:
+            watch.look()
+    finally:
+        admin.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert lines == []
 
 
 def test_a_broker_that_does_not_answer_is_no_fault_of_its_own(tmp_path: Path) -> None:
