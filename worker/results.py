@@ -1,6 +1,7 @@
 """The results queue: publish once, consume in groups."""
 
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,26 @@ return id
 _EVENT: TypeAdapter[ImageEvent] = TypeAdapter(ImageEvent)
 
 
+class _OutermostRetry(Retry):
+    """Tries again what the thread began, and not also each of its parts.
+
+    redis-py asks for a retry around a command, around the connection that it makes for it, and around the
+    health check of that: six tries of each would last a minute.
+    """
+
+    _thread = threading.local()
+
+    def call_with_retry(self, do: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        """Return what `do` returns; an error of a part is the whole's."""
+        if getattr(self._thread, "tries", False):
+            return do()
+        self._thread.tries = True
+        try:
+            return super().call_with_retry(do, *args, **kwargs)
+        finally:
+            self._thread.tries = False
+
+
 def connect(settings: Settings, *, timeout_seconds: float = 10, retries: int = 6) -> redis.Redis:
     """Return a client that gives up on a silent server after seconds and tries a lost connection again."""
     return redis.Redis.from_url(
@@ -35,7 +56,7 @@ def connect(settings: Settings, *, timeout_seconds: float = 10, retries: int = 6
         socket_timeout=timeout_seconds,
         socket_connect_timeout=min(5, timeout_seconds),
         health_check_interval=5,
-        retry=Retry(ExponentialBackoff(cap=2, base=0.1), retries=retries),
+        retry=_OutermostRetry(ExponentialBackoff(cap=2, base=0.1), retries=retries),
         retry_on_error=[redis.ConnectionError, redis.TimeoutError],
         **tls_options(settings),
     )
