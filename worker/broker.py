@@ -60,9 +60,6 @@ def distrust(error: BaseException, settings: "Settings") -> str | None:
     causes = _causes(error)
     for cause in causes:
         match cause:
-            case ssl.SSLError():
-                if sentence := _mistrust(cause):
-                    return sentence
             case redis.exceptions.NoPermissionError():
                 return f"The broker's user in DNF_REDIS_URL has too few rights: {cause}."
             case redis.AuthenticationError():

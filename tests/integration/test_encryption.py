@@ -2,9 +2,11 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from worker.broker import distrust
 from worker.client import Client, QueueUnreachable
 from worker.doctor.broker import check_broker
 from worker.embedded import EmbeddedServices, Valkey
+from worker.results import connect
 from worker.settings import Settings
-from worker.startup import free_ports
+from worker.startup import HOST, free_ports
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +192,45 @@ def test_a_broker_that_is_only_away_or_lost_is_not_called_distrustful(trusted: d
     (port,) = free_ports(1)
     away = settings.model_copy(update={"redis_url": SecretStr(f"rediss://127.0.0.1:{port}/0")})
     assert distrust(ConnectionRefusedError(), away) is None
+
+
+def test_a_broker_that_hangs_up_amid_the_handshake_is_not_called_distrustful(trusted: dict[str, str]) -> None:
+    """It does so when it restarts."""
+    with socket.create_server((HOST, 0)) as server, ThreadPoolExecutor(1) as threads:
+        url = SecretStr(f"rediss://{HOST}:{server.getsockname()[1]}/0")
+
+        def hang_up() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+
+        hanging = threads.submit(hang_up)
+        settings = _settings(trusted).model_copy(update={"redis_url": url})
+        assert distrust(ConnectionResetError(), settings) is None
+        hanging.result(30)
+
+
+def test_only_a_connection_that_was_lost_is_asked_for_its_reason(
+    wrong: dict[str, tuple[dict[str, str], str]], valkey: Valkey
+) -> None:
+    """Not one without encryption, nor for an answer that came over it; what it was lost by may lie deeper."""
+    variables, said = wrong["signed by another"]
+    impostor = _settings(variables)
+    assert distrust(ConnectionResetError(), Settings(redis_url=valkey.url)) is None
+    assert distrust(redis.ResponseError("MISCONF"), impostor) is None
+    error = ValueError()
+    error.__context__ = ConnectionResetError()
+    assert said in (distrust(error, impostor) or "")
+
+
+def test_a_user_with_too_few_rights_is_told_so(valkey: Valkey) -> None:
+    """The command that was refused is named."""
+    settings = Settings(redis_url=valkey.url.replace("//", "//guest:secret@"))
+    with redis.Redis.from_url(valkey.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "guest", "on", ">secret", "+@connection")
+    with connect(settings) as guest, pytest.raises(redis.ResponseError) as refused:
+        guest.llen("image-checks")
+    assert re.search("too few rights: .*llen", distrust(refused.value, settings) or "")
 
 
 def test_a_running_worker_says_when_its_certificate_is_refused_and_when_it_is_accepted_again(  # noqa: PLR0917 - fixtures
