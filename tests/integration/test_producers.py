@@ -3,6 +3,7 @@
 import base64
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -86,11 +87,15 @@ def test_a_full_queue_refuses_more_and_says_so(settings: Settings, broker: redis
 
 def test_a_broker_that_cannot_be_reached_is_named() -> None:
     """Nothing hangs: the producer is told within the time of its retries."""
-    with Client(Settings(redis_url=f"redis://127.0.0.1:{free_ports(1)[0]}/0")) as client:
-        with pytest.raises(QueueUnreachable):
-            client.submit("uploads", "a.jpg")
-        with pytest.raises(QueueUnreachable):
-            client.submit_many(_checks(2))
+    settings = Settings(redis_url=f"redis://127.0.0.1:{free_ports(1)[0]}/0")
+    with Client(settings) as client, ThreadPoolExecutor(2) as threads:
+        one, many = (
+            threads.submit(client.submit, "uploads", "a.jpg"),
+            threads.submit(client.submit_many, _checks(2)),
+        )
+        for submitted in (one, many):
+            with pytest.raises(QueueUnreachable):
+                submitted.result()
 
 
 def test_a_check_of_which_nothing_is_heard_is_submitted_again_under_its_id(

@@ -159,8 +159,8 @@ def test_a_worker_waits_out_a_store_that_throttles_and_buries_what_it_never_gets
     store.behaviours = [*refusals, *refusals, serve(make_picture(3))]
     variables = {
         "DNF_S3_ENDPOINT_URL": store.url,
-        "DNF_VISIBILITY_TIMEOUT_SECONDS": "8",
-        "DNF_CHECK_DEADLINE_SECONDS": "7",
+        "DNF_VISIBILITY_TIMEOUT_SECONDS": "5",
+        "DNF_CHECK_DEADLINE_SECONDS": "4",
         "DNF_MAX_RETRIES": "8",
     }
     worker = worker_process(variables)
@@ -170,7 +170,7 @@ def test_a_worker_waits_out_a_store_that_throttles_and_buries_what_it_never_gets
         event = client.wait_for(judged, timeout_seconds=60 * PATIENCE)[judged]
         assert event.envelope.type == "image.verdict.v1"
         postponed = worker.wait_for_event("check_postponed", check_id=judged, count=2)
-        assert all(0 < line["seconds"] <= 2 for line in postponed)
+        assert all(0 < line["seconds"] <= 5 / 4 for line in postponed)
         store.behaviours = [answer(503, "SlowDown")]
         buried = client.submit(bucket, "b.jpg")
         (letter,) = worker.wait_for_event("dead_letter_written", check_id=buried)

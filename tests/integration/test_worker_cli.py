@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +131,20 @@ def test_a_wrong_setting_is_named(cli: Cli) -> None:
 def test_services_that_cannot_be_reached_are_named_in_one_line(cli: Cli, pictures: list[Path]) -> None:
     """Redis, the object store and a bundle that is not there: a line each, and no traceback."""
     port = free_ports(1)[0]
-    for finished, name in [
-        (cli("submit", pictures[0], DNF_REDIS_URL=f"redis://127.0.0.1:{port}/0"), "Redis cannot be reached"),
-        (cli("verdicts", DNF_REDIS_URL=f"redis://:hidden@127.0.0.1:{port}/0"), "Redis cannot be reached"),
+    submit = ["submit", pictures[0]]
+    commands: list[tuple[list[Any], dict[str, str], str]] = [
+        (submit, {"DNF_REDIS_URL": f"redis://127.0.0.1:{port}/0"}, "Redis cannot be reached"),
+        (["verdicts"], {"DNF_REDIS_URL": f"redis://:hidden@127.0.0.1:{port}/0"}, "Redis cannot be reached"),
         (
-            cli("submit", pictures[0], DNF_S3_ENDPOINT_URL=f"http://user:hidden@127.0.0.1:{port}"),
+            submit,
+            {"DNF_S3_ENDPOINT_URL": f"http://user:hidden@127.0.0.1:{port}"},
             f"http://user:********@127.0.0.1:{port}/test-uploads/",
         ),
-        (cli("run", DNF_BUNDLE="no-such-bundle", DNF_LOG_FORMAT="json"), "no bundle at no-such-bundle"),
-    ]:
+        (["run"], {"DNF_BUNDLE": "no-such-bundle", "DNF_LOG_FORMAT": "json"}, "no bundle at no-such-bundle"),
+    ]
+    with ThreadPoolExecutor(len(commands)) as threads:
+        running = [threads.submit(cli, *arguments, **variables) for arguments, variables, _ in commands]
+    for finished, (_, _, name) in zip((each.result() for each in running), commands, strict=True):
         assert finished.returncode == 1, finished.stderr
         assert name in finished.stderr
         assert "hidden" not in finished.stderr
