@@ -72,6 +72,16 @@ def serve(data: bytes) -> Behaviour:
     return behave
 
 
+def announce(length: int) -> Behaviour:
+    """Return an answer that says how long it is and then ends."""
+
+    def behave(request: BaseHTTPRequestHandler) -> None:
+        _begin(request, length)
+        request.close_connection = True
+
+    return behave
+
+
 def _begin(request: BaseHTTPRequestHandler, length: int, **headers: str) -> None:
     request.send_response(200)
     request.send_header("Content-Length", str(length))

@@ -103,19 +103,20 @@ def test_a_check_is_tried_as_often_as_its_fault_is_worth_and_then_kept(
 ) -> None:
     """Three times when the networks or the program fail at it, as often as is set when memory is short.
 
-    A good one beside them has its verdict; each retry is counted by its reason.
+    What is no check is not tried. A good one beside them has its verdict; retries are counted by reason.
     """
     before = _retries(served)
     raises, no_memory, fault, good = (submit(width) for width in (RAISES, NO_MEMORY, FAULT, 96))
+    none = client.submit(client.settings.upload_bucket, "retries/96.jpg", policy="stricter")
     client.wait_for(good, timeout_seconds=60 * PATIENCE)
     with pytest.raises(NoVerdict) as failed:
-        client.wait_for(raises, no_memory, fault, timeout_seconds=60 * PATIENCE)
-    letters = failed.value.letters
-    found = {name: (letters[name].reason, letters[name].deliveries) for name in (raises, no_memory, fault)}
-    assert found == {
+        client.wait_for(raises, no_memory, fault, none, timeout_seconds=60 * PATIENCE)
+    letters = failed.value.letters.items()
+    assert {name: (letter.reason, letter.deliveries) for name, letter in letters} == {
         raises: ("model_failed", 3),
         no_memory: ("model_failed", 1 + MAX_RETRIES),
         fault: ("internal_error", 3),
+        none: ("unknown_policy", 0),
     }
     assert _retries(served) - before == {"model_failed": 2 + MAX_RETRIES, "internal_error": 2}
     lines = worker.wait_for_event("check_failed", check_id=fault, count=3)

@@ -13,6 +13,7 @@ from tests.faulty_store import (
     BODY,
     Behaviour,
     FaultyStore,
+    announce,
     answer,
     corrupt,
     drip,
@@ -143,6 +144,18 @@ def test_an_upload_beyond_the_limit_is_rejected_whether_its_length_is_said_or_no
     assert rejected.value.reason == "too_large"
     store.behaviours = [in_chunks]
     assert _storage(store.url, max_bytes=len(BODY)).fetch(ImageCheck(bucket="uploads", key="a.jpg")) == BODY
+
+
+def test_of_an_upload_that_says_it_is_too_long_nothing_is_read(store: FaultyStore) -> None:
+    """Nothing comes after its length here, which for a shorter one is a fault of the store."""
+    storage, check = _storage(store.url, max_bytes=5000), ImageCheck(bucket="uploads", key="a.jpg")
+    store.behaviours = [announce(5001)]
+    with pytest.raises(StorageRejected) as rejected:
+        storage.fetch(check)
+    assert rejected.value.reason == "too_large"
+    store.behaviours = [announce(5000)]
+    with pytest.raises(StorageUnavailable):
+        storage.fetch(check)
 
 
 def test_a_worker_waits_out_a_store_that_throttles_and_buries_what_it_never_gets(
