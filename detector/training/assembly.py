@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from detector.bundle import Bundle, write_manifest
 from detector.calibration import PlattScaling, fit_logistic, fit_platt, thresholds_for_budget
-from detector.detector import Detector
+from detector.detector import Detector, Dtype, best_device
 from detector.images import decode
 from detector.manifest import (
     FEATURES,
@@ -26,6 +26,7 @@ from detector.manifest import (
     needs_unet,
 )
 from detector.policy import Thresholds
+from detector.precision import computes_bfloat16
 from detector.resnet import ResNet
 from detector.towers import Towers
 from detector.training.augmentation import CodecChain
@@ -79,7 +80,7 @@ def assemble(
         thresholds=Thresholds(review_from=0.5, generated_from=0.5),
         provenance=provenance,
     )
-    logits, labels = _logits(Detector.load(write_manifest(folder, manifest)), calibration)
+    logits, labels = _logits(write_manifest(folder, manifest), calibration)
     return _calibrated(manifest, folder, logits, labels)
 
 
@@ -96,7 +97,7 @@ def fuse(
     feature, config = _fused(manifests)
     if {sample.generated for sample in calibration} != {True, False}:
         raise FusionRejected("there are no held-out pictures of both classes to weigh the towers on")
-    scored = [_logits(Detector.load(bundle), calibration) for bundle in bundles]
+    scored = [_logits(bundle, calibration) for bundle in bundles]
     values, labels = np.stack([logits for logits, _ in scored], axis=1), scored[0][1]
     *weights, offset = fit_logistic(values, labels)
     network = Towers(config)
@@ -165,7 +166,11 @@ def _half(weight: torch.Tensor) -> torch.Tensor:
     return weight.half().contiguous() if weight.dim() > 2 else weight  # noqa: PLR2004 - kernels have four
 
 
-def _logits(detector: Detector, samples: list[Sample]) -> tuple[Logits, Labels]:
+def _logits(bundle: Bundle, samples: list[Sample]) -> tuple[Logits, Labels]:
+    device = best_device()
+    # The same to the second decimal, and on a CPU with instructions for it several times as fast.
+    dtype: Dtype = "bfloat16" if computes_bfloat16(torch.device(device)) else "float32"
+    detector = Detector.load(bundle, device=device, dtype=dtype)
     chosen = samples[:: math.ceil(len(samples) / _MOST_CALIBRATION_PICTURES)]
     rng = np.random.default_rng(0)
     chain = CodecChain()
