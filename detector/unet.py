@@ -1,5 +1,6 @@
 """Diffusion U-Nets as noise estimators: diffusers folders, hub ids and checkpoints in the DDIM naming."""
 
+import json
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -82,6 +83,11 @@ def save_unet(unet: Unet, folder: Path, *, half: bool = False) -> None:
     """Write the U-Net as a diffusers folder with safetensors weights, in float16 when `half`."""
     network = deepcopy(unet.network).half() if half else unet.network
     network.save_pretrained(str(folder), safe_serialization=True)
+    # Where the network was loaded from is nobody's business who gets the bundle.
+    config = folder / "config.json"
+    named = json.loads(config.read_text(encoding="utf-8"))
+    named.pop("_name_or_path", None)
+    config.write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def diffusers_config(config: DdimConfig) -> dict[str, Any]:
