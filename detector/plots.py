@@ -85,7 +85,7 @@ def _scores_plot(scored: list[Scored], thresholds: Thresholds) -> bytes:
     axes.set(
         xlabel="Score (probability of generated)",
         ylabel="Share of the class",
-        title="Scores (cuts: review dashed, generated solid)",
+        title="Scores: review dashed, generated solid",
     )
     axes.legend(loc="upper left", frameon=False, ncols=2)
     return _png(figure)
