@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _REAL, _GENERATED, _GREY = "#2b6cb0", "#c2410c", "#64748b"
-_RIVALS = ("#7c3aed", "#0d9488", "#a16207")
+_RIVALS = ("#7c3aed", "#0d9488", "#a16207", "#475569")
 _DOTS_PER_INCH = 144
 
 

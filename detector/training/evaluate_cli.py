@@ -17,15 +17,14 @@ if TYPE_CHECKING:
     from detector.bundle import Bundle
     from detector.detector import Detector, Dtype
     from detector.evaluation import SplitEvaluation
-    from detector.manifest import Feature as Rival
     from detector.robustness import Extent
     from detector.training.baselines import Baseline
     from detector.training.corpus import Sample
 
 _WIDTH_OF_A_PIPE = 160
 _BASELINES = ("rgb", "npr")
-# A bundle with towers may also be set beside its own noise feature alone.
-_RIVALS = (*_BASELINES, "dnf")
+# A bundle with towers may also be set beside its own noise feature alone, and any beside the paper's recipe.
+_RIVALS = (*_BASELINES, "dnf", "paper")
 _WHOLE = "all"
 
 
@@ -147,11 +146,11 @@ def _need_plotting() -> None:
             ) from error
 
 
-def _given_bundles(given: tuple[str, ...]) -> dict["Rival", str]:
+def _given_bundles(given: tuple[str, ...]) -> dict[str, str]:
     pairs = [text.partition("=") for text in given]
     if any(name not in _RIVALS or not reference for name, _, reference in pairs):
         raise click.UsageError(f"--baseline-bundle takes NAME=BUNDLE, NAME one of {', '.join(_RIVALS)}")
-    return {cast("Rival", name): reference for name, _, reference in pairs}
+    return {name: reference for name, _, reference in pairs}
 
 
 def _samples(corpus: Path, splits: tuple[str, ...], limit: int | None) -> dict[str, list["Sample"]]:
@@ -199,7 +198,7 @@ def _load(bundle: "Bundle | str", device: str, dtype: str) -> "Detector":
 
 def _rivals(
     baselines: tuple["Baseline", ...],
-    given: dict["Rival", str],
+    given: dict[str, str],
     own: "Detector",
     *,
     samples: dict[str, list["Sample"]],
@@ -222,16 +221,19 @@ def _rivals(
     return {name: _load(bundle, own.device, own.dtype) for name, bundle in bundles.items()}
 
 
-def _given_rival(name: "Rival", reference: str) -> "Bundle":
+def _given_rival(name: str, reference: str) -> "Bundle":
     from detector.bundle import BundleError, resolve
 
     try:
         bundle = resolve(reference)
     except BundleError as error:
         raise click.UsageError(f"--baseline-bundle {name}: {error.reason}: {error}") from error
-    if bundle.manifest.feature != name:
+    manifest = bundle.manifest
+    if name == "paper" and not manifest.dnf.quantise:
+        raise click.UsageError(f"--baseline-bundle paper: {reference} was not trained by --preset paper")
+    if name not in {"paper", manifest.feature}:
         raise click.UsageError(
-            f"--baseline-bundle {name}: {reference} is a bundle on the feature {bundle.manifest.feature}"
+            f"--baseline-bundle {name}: {reference} is a bundle on the feature {manifest.feature}"
         )
     return bundle
 

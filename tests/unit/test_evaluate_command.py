@@ -226,6 +226,7 @@ def test_figures_are_recorded_by_split(corpus: Path, own_bundle: Path) -> None:
         (["--baseline", "rgb"], "give it"),
         (["--baseline-bundle", "rgb"], "NAME=BUNDLE"),
         (["--baseline-bundle", "rgb=default"], "feature dnf"),
+        (["--baseline-bundle", "paper=default"], "--preset paper"),
         (["--baseline-bundle", "rgb=no-such-bundle"], "not_found"),
         (["--split", "nowhere"], "nowhere"),
         (["--limit", "3"], "--limit"),
