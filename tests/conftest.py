@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,11 @@ from worker.processes import GuardedProcess
 PATIENCE = float(os.environ.get("DNF_TEST_PATIENCE", "1"))
 
 WORKER_START_SECONDS = 120.0 * PATIENCE
+
+# A shell lets what it starts in the background ignore these, and a worker goes on to ignore what it ignored
+# at its start; the tests tell workers to stop by them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 _databases = itertools.count(1)
 
