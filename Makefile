@@ -37,10 +37,10 @@ scale-out: setup
 	$(BIN)/python -m tests.chaos.scale_out scale-out
 
 schemas: setup
-	$(BIN)/python -m worker.asyncapi deploy/schemas
+	$(BIN)/python -m deploy.generators.asyncapi deploy/schemas
 
 metrics: setup
-	$(BIN)/python -m worker.metrics_page docs/metrics.md
+	$(BIN)/python -m deploy.generators.metrics_page docs/metrics.md
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.in -o requirements.lock

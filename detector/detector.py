@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.bundle import Bundle, BundleError, resolve
-from detector.manifest import needs_unet
-from detector.views import crops
+from detector.bundle.bundle import Bundle, BundleError, resolve
+from detector.bundle.manifest import needs_unet
+from detector.images.views import crops
 
 if TYPE_CHECKING:
     import torch
 
-    from detector.dnf import NoiseEstimator
-    from detector.resnet import ResNet
-    from detector.towers import Towers
+    from detector.networks.dnf import NoiseEstimator
+    from detector.networks.ensemble import Towers
+    from detector.networks.resnet import ResNet
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -85,9 +85,9 @@ class Detector:
         import torch
         from safetensors.torch import load_file
 
-        from detector.acceleration import install
-        from detector.towers import build_classifier
-        from detector.unet import UnetRejected, load_unet
+        from detector.acceleration.networks import install
+        from detector.networks.ensemble import build_classifier
+        from detector.networks.unet import UnetRejected, load_unet
 
         if not isinstance(bundle, Bundle):
             bundle = resolve(bundle)
@@ -162,14 +162,14 @@ class Detector:
 
     def feature(self, views: "torch.Tensor") -> "torch.Tensor":
         """Compute the feature of views (B, 3, S, S) in -1..1: (B, C, S, S) float32 on this device."""
-        from detector.acceleration import to_device
-        from detector.features import compute_feature
+        from detector.acceleration.networks import to_device
+        from detector.networks.features import compute_feature
 
         manifest = self.bundle.manifest
         return compute_feature(manifest.feature, self._unet, to_device(views, self._device), manifest.dnf)
 
     def _judge(self, dnf: "torch.Tensor") -> list[float]:
-        from detector.dnf import quantised
+        from detector.networks.dnf import quantised
 
         seen = quantised(dnf) if self.bundle.manifest.dnf.quantise else dnf
         logits: list[float] = self._classifier(seen.to(self._dtype)).float().flatten().tolist()

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from worker.embedded import EmbeddedServices
-from worker.processes import GuardedProcess
+from worker.embedded.guarded_process import GuardedProcess
+from worker.embedded.services import EmbeddedServices
 
 # On a machine that is busy with other things, every deadline of the tests may be stretched.
 PATIENCE = float(os.environ.get("DNF_TEST_PATIENCE", "1"))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from detector.paper_pipeline import weight_by_rule
+from detector.benchmark.paper_pipeline import weight_by_rule
 
 DATA = Path(__file__).parent / "data"
 

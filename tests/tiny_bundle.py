@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from detector.bundle import write_manifest
-from detector.calibration import PlattScaling
-from detector.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
+from detector.bundle.bundle import write_manifest
+from detector.bundle.calibration import PlattScaling
+from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
+from detector.networks.resnet import ResNet
+from detector.networks.unet import save_unet
 from detector.policy import Thresholds
-from detector.resnet import ResNet
 from detector.training.unet import build_unet
-from detector.unet import save_unet
 
 
 def make_tiny_bundle(folder: Path, *, name: str = "tiny", seed: int = 7) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from worker.startup import HOST
+from worker.embedded.startup import HOST
 
 
 class Certificate(NamedTuple):

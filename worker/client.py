@@ -14,15 +14,15 @@ import redis
 from kombu.exceptions import OperationalError
 from pydantic import JsonValue
 
-from worker import tracing
-from worker.admission import entry_of
-from worker.app import DEFAULT_QUEUE, create_app
-from worker.broker import distrust
-from worker.dead_letters import DeadLetters
-from worker.messages import CHECK_IMAGE, DeadLetter, ImageCheck, QueueName
-from worker.results import Event, Results, connect
+from worker.broker.app import DEFAULT_QUEUE, create_app
+from worker.broker.connection import distrust
+from worker.broker.dead_letters import DeadLetters
+from worker.broker.verdict_stream import Event, Results, connect
+from worker.contract.envelope import entry_of
+from worker.contract.messages import CHECK_IMAGE, DeadLetter, ImageCheck, QueueName
 from worker.settings import Settings
 from worker.storage import Storage
+from worker.telemetry import tracing
 
 # One command for each: large enough to be quick, small enough not to hold up the broker.
 _CHECKS_A_STEP = 200

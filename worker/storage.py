@@ -11,9 +11,9 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from worker.logs import SecretMask
-from worker.messages import ImageCheck, StorageReason
+from worker.contract.messages import ImageCheck, StorageReason
 from worker.settings import Settings
+from worker.telemetry.logs import SecretMask
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest

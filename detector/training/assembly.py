@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 
-from detector.bundle import Bundle, write_manifest
-from detector.calibration import PlattScaling, fit_logistic, fit_platt, thresholds_for_budget
-from detector.detector import Detector, Dtype, best_device
-from detector.images import decode
-from detector.manifest import (
+from detector.acceleration.precision import computes_bfloat16
+from detector.bundle.bundle import Bundle, write_manifest
+from detector.bundle.calibration import PlattScaling, fit_logistic, fit_platt, thresholds_for_budget
+from detector.bundle.manifest import (
     FEATURES,
     Feature,
     Manifest,
@@ -25,14 +24,15 @@ from detector.manifest import (
     feature_channels,
     needs_unet,
 )
+from detector.corpus.corpus import Sample
+from detector.detector import Detector, Dtype, best_device
+from detector.images.decode import decode
+from detector.networks.ensemble import Towers
+from detector.networks.resnet import ResNet
+from detector.networks.unet import Unet, save_unet
 from detector.policy import Thresholds
-from detector.precision import computes_bfloat16
-from detector.resnet import ResNet
-from detector.towers import Towers
 from detector.training.augmentation import CodecChain
-from detector.training.corpus import Sample
 from detector.training.recipe import ClassifierTraining
-from detector.unet import Unet, save_unet
 
 _MOST_CALIBRATION_PICTURES = 400
 _LARGEST_CALIBRATION_SIDE = 384

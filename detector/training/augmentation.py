@@ -8,7 +8,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from detector.views import mirrored
+from detector.images.views import mirrored
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import JsonValue
 
-from detector.bundle import MANIFEST_FILE, Bundle, open_bundle
-from detector.training.corpus import (
+from detector.bundle.bundle import MANIFEST_FILE, Bundle, open_bundle
+from detector.corpus.corpus import (
     CorpusRejected,
     TrainingSplit,
     read_corpus,

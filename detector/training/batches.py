@@ -10,8 +10,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from detector.images import decode
-from detector.training.corpus import Sample
+from detector.corpus.corpus import Sample
+from detector.images.decode import decode
 
 _DECODED_BYTES = 6 << 30
 

@@ -15,21 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from detector.acceleration import install
-from detector.dnf import quantised
-from detector.features import combined, compute_feature
-from detector.images import decode
+from detector.acceleration.networks import install
+from detector.acceleration.precision import computes_bfloat16, training_layout, training_precision
+from detector.corpus.corpus import Sample
+from detector.images.decode import decode
 from detector.metrics import auroc
-from detector.precision import computes_bfloat16, training_layout, training_precision
-from detector.resnet import ResNet
+from detector.networks.dnf import quantised
+from detector.networks.features import combined, compute_feature
+from detector.networks.resnet import ResNet
+from detector.networks.unet import Unet
 from detector.training.bank import FeatureBank
 from detector.training.batches import BalancedPictures
 from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
-from detector.training.corpus import Sample
 from detector.training.curves import save_curves
 from detector.training.prefetch import drawn, prefetched
 from detector.training.recipe import ClassifierTraining
-from detector.unet import Unet
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from detector.manifest import DnfConfig, Feature, Preprocessing, ResNetConfig, feature_channels
+from detector.bundle.manifest import DnfConfig, Feature, Preprocessing, ResNetConfig, feature_channels
 from detector.training.augmentation import CodecChain
 from detector.training.batches import History
 

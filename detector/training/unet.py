@@ -16,15 +16,15 @@ from diffusers import UNet2DModel
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector.dnf import TRAINING_TIMESTEPS, signal_levels
-from detector.images import decode
-from detector.precision import training_layout, training_precision
+from detector.acceleration.precision import training_layout, training_precision
+from detector.corpus.corpus import Sample
+from detector.images.decode import decode
+from detector.networks.dnf import TRAINING_TIMESTEPS, signal_levels
+from detector.networks.unet import Unet, save_unet
 from detector.training.augmentation import CodecChain
 from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
-from detector.training.corpus import Sample
 from detector.training.curves import save_curves
 from detector.training.prefetch import drawn
-from detector.unet import Unet, save_unet
 
 log = structlog.get_logger()
 

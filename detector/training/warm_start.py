@@ -4,9 +4,9 @@ from typing import cast
 
 from safetensors.torch import load_file
 
-from detector.bundle import Bundle
-from detector.resnet import ResNet
-from detector.towers import Towers, build_classifier
+from detector.bundle.bundle import Bundle
+from detector.networks.ensemble import Towers, build_classifier
+from detector.networks.resnet import ResNet
 from detector.training.recipe import ClassifierTraining
 
 

@@ -18,7 +18,7 @@ class Fleet:
         self.deaths: list[int] = []
         self.workers = [
             RunningWorker(
-                self.environment, folder / f"worker-{number}-{id(self)}.log", "tests.chaos.null_worker"
+                self.environment, folder / f"worker-{number}-{id(self)}.log", "tests.workers.null_worker"
             )
             for number in range(size)
         ]

@@ -9,7 +9,7 @@ from functools import cache
 
 from PIL import Image, ImageOps
 
-from worker.samples import load_samples
+from worker.demo.samples import load_samples
 
 Kind = Callable[["Bases", random.Random], bytes]
 

@@ -14,7 +14,7 @@ import redis
 from tests.chaos.fleet import Fleet
 from tests.conftest import PATIENCE
 from worker.client import Client
-from worker.messages import QUEUES, ImageCheck, RejectionEvent
+from worker.contract.messages import QUEUES, ImageCheck, RejectionEvent
 
 
 @dataclass

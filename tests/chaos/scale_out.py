@@ -21,8 +21,8 @@ import redis
 
 from tests.chaos.fleet import Fleet, settings_of
 from worker.client import Client
-from worker.embedded import EmbeddedServices
-from worker.messages import ImageCheck
+from worker.contract.messages import ImageCheck
+from worker.embedded.services import EmbeddedServices
 
 BATCH = 8
 #: The first and last checks are left out: a fleet fills and empties.
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--checks", type=int, default=80, help="of one worker, in a round")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    picture = (Path(__file__).parents[2] / "worker" / "samples" / "real-cat.jpg").read_bytes()
+    picture = (Path(__file__).parents[2] / "worker" / "demo" / "samples" / "real-cat.jpg").read_bytes()
     runs: list[Run] = []
     with EmbeddedServices(bucket="scale-out") as services, tempfile.TemporaryDirectory() as logs:
         services.seaweedfs.client().put_object(Bucket=services.bucket, Key="picture.jpg", Body=picture)

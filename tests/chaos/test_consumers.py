@@ -10,8 +10,8 @@ from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.outcome import submit, wait_for_all
 from tests.chaos.report import Report
 from tests.conftest import PATIENCE
+from worker.broker.verdict_stream import Results
 from worker.client import Client
-from worker.results import Results
 
 CLAIM_SECONDS = 1.0
 

@@ -10,12 +10,12 @@ import redis
 
 from tests.chaos.conftest import StartFleet
 from tests.scraping import Served
-from worker.admission import entry_of
 from worker.client import Client
-from worker.embedded import Valkey
-from worker.messages import QUEUES
-from worker.processes import GuardedProcess
-from worker.startup import free_ports
+from worker.contract.envelope import entry_of
+from worker.contract.messages import QUEUES
+from worker.embedded.guarded_process import GuardedProcess
+from worker.embedded.services import Valkey
+from worker.embedded.startup import free_ports
 
 WaitUntil = Callable[..., None]
 

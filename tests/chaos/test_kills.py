@@ -8,9 +8,9 @@ from tests.chaos.conftest import SCALE, VISIBILITY_SECONDS, StartFleet
 from tests.chaos.outcome import Faults, submit, wait_for_all, wait_for_share, waiting
 from tests.chaos.report import Report
 from tests.conftest import PATIENCE
+from worker.checks.attempts import deliveries_key
 from worker.client import Client
-from worker.deliveries import deliveries_key
-from worker.embedded import Valkey
+from worker.embedded.services import Valkey
 
 # What was in flight comes again after the visibility timeout, at the next sweep; a sweep that was killed
 # holds back those of the others until its lock ends. It runs alone then, behind what runs at that moment.

@@ -8,15 +8,15 @@ from typing import get_args
 
 import pytest
 
-from detector.benchmark import peak_memory_bytes, restart_peak_memory
-from detector.images import ImageLimits, ImageReason, ImageRejected, decode
+from detector.benchmark.speed import peak_memory_bytes, restart_peak_memory
+from detector.images.decode import ImageLimits, ImageReason, ImageRejected, decode
 from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.malformed import KINDS, malformed_pictures
 from tests.chaos.outcome import submit, wait_for_all
 from tests.chaos.report import Report
 from tests.conftest import PATIENCE
 from worker.client import Client
-from worker.embedded import EmbeddedServices
+from worker.embedded.services import EmbeddedServices
 
 LIMITS = ImageLimits(max_pixels=4_000_000)
 

@@ -13,8 +13,8 @@ from tests.chaos.proxy import FaultProxy
 from tests.conftest import RunningWorker
 from tests.scraping import Served
 from worker.client import Client
-from worker.embedded import Valkey
-from worker.startup import free_ports
+from worker.embedded.services import Valkey
+from worker.embedded.startup import free_ports
 
 WaitUntil = Callable[..., None]
 
@@ -105,7 +105,7 @@ def test_the_endpoints_answer_while_the_model_loads(
 ) -> None:
     """Alive and not started, with the reason; started once checks are taken."""
     environment = {**chaos_environment, "DNF_HTTP_PORT": str(served.port), "NULL_LOAD_SECONDS": "3"}
-    worker = RunningWorker(environment, tmp_path / "slow.log", "tests.chaos.null_worker")
+    worker = RunningWorker(environment, tmp_path / "slow.log", "tests.workers.null_worker")
     starting = threading.Thread(target=worker.start)
     starting.start()
     try:

@@ -17,12 +17,12 @@ from PIL import Image
 from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.outcome import submit, wait_for_all
 from tests.chaos.report import Report
-from worker.admission import entry_of
+from worker.broker.dead_letters import DeadLetters, RedriveRefused
 from worker.client import Client
-from worker.dead_letters import DeadLetters, RedriveRefused
-from worker.embedded import EmbeddedServices, Valkey
-from worker.messages import QUEUES
-from worker.startup import free_ports
+from worker.contract.envelope import entry_of
+from worker.contract.messages import QUEUES
+from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.startup import free_ports
 
 MAX_DELIVERIES = 3
 

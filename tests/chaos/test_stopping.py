@@ -10,10 +10,10 @@ import redis
 
 from tests.chaos.conftest import StartFleet
 from tests.conftest import PATIENCE
-from worker.app import create_app
+from worker.broker.app import create_app
 from worker.client import Client
-from worker.embedded import Valkey
-from worker.messages import CHECK_IMAGE, QUEUES, ImageCheck
+from worker.contract.messages import CHECK_IMAGE, QUEUES, ImageCheck
+from worker.embedded.services import Valkey
 
 IN_FLIGHT = 8
 

@@ -9,9 +9,9 @@ from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.outcome import submit, wait_for_all, wait_for_share
 from tests.chaos.proxy import StoreProxy
 from tests.chaos.report import Report
+from worker.broker.dead_letters import DeadLetters
 from worker.client import Client
-from worker.dead_letters import DeadLetters
-from worker.embedded import EmbeddedServices
+from worker.embedded.services import EmbeddedServices
 
 # A retry waits for a quarter of the visibility timeout at most: a shorter one, so that the test ends soon,
 # outlasts a shorter outage.

@@ -46,7 +46,7 @@ def supervised(chaos_environment: Mapping[str, str], tmp_path: Path) -> Iterator
         own = {"NULL_SUPERVISED": "1", "DNF_LOG_LEVEL": "DEBUG"}
         environment = {**chaos_environment, **own, **variables}
         started.append(
-            Supervised(environment, tmp_path / f"supervisor-{len(started)}.log", "tests.chaos.null_worker")
+            Supervised(environment, tmp_path / f"supervisor-{len(started)}.log", "tests.workers.null_worker")
         )
         started[-1].start()
         return started[-1]

@@ -15,11 +15,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from tests.chaos.conftest import StartFleet
 from tests.chaos.proxy import FaultProxy
-from worker.admission import entry_of
 from worker.client import Client
-from worker.embedded import EmbeddedServices, Valkey
-from worker.messages import ImageCheck
-from worker.startup import free_ports
+from worker.contract.envelope import entry_of
+from worker.contract.messages import ImageCheck
+from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.startup import free_ports
 
 if TYPE_CHECKING:
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -139,7 +139,7 @@ def test_no_span_is_made_where_no_exporter_is_set() -> None:
     """Nothing that exports is loaded either; an exporter of another kind is told not to be there."""
     program = (
         "import sys, worker.client\n"
-        "from worker.tracing import exported_traces, span, traceparent\n"
+        "from worker.telemetry.tracing import exported_traces, span, traceparent\n"
         "with exported_traces(), span('nothing'):\n"
         "    assert traceparent() is None\n"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry.exporter')]"

@@ -10,10 +10,10 @@ import redis
 from tests.chaos.conftest import StartFleet
 from tests.chaos.proxy import FaultProxy
 from tests.scraping import Served
-from worker.admission import entry_of
 from worker.client import Client
-from worker.embedded import EmbeddedServices, Valkey
-from worker.startup import free_ports
+from worker.contract.envelope import entry_of
+from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.startup import free_ports
 
 
 def test_a_worker_counts_what_it_did(  # noqa: PLR0917 - the fixtures that it needs
@@ -82,7 +82,7 @@ def test_a_port_that_is_taken_is_a_mistake_that_is_told(
     environment: dict[str, Any] = {**chaos_environment, "DNF_HTTP_PORT": str(valkey.port)}
     for command in ("run", "exporter"):
         finished = subprocess.run(
-            [sys.executable, "-m", "tests.chaos.null_worker", command],
+            [sys.executable, "-m", "tests.workers.null_worker", command],
             env=environment,
             capture_output=True,
             text=True,

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from worker.processes import GuardedProcess
-from worker.startup import HOST, free_ports, wait_until
+from worker.embedded.guarded_process import GuardedProcess
+from worker.embedded.startup import HOST, free_ports, wait_until
 
 SERVER = shutil.which("prometheus")
 PROMTOOL = shutil.which("promtool")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from detector.bundle import resolve
+from detector.bundle.bundle import resolve
 from tests.deploy.documents import (
     ALERTS,
     PROMETHEUS,
@@ -17,9 +17,9 @@ from tests.deploy.documents import (
     read_yaml,
 )
 from tests.deploy.prometheus import PROMTOOL, promtool
-from worker.exporter import DOCUMENTED as EXPORTED
-from worker.gpu_metrics import DOCUMENTED as OF_GPUS
-from worker.metrics import DOCUMENTED as COUNTED
+from worker.operations.exporter.collector import DOCUMENTED as EXPORTED
+from worker.telemetry.gpu_metrics import DOCUMENTED as OF_GPUS
+from worker.telemetry.metrics import DOCUMENTED as COUNTED
 
 UNIT_TESTS = [ROOT / "tests" / "deploy" / name for name in ("alerts_tests.yml", "drift_tests.yml")]
 

@@ -10,9 +10,9 @@ import pytest
 import redis
 
 from tests.deploy.documents import DASHBOARD, PROMETHEUS, ROOT, read_yaml, schema
-from worker.processes import GuardedProcess
+from worker.embedded.guarded_process import GuardedProcess
+from worker.embedded.startup import start_on_free_ports, valkey_program, wait_until
 from worker.settings import Settings
-from worker.startup import start_on_free_ports, valkey_program, wait_until
 
 OURS = ("worker", "worker-gpu", "exporter")
 

@@ -19,9 +19,9 @@ from tests.conftest import RunningWorker
 from tests.deploy.documents import ALERTS, CHART, PROMETHEUS, queries, read_yaml
 from tests.deploy.prometheus import SERVER, Prometheus
 from worker.client import Client
-from worker.embedded import EmbeddedServices
-from worker.processes import GuardedProcess
-from worker.startup import HOST, free_ports
+from worker.embedded.guarded_process import GuardedProcess
+from worker.embedded.services import EmbeddedServices
+from worker.embedded.startup import HOST, free_ports
 
 #: Panels that stay empty beside a CPU worker without a shadow to which nothing went wrong.
 EMPTY = {
@@ -72,7 +72,7 @@ def observed(
         worker = RunningWorker(
             {**service_environment, "DNF_HTTP_PORT": str(worker_port)},
             folder / "worker.log",
-            "tests.chaos.null_worker",
+            "tests.workers.null_worker",
         )
         running.callback(worker.stop)
         worker.start()

@@ -9,11 +9,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from detector.bundle import Bundle, resolve
+from detector.bundle.bundle import Bundle, resolve
 from detector.cli import main
-from detector.conversion import convert
 from detector.detector import Detector
-from detector.dnf import quantised
+from detector.networks.conversion import convert
+from detector.networks.dnf import quantised
 from tests.golden import golden_arrays, golden_pictures, write_checkpoints
 
 TOLERANCE = 1e-4

@@ -1,0 +1,226 @@
+"""The contract as documents: the schema of a queue's entry, and AsyncAPI 3.0 of all queues and streams.
+
+`python -m deploy.generators.asyncapi FOLDER` writes them and the JSON Schemas of `worker.contract.messages`.
+"""
+
+import json
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from detector.policy import Thresholds
+from worker.contract.envelope import Entry, entry_of
+from worker.contract.messages import (
+    CHECK_IMAGE,
+    QUEUES,
+    DeadLetter,
+    ImageCheck,
+    Model,
+    PictureFacts,
+    Rejection,
+    RejectionEvent,
+    Thumbnail,
+    Verdict,
+    VerdictEvent,
+    event_id,
+    write_schemas,
+)
+from worker.settings import Settings
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_FORMAT = "application/schema+json;version=draft-2020-12"
+_DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+_TURNS = {"image-checks.urgent": "first of all", "image-checks": "the default", "image-checks.bulk": "last"}
+
+
+def entry_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a queue's entry, as workers read it; its body is described within."""
+    schema = {"$schema": _DIALECT} | Entry.model_json_schema(by_alias=True)
+    schema["properties"]["headers"] = {"$ref": "#/$defs/EntryHeaders"}
+    schema["$defs"]["EntryHeaders"]["properties"]["task"]["const"] = CHECK_IMAGE
+    schema["properties"]["body"] |= {
+        "contentEncoding": "base64",
+        "contentMediaType": "application/json",
+        "contentSchema": {
+            "type": "array",
+            "prefixItems": [
+                {
+                    "type": "array",
+                    "prefixItems": [{"$ref": "./image-check.json"}],
+                    "minItems": 1,
+                    "maxItems": 1,
+                },
+                {"type": "object", "maxProperties": 0},
+                {"type": "object", "additionalProperties": {"type": "null"}},
+            ],
+            "minItems": 3,
+            "maxItems": 3,
+        },
+    }
+    return schema
+
+
+def examples() -> dict[str, Any]:
+    """Return one message of each kind as JSON, by its schema's name."""
+    check = ImageCheck(
+        check_id="upload-4711",
+        bucket="uploads",
+        key="2026/11/picture.jpg",
+        metadata={"user": "u-17"},
+        submitted_at=_NOON,
+    )
+    outcome: dict[str, Any] = {
+        "check_id": check.check_id,
+        "policy": check.policy,
+        "durations_ms": {"queue_wait": 12.0, "fetch": 8.5, "decode": 4.0, "dnf": 210.0, "total": 241.0},
+        "delivery": 1,
+        "worker": "worker-1",
+        "metadata": check.metadata,
+    }
+    envelope: dict[str, Any] = {
+        "id": event_id(check.check_id, _DIGEST, check.policy),
+        "source": "dnf-moderation",
+        "subject": check.uri,
+        "time": _NOON,
+    }
+    verdict = Verdict(
+        **outcome,
+        verdict="review",
+        score=0.62,
+        thresholds=Thresholds(review_from=0.5, generated_from=0.9),
+        model=Model(name="default", version="1", digest=_DIGEST),
+        picture=PictureFacts(sha256=_DIGEST, width=1024, height=768, format="JPEG", bytes=184_221),
+        thumbnail=Thumbnail(width=128, height=128, sha256=_DIGEST),
+        batch_size=4,
+    )
+    rejection = Rejection(**outcome, reason="truncated", sentence="The file ends before the picture does.")
+    letter = DeadLetter(
+        check_id=check.check_id,
+        message=check.model_dump_json(),
+        queue="image-checks",
+        reason="storage_unavailable",
+        sentence="The store did not answer.",
+        deliveries=1,
+        time=_NOON,
+    )
+    entry = json.loads(entry_of([check.model_dump(mode="json")], {}, "image-checks"))
+    entry["headers"]["id"] = entry["headers"]["root_id"] = "0d5b3a52-6d3f-4a54-9a3e-6f6f0c0a4711"
+    entry["properties"]["correlation_id"] = entry["headers"]["id"]
+    entry["properties"]["delivery_tag"] = "7f6f2b1e-52c1-4f0e-8f7b-1b9f0c0a4711"
+    return {
+        "queue-entry": entry,
+        "image-check": check.model_dump(mode="json"),
+        "image-verdict-v1": VerdictEvent(**envelope, data=verdict).model_dump(mode="json"),
+        "image-rejected-v1": RejectionEvent(**envelope, data=rejection).model_dump(mode="json"),
+        "dead-letter": letter.model_dump(mode="json"),
+    }
+
+
+def asyncapi() -> dict[str, Any]:
+    """Return the AsyncAPI 3.0 document, as a worker sees it, with the names of the default settings."""
+    settings = Settings.model_construct()
+    checks = {
+        _identifier(queue): {
+            "address": queue,
+            "description": f"A list; a worker takes from its right end, this queue {_TURNS[queue]}.",
+            "messages": {"entry": {"$ref": "#/components/messages/queue-entry"}},
+        }
+        for queue in QUEUES
+    }
+    streams = {
+        "verdicts": {
+            "address": settings.verdict_stream,
+            "description": "A stream, read with XREAD or in groups with XREADGROUP and XACK. An entry has the"
+            " fields `event`, JSON, and for a verdict `thumbnail`, the PNG of the feature. Each check has one"
+            f" event; about {settings.verdict_stream_max_length} events are kept.",
+            "messages": {
+                name: {"$ref": f"#/components/messages/{name}"}
+                for name in ("image-verdict-v1", "image-rejected-v1")
+            },
+        },
+        "deadLetters": {
+            "address": settings.dead_letter_stream,
+            "description": "A stream; an entry has the field `letter`, JSON. About"
+            f" {settings.dead_letter_stream_max_length} letters are kept.",
+            "messages": {"dead-letter": {"$ref": "#/components/messages/dead-letter"}},
+        },
+    }
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "dnf-moderation",
+            "version": version("dnf-moderation"),
+            "description": "Checks of pictures in, verdicts out, over Redis or Valkey.",
+            "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "servers": {
+            "broker": {
+                "host": "{host}",
+                "protocol": "redis",
+                "description": "What DNF_REDIS_URL names.",
+                "variables": {"host": {"default": "127.0.0.1:6379"}},
+                "security": [{"$ref": "#/components/securitySchemes/password"}],
+            }
+        },
+        "channels": checks | streams,
+        "operations": {
+            **{
+                f"receive{name[0].upper()}{name[1:]}": {
+                    "action": "receive",
+                    "channel": {"$ref": f"#/channels/{name}"},
+                    "summary": "Judge the picture that the check names.",
+                }
+                for name in checks
+            },
+            "sendVerdicts": {
+                "action": "send",
+                "channel": {"$ref": "#/channels/verdicts"},
+                "summary": "Publish the one event of a check.",
+            },
+            "sendDeadLetters": {
+                "action": "send",
+                "channel": {"$ref": "#/channels/deadLetters"},
+                "summary": "Keep a message that could not be carried out.",
+            },
+        },
+        "components": {
+            "messages": {
+                name: {
+                    "name": name,
+                    "title": name,
+                    "contentType": "application/json",
+                    "payload": {"schemaFormat": _FORMAT, "schema": {"$ref": f"./{name}.json"}},
+                    "examples": [{"name": name, "payload": example}],
+                }
+                for name, example in examples().items()
+                if name != "image-check"
+            },
+            "securitySchemes": {"password": {"type": "userPassword"}},
+        },
+    }
+
+
+def documents() -> dict[str, str]:
+    """Return the text of every document that is generated here, by its file's name."""
+    made = {"queue-entry.json": entry_schema(), "asyncapi.json": asyncapi()}
+    return {name: json.dumps(document, indent=2) + "\n" for name, document in made.items()}
+
+
+def write_documents(folder: Path) -> None:
+    """Write every schema and document of the contract to `folder`."""
+    write_schemas(folder)
+    for name, text in documents().items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _identifier(queue: str) -> str:
+    first, *others = queue.replace(".", "-").split("-")
+    return first + "".join(part.title() for part in others)
+
+
+if __name__ == "__main__":
+    write_documents(Path(sys.argv[1]))

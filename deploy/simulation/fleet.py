@@ -1,0 +1,99 @@
+"""A simulated deployment: pods that start, work and drain, and the autoscaler that counts them (SimPy)."""
+
+from collections.abc import Callable, Generator
+
+import simpy
+
+from deploy.simulation.scaling import (
+    HPA_SYNC_SECONDS,
+    Activation,
+    HorizontalPodAutoscaler,
+    Load,
+    ScalingRule,
+)
+from worker.operations.worker_model import WorkerModel
+
+
+class Pod:
+    """One worker's pod, by `number` of its start; when `stopping` it ends with the batch in hand."""
+
+    def __init__(self, env: simpy.Environment, number: int) -> None:
+        self.number = number
+        self.ready = False
+        self.stopping = False
+        #: Fires when there is work, or when the pod is to stop.
+        self.awoken: simpy.Event = env.event()
+
+
+class Fleet:
+    """The pods of one deployment; `work` is the process of a ready pod, if pods work one by one."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        worker: WorkerModel,
+        work: Callable[[Pod], Generator[simpy.Event, None, None]] | None = None,
+    ) -> None:
+        self._env = env
+        self._worker = worker
+        self._work = work
+        self._pods: list[Pod] = []
+        self._started = 0
+        self.ready = 0
+        self.draining = 0
+
+    @property
+    def replicas(self) -> int:
+        """Pods asked for."""
+        return len(self._pods)
+
+    @property
+    def paid(self) -> int:
+        """Pods that hold a machine: starting, ready or draining."""
+        return len(self._pods) + self.draining
+
+    def scale_to(self, replicas: int, *, at_once: bool = False) -> None:
+        """Start or stop pods; those that are not ready go first, then the youngest, as in Kubernetes."""
+        while len(self._pods) < replicas:
+            pod = Pod(self._env, self._started)
+            self._started += 1
+            self._pods.append(pod)
+            self._env.process(self._life(pod, 0.0 if at_once else self._worker.start_seconds))
+        for pod in sorted(self._pods, key=lambda pod: (pod.ready, -pod.number))[: len(self._pods) - replicas]:
+            self._pods.remove(pod)
+            pod.stopping = True
+            if pod.ready:
+                self.ready -= 1
+                self.draining += self._work is not None
+            if not pod.awoken.triggered:
+                pod.awoken.succeed()
+
+    def _life(self, pod: Pod, start_seconds: float) -> Generator[simpy.Event, None, None]:
+        yield self._env.timeout(start_seconds)
+        if pod.stopping:
+            return
+        pod.ready = True
+        self.ready += 1
+        if self._work is not None:
+            yield from self._work(pod)
+            self.draining -= 1
+
+
+def autoscale(
+    env: simpy.Environment, fleet: Fleet, rule: ScalingRule, load: Callable[[], Load | None]
+) -> None:
+    """Let KEDA and the HPA count the fleet; `load` is what the exporter says at the time, None if nothing."""
+    activation, autoscaler = Activation(rule), HorizontalPodAutoscaler(rule)
+
+    def poll() -> Generator[simpy.Event, None, None]:
+        while True:
+            yield env.timeout(rule.polling_interval_seconds)
+            fleet.scale_to(activation.decide(env.now, replicas=fleet.replicas, load=load()))
+
+    def sync() -> Generator[simpy.Event, None, None]:
+        while True:
+            yield env.timeout(HPA_SYNC_SECONDS)
+            fleet.scale_to(autoscaler.decide(env.now, replicas=fleet.replicas, load=load()))
+
+    env.process(poll())
+    env.process(sync())

@@ -1,0 +1,1 @@
+"""How fast the detector is, and the published pipeline beside it."""

@@ -1,0 +1,148 @@
+"""The published pipeline as its authors run it, to be measured beside ours; and the network it is about.
+
+Zhang and Xu, "Diffusion Noise Feature", arXiv 2312.02625 (v3), and the authors' public code: float32, the
+contiguous layout, pictures squashed to 256 x 256, the feature written to a picture file and read back.
+"""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from detector.bundle.bundle import Bundle, BundleError, write_manifest
+from detector.bundle.calibration import PlattScaling
+from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
+from detector.images.decode import decode
+from detector.images.thumbnail import saved_picture
+from detector.policy import Thresholds
+
+if TYPE_CHECKING:
+    import torch
+
+PAPER_SIZE = 256
+
+
+class PaperPipeline:
+    """A bundle's own weights in the published pipeline; the feature's files are written to `folder`.
+
+    Raises `BundleError` for a bundle that has no U-Net, or whose classifier reads more than one estimate.
+    """
+
+    def __init__(self, bundle: Bundle, folder: Path, *, device: str = "cpu", size: int = PAPER_SIZE) -> None:
+        import torch
+        from safetensors.torch import load_file
+
+        from detector.networks.ensemble import build_classifier
+        from detector.networks.unet import load_unet
+
+        location, source = bundle.unet_location, bundle.manifest.unet
+        if not location or source is None or bundle.manifest.classifier.in_channels != 3:  # noqa: PLR2004
+            raise BundleError("malformed", f"{bundle.folder} is no detector on a single noise estimate.")
+        self._folder, self._size, self._device = folder, size, torch.device(device)
+        self._unet = load_unet(location, source.revision).to(self._device)
+        self._classifier = build_classifier(bundle.manifest.classifier)
+        weights = load_file(bundle.classifier_path)
+        widened = {name: v.float() if v.is_floating_point() else v for name, v in weights.items()}
+        self._classifier.load_state_dict(widened)
+        self._classifier.to(self._device).eval()
+
+    def logits(self, files: Sequence[bytes]) -> list[float]:
+        """Judge encoded pictures, all in one batch: a logit each, in their order."""
+        import torch
+
+        paths = self.save_features(files)
+        pictures = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+        batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().to(self._device).float() / 255
+        with torch.inference_mode():
+            found: list[float] = self._classifier(batch).flatten().tolist()
+        return found
+
+    def save_features(self, files: Sequence[bytes]) -> list[Path]:
+        """Compute the features of encoded pictures and write each as a PNG file of `size` pixels a side."""
+        import torch
+
+        squashed = torch.cat([self._squashed(decode(data).pixels) for data in files]).to(self._device)
+        timesteps = torch.zeros(len(files), dtype=torch.long, device=self._device)
+        with torch.inference_mode():
+            features = self._unet(squashed, timesteps).cpu().numpy()
+        paths = [self._folder / f"{index}.png" for index in range(len(files))]
+        for path, feature in zip(paths, features, strict=True):
+            Image.fromarray(saved_picture(feature)).save(path)
+        return paths
+
+    def _squashed(self, pixels: NDArray[np.uint8]) -> "torch.Tensor":
+        import torch
+
+        picture = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float()
+        side = (self._size, self._size)
+        resized = torch.nn.functional.interpolate(picture, side, mode="bicubic", antialias=True)
+        return resized / 255 * 2 - 1
+
+
+def full_size_bundle(folder: Path, *, seed: int = 0) -> Bundle:
+    """Write the published networks with random weights: the LSUN-Bedroom U-Net and the ResNet-50.
+
+    113.67 M and 23.5 M parameters, 550 MB, by the rule of `weight_by_rule`; nothing is downloaded.
+    """
+    from diffusers import UNet2DModel
+    from safetensors.torch import save_file
+
+    from detector.networks.resnet import ResNet
+    from detector.networks.unet import (
+        DdimConfig,
+        DdimDataConfig,
+        DdimModelConfig,
+        Unet,
+        diffusers_config,
+        save_unet,
+    )
+
+    shape = DdimModelConfig(ch=128, ch_mult=(1, 1, 2, 2, 4, 4), num_res_blocks=2, attn_resolutions=(16,))
+    config = DdimConfig(data=DdimDataConfig(image_size=PAPER_SIZE), model=shape)
+    network = UNet2DModel(**diffusers_config(config))
+    classifier = ResNet(ResNetConfig())
+    for module in (network, classifier):
+        state = {name: weight_by_rule(name, value, seed) for name, value in module.state_dict().items()}
+        module.load_state_dict(state)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_unet(Unet(network), folder / "unet")
+    save_file(classifier.state_dict(), folder / "classifier.safetensors")
+    manifest = Manifest(
+        name="full-size",
+        version="0",
+        created="2026-01-01T00:00:00Z",
+        preprocessing=Preprocessing(mode="squash", size=PAPER_SIZE),
+        dnf=DnfConfig(variant="first", quantise=True),
+        unet=UnetSource(folder="unet"),
+        classifier=ResNetConfig(),
+        calibration=PlattScaling(),
+        thresholds=Thresholds(review_from=0.5, generated_from=0.5),
+    )
+    return write_manifest(folder, manifest)
+
+
+def weight_by_rule(name: str, like: "torch.Tensor", seed: int) -> "torch.Tensor":
+    """Draw the weight that stands in for `name` from a seed that the name determines, shaped as `like`.
+
+    With r standard normal: r / sqrt(fan-in) for more than one dimension, 1 + 0.1 |r| for running variances,
+    1 + 0.1 r for the scales of normalisations, 0.1 r for biases and running means.
+    """
+    import torch
+
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros_like(like)
+    random = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
+    values = random.standard_normal(like.shape)
+    if like.dim() > 1:
+        values = values / np.sqrt(np.prod(like.shape[1:]))
+    elif name.endswith("running_var"):
+        values = 1 + 0.1 * np.abs(values)
+    elif name.endswith(".weight"):
+        values = 1 + 0.1 * values
+    else:
+        values = 0.1 * values
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))

@@ -1,0 +1,1 @@
+"""A detector on disk: manifest, weights, calibration, digests."""

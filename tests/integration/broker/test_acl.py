@@ -1,0 +1,223 @@
+"""The users of deploy/redis/users.acl: each does its whole job, and nothing else, on a real server."""
+
+import hashlib
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from worker.broker.dead_letters import DeadLetters
+from worker.client import Client
+from worker.contract.messages import QUEUES, ImageCheck
+from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.startup import valkey_program
+from worker.operations.doctor.broker import check_broker
+from worker.operations.exporter.collector import QueueCollector
+from worker.settings import Settings
+
+USERS = Path(__file__).parents[3] / "deploy" / "redis" / "users.acl"
+ADMIN = ("admin", "of-this-test")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Provide a server with the users of the file, with passwords of this test, and an administrator."""
+    folder = tmp_path_factory.mktemp("acl")
+    text = re.sub(
+        r"#(\w+)_PASSWORD_SHA256",
+        lambda found: "#" + hashlib.sha256(f"{found[1].lower()}-password".encode()).hexdigest(),
+        USERS.read_text(),
+    )
+    (folder / "users.acl").write_text(f"{text}user admin on >{ADMIN[1]} ~* &* +@all\n")
+    server = Valkey(folder / "data", options=["--aclfile", str(folder / "users.acl")], user=ADMIN)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def admin(server: Valkey) -> Iterator[redis.Redis]:
+    """Provide a client that may do anything."""
+    with redis.Redis(port=server.port, username=ADMIN[0], password=ADMIN[1]) as admin:
+        yield admin
+
+
+@pytest.fixture(scope="module")
+def settings_of(server: Valkey, service_environment: Mapping[str, str]) -> Callable[[str], Settings]:
+    """Provide a function that returns the settings of a user."""
+
+    def settings(user: str) -> Settings:
+        values: dict[str, Any] = {
+            name.removeprefix("DNF_").lower(): value for name, value in service_environment.items()
+        }
+        return Settings(**{**values, "redis_url": _url(server, user)})
+
+    return settings
+
+
+def _url(server: Valkey, user: str) -> str:
+    return server.url.replace("//", f"//{user}:{user}-password@")
+
+
+@pytest.fixture(scope="module")
+def stored(services: EmbeddedServices, make_picture: Callable[..., bytes]) -> str:
+    """Return the key of a picture in the store."""
+    services.seaweedfs.client().put_object(Bucket=services.bucket, Key="acl.jpg", Body=make_picture(1))
+    return "acl.jpg"
+
+
+def test_each_user_does_its_whole_job(  # noqa: PLR0917 - fixtures
+    server: Valkey,
+    admin: redis.Redis,
+    settings_of: Callable[[str], Settings],
+    worker_process: Callable[..., Any],
+    services: EmbeddedServices,
+    stored: str,
+) -> None:
+    """Producer, worker, consumer, exporter and operator work together; the server refused nothing."""
+    admin.acl_log_reset()
+    with Client(settings_of("producer")) as producer:
+        checks = [
+            ImageCheck(bucket=services.bucket, key=stored, check_id=f"check-{number}") for number in range(3)
+        ]
+        producer.submit_check(checks[0], queue="image-checks.urgent")
+        producer.submit_many(checks[1:2], queue="image-checks.bulk")
+        # A check that a worker took and did not come to acknowledge.
+        producer.submit_check(checks[2])
+        entry: Any = admin.rpop("image-checks")
+        admin.hset("unacked", "lost", b"[" + entry + b',"","image-checks"]')
+        admin.zadd("unacked_index", {"lost": 1})
+        admin.lpush("image-checks", b"no JSON")
+        admin.lpush("image-checks", entry.replace(b'"check_image"', b'"another"'))
+        worker = worker_process(
+            {"DNF_REDIS_URL": _url(server, "worker"), "DNF_VERDICT_CACHE_TTL_SECONDS": "60"}
+        )
+        events = producer.wait_for(*checks, timeout_seconds=60)
+        worker.wait_for_event("dead_letter_written", count=2)
+    with Client(settings_of("consumer")) as consumer:
+        delivered = list(consumer.verdicts("readers", follow=False))
+        for each in delivered:
+            each.ack()
+        tailed = {event.check_id for event in consumer.events(follow=False)}
+    assert {each.event.check_id for each in delivered} == tailed == events.keys()
+    with closing(QueueCollector(settings_of("exporter"))) as collector:
+        figures = {metric.name: metric for metric in collector.collect()}
+    assert figures
+    operator = settings_of("operator")
+    with closing(DeadLetters.connect(operator)) as letters:
+        first, second = letters.read(newer_than_seconds=3600)
+        letters.redrive(first)
+        letters.drop(second)
+    worker.wait_for_event("dead_letter_written", count=3)
+    assert {check.name for check in check_broker(operator) if check.outcome == "fault"} == set()
+    assert all("not to be seen" not in check.seen for check in check_broker(operator))
+    assert worker.stop() == 0
+    assert [(e["username"], e["object"]) for e in admin.acl_log()] == []  # type: ignore[index,union-attr]
+
+
+REFUSED: dict[str, list[str]] = {
+    "producer": [
+        "XADD verdicts * event forged",
+        "DEL verdicts",
+        "XADD dead-letters * letter forged",
+        "RPOP image-checks",
+        "LRANGE image-checks 0 -1",
+        "DEL image-checks",
+        "HGETALL unacked",
+        "SET {verdicts}:published:check-0 1",
+        "GET verdict-cache:of-another",
+        "SET verdict-cache:of-another forged",
+        "HSET deliveries:check-0 by:nobody 1",
+    ],
+    "worker": ["XRANGE verdicts - +", "DEL verdicts", "XTRIM verdicts MAXLEN 0", "LRANGE image-checks 0 -1"],
+    "consumer": [
+        "XADD verdicts * event forged",
+        "XDEL verdicts 1-1",
+        "XTRIM verdicts MAXLEN 0",
+        "DEL verdicts",
+        "XGROUP DESTROY verdicts readers",
+        "LLEN image-checks",
+        "LPUSH image-checks forged",
+        "XRANGE dead-letters - +",
+        "GET {verdicts}:published:check-0",
+        "GET verdict-cache:of-another",
+    ],
+    "exporter": [
+        "LPUSH image-checks forged",
+        "RPOP image-checks",
+        "DEL unacked",
+        "HGETALL unacked",
+        "XRANGE verdicts - +",
+        "XRANGE dead-letters - +",
+        "XADD verdicts * event forged",
+        "SCAN 0",
+    ],
+    "operator": [
+        "XADD verdicts * event forged",
+        "DEL verdicts",
+        "RPOP image-checks",
+        "LRANGE image-checks 0 -1",
+        "DEL unacked",
+        "XADD dead-letters * letter forged",
+        "SET {verdicts}:published:check-0 1",
+    ],
+}
+# What is refused to everybody.
+ADMINISTRATION = [
+    "FLUSHALL",
+    "FLUSHDB",
+    "KEYS *",
+    "CONFIG SET appendonly no",
+    "CONFIG GET *",
+    "ACL LIST",
+    "SHUTDOWN",
+    "MONITOR",
+    "REPLICAOF NO ONE",
+    "MODULE LIST",
+    "SCRIPT FLUSH",
+    "CLIENT KILL TYPE normal",
+    "SAVE",
+    "SUBSCRIBE anything",
+]
+
+
+@pytest.mark.parametrize("user", REFUSED)
+def test_each_user_is_refused_what_is_not_its_job(server: Valkey, user: str) -> None:
+    """By itself and from within a script; the server names the permission that is missing."""
+    with redis.Redis.from_url(_url(server, user)) as client:
+        for command in [*REFUSED[user], *ADMINISTRATION]:
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*command.split())
+        for command in REFUSED[user]:
+            called = ", ".join(f"'{part}'" for part in command.split())
+            with pytest.raises(redis.ResponseError, match=r"(?i)permission|NOPERM"):
+                client.execute_command("EVAL", f"return redis.call({called})", 0)
+
+
+def test_without_a_user_nothing_is_allowed(server: Valkey) -> None:
+    """The default user is off."""
+    with redis.Redis(port=server.port) as client, pytest.raises(redis.AuthenticationError):
+        client.ping()
+
+
+def test_the_file_as_it_is_starts_no_server(tmp_path: Path) -> None:
+    """Whoever forgets to set the passwords has no server, and not one with passwords that all can read."""
+    finished = subprocess.run(
+        [str(valkey_program()), "--port", "0", "--aclfile", str(USERS), "--dir", str(tmp_path)],
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert finished.returncode != 0
+
+
+def test_every_queue_is_named_for_those_who_enqueue() -> None:
+    """A queue that is added is added here too."""
+    for line in USERS.read_text().splitlines():
+        if line.startswith(("user producer", "user operator")):
+            assert {f"~{queue}" for queue in QUEUES} <= set(line.split())

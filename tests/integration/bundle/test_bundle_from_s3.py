@@ -1,0 +1,53 @@
+"""A bundle in an object store is fetched once, verified, and kept."""
+
+from pathlib import Path
+
+import pytest
+
+from detector.bundle.bundle import BundleError, resolve
+from worker.embedded.services import REGION, EmbeddedServices
+
+
+@pytest.fixture
+def uploaded(
+    services: EmbeddedServices, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Put the tiny bundle into the bucket, and point boto3's own settings there."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", services.s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", services.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", services.secret_key)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for path in tiny_bundle.rglob("*"):
+        if path.is_file():
+            key = f"bundles/{tmp_path.name}/{path.relative_to(tiny_bundle).as_posix()}"
+            services.seaweedfs.client().upload_file(str(path), services.bucket, key)
+    return f"s3://{services.bucket}/bundles/{tmp_path.name}"
+
+
+def test_a_bundle_is_fetched_from_s3_and_kept_by_digest(uploaded: str, tiny_bundle: Path) -> None:
+    """It is the same bundle, and the second time it comes from the cache."""
+    first = resolve(uploaded)
+    assert first.digest == resolve(tiny_bundle).digest
+    assert first.folder.name == first.digest
+    before = first.classifier_path.stat().st_mtime_ns
+    assert resolve(uploaded).classifier_path.stat().st_mtime_ns == before
+
+
+def test_a_tampered_bundle_in_s3_is_not_kept(uploaded: str, services: EmbeddedServices) -> None:
+    """Weights that are not those of the manifest are refused, also the second time."""
+    prefix = uploaded.removeprefix(f"s3://{services.bucket}/")
+    services.seaweedfs.client().put_object(
+        Bucket=services.bucket, Key=f"{prefix}/classifier.safetensors", Body=b"something else"
+    )
+    for _ in range(2):
+        with pytest.raises(BundleError) as error:
+            resolve(uploaded)
+        assert error.value.reason == "digest_mismatch"
+
+
+def test_a_bundle_that_is_not_in_s3_is_not_found(uploaded: str) -> None:
+    """A wrong prefix is told as such."""
+    with pytest.raises(BundleError) as error:
+        resolve(uploaded + "-wrong")
+    assert error.value.reason == "not_found"

@@ -1,0 +1,180 @@
+"""The bytes of Redis memory that `dnf-worker plan` counts with, as a real Valkey tells them.
+
+Every kind is made by the code that makes it in service: the client enqueues, the transport takes, deliveries
+are begun and ended, events are published with a thumbnail of the shipped detector, letters are buried.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from kombu import Consumer, Queue
+
+from detector.detector import Detector
+from detector.images.decode import decode
+from detector.images.thumbnail import dnf_thumbnail
+from worker.broker.app import DEFAULT_QUEUE, create_app
+from worker.broker.dead_letters import DeadLetters, letter_of_call
+from worker.broker.verdict_stream import Results
+from worker.checks.attempts import Deliveries
+from worker.client import Client
+from worker.contract.messages import (
+    ImageCheck,
+    Model,
+    PictureFacts,
+    Thumbnail,
+    UncheckableMessage,
+    Verdict,
+    VerdictEvent,
+    event_id,
+)
+from worker.demo.samples import load_samples
+from worker.embedded.services import Valkey
+from worker.operations import capacity
+from worker.settings import Settings
+
+#: More than size classes of the allocator and half-filled tables do to a figure; far below a factor of two.
+TOLERANCE = 0.2
+CHECKS = 1000
+#: Fewer, since they are large.
+EVENTS = 300
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Provide a server that nobody else uses."""
+    server = Valkey(tmp_path_factory.mktemp("bytes"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def settings(server: Valkey) -> Settings:
+    """Return settings on that server."""
+    return Settings(redis_url=server.url)  # type: ignore[arg-type]
+
+
+class Memory:
+    """What the server's data takes, without the buffers, logs and scripts that come and go beside it."""
+
+    def __init__(self, broker: redis.Redis) -> None:
+        self._broker = broker
+
+    def of_one(self, count: int) -> float:
+        """Return the bytes of each of `count` things, which are all that there is.
+
+        Counted are all keys with their values, and the tables that lead to them.
+        """
+        with self._broker.pipeline(transaction=False) as pipeline:
+            for key in self._broker.scan_iter(count=1000):
+                pipeline.memory_usage(key, samples=0)
+            values = sum(pipeline.execute())
+        statistics: Any = self._broker.memory_stats()
+        return (values + sum(statistics["db.0"].values())) / count
+
+
+@pytest.fixture
+def memory(settings: Settings) -> Iterator[Memory]:
+    """Provide a measure of the emptied server."""
+    with redis.Redis.from_url(settings.redis_url.get_secret_value()) as broker:
+        broker.flushall(asynchronous=False)
+        yield Memory(broker)
+
+
+def _check() -> ImageCheck:
+    # What a platform sends: a digest and some metadata of its own.
+    key = f"2026/11/24/{uuid4()}.jpg"
+    return ImageCheck(
+        bucket="uploads", key=key, sha256="a" * 64, metadata={"user": "u-17", "album": "holiday"}
+    )
+
+
+def test_checks_that_wait_and_checks_in_work_take_what_the_plan_says(
+    settings: Settings, memory: Memory
+) -> None:
+    """By the client on its queue, and then taken by a consumer with the worker's transport."""
+    app = create_app(settings)
+    with Client(settings) as client:
+        client.submit_many(_check() for _ in range(CHECKS))
+    assert memory.of_one(CHECKS) == pytest.approx(capacity.WAITING_BYTES, rel=TOLERANCE)
+    taken: list[object] = []
+    with app.connection_for_read() as connection:
+        consumer = Consumer(
+            connection.channel(), [Queue(DEFAULT_QUEUE)], on_message=taken.append, accept=["json"]
+        )
+        with consumer:
+            while len(taken) < CHECKS:
+                connection.drain_events(timeout=10)
+        assert memory.of_one(CHECKS) == pytest.approx(capacity.UNACKED_BYTES, rel=TOLERANCE)
+    app.close()
+
+
+@pytest.fixture(scope="module")
+def thumbnail() -> bytes:
+    """Return the thumbnail of a photograph by the shipped detector."""
+    detector = Detector.load("default", device="cpu", dtype="float32")
+    photograph = next(sample for sample in load_samples() if sample.truth == "real")
+    (finding,) = detector.examine([detector.prepare(decode(photograph.read()).pixels)])
+    return dnf_thumbnail(finding.dnf)
+
+
+def _event(check: ImageCheck, thumbnail: bytes) -> VerdictEvent:
+    data = Verdict(
+        check_id=check.check_id,
+        policy=check.policy,
+        durations_ms=dict.fromkeys(("queue_wait", "fetch", "decode", "dnf", "classify", "total"), 123.456),  # type: ignore[arg-type]
+        delivery=1,
+        worker="dnf-dnf-moderation-worker-6d5f7c9b8-x2x4z:7",
+        metadata=check.metadata,
+        verdict="review",
+        score=0.123456789,
+        thresholds={"review_from": 0.4, "generated_from": 0.6},  # type: ignore[arg-type]
+        model=Model(name="dnf-small", version="2026.11", digest="b" * 64),
+        picture=PictureFacts(sha256="a" * 64, width=4032, height=3024, format="JPEG", bytes=3_141_592),
+        thumbnail=Thumbnail(width=128, height=128, sha256=hashlib.sha256(thumbnail).hexdigest()),
+        batch_size=16,
+    )
+    identity = event_id(check.check_id, "b" * 64, check.policy)
+    return VerdictEvent(
+        id=identity, source="dnf-moderation", subject=f"s3://{check.bucket}/{check.key}", data=data
+    )
+
+
+def test_an_event_takes_what_the_plan_says(settings: Settings, memory: Memory, thumbnail: bytes) -> None:
+    """On the stream, with its thumbnail; the mark beside it is another row of the plan."""
+    results = Results(settings)
+    for _ in range(EVENTS):
+        assert results.publish(_event(_check(), thumbnail), thumbnail)
+    results.close()
+    assert memory.of_one(EVENTS) == pytest.approx(capacity.EVENT_BYTES, rel=TOLERANCE)
+
+
+def test_what_is_remembered_of_a_check_takes_what_the_plan_says(
+    settings: Settings, memory: Memory, server: Valkey
+) -> None:
+    """Its mark and its beginnings are left when its event has gone from the stream."""
+    results = Results(settings)
+    with redis.Redis.from_url(server.url) as broker:
+        deliveries = Deliveries(broker, settings)
+        for _ in range(CHECKS):
+            check = _check()
+            with deliveries.begin(check.check_id):
+                assert results.publish(_event(check, b""))
+        broker.delete(settings.verdict_stream)
+    results.close()
+    assert memory.of_one(CHECKS) == pytest.approx(capacity.REMEMBERED_BYTES, rel=TOLERANCE)
+
+
+def test_a_dead_letter_takes_what_the_plan_says(settings: Settings, memory: Memory) -> None:
+    """With the mark by which a message has one letter."""
+    letters = DeadLetters.connect(settings)
+    refused = UncheckableMessage("storage_unavailable", "The store did not answer within 10 seconds.")
+    for _ in range(CHECKS):
+        message = _check().model_dump(mode="json")
+        letters.bury(letter_of_call([message], {}, DEFAULT_QUEUE, refused, deliveries=21))
+    letters.close()
+    assert memory.of_one(CHECKS) == pytest.approx(capacity.LETTER_BYTES, rel=TOLERANCE)

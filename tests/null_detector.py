@@ -1,0 +1,53 @@
+"""A detector without networks, for measuring and testing everything else."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.bundle.bundle import Bundle
+from detector.bundle.calibration import PlattScaling
+from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
+from detector.detector import Detector, Finding
+from detector.policy import Thresholds
+
+
+class NullDetector(Detector):
+    """Calls every picture's brightness its probability; a batch takes `batch_seconds`."""
+
+    device = "none"
+    dtype = "none"
+
+    def __init__(self, *, batch_seconds: float = 0.0) -> None:
+        manifest = Manifest(
+            name="null",
+            version="0",
+            created="2026-01-01T00:00:00Z",
+            preprocessing=Preprocessing(mode="crop", size=32, views=1),
+            dnf=DnfConfig(),
+            unet=UnetSource(folder="unet"),
+            classifier=ResNetConfig(depth=18, width=8),
+            calibration=PlattScaling(),
+            thresholds=Thresholds(review_from=0.4, generated_from=0.6),
+        )
+        self.bundle = Bundle(Path(), manifest, "0" * 64)
+        self._batch_seconds = batch_seconds
+
+    @classmethod
+    def load(cls, *_: Any, **__: Any) -> Self:
+        """Return the detector."""
+        return cls()
+
+    def warm_up(self, batch_size: int) -> None:
+        """Do nothing."""
+
+    def examine(self, prepared: Sequence[NDArray[np.float32]]) -> list[Finding]:
+        """Judge by brightness."""
+        time.sleep(self._batch_seconds)
+        return [
+            Finding(0.0, float(np.clip(views.mean() / 2 + 0.5, 0, 1)), views[0], 1.0, 1.0)
+            for views in prepared
+        ]

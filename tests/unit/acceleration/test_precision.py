@@ -1,0 +1,36 @@
+"""Precision: bfloat16 only where a device has instructions for it."""
+
+import pytest
+import torch
+
+from detector.acceleration import precision
+from detector.benchmark.speed import usual_dtypes
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("features", "computes"),
+    [
+        ({"avx2", "fma"}, False),
+        ({"avx512f"}, False),
+        ({"avx512_bf16"}, True),
+        ({"bf16"}, True),
+        (set(), False),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, features: set[str], *, computes: bool
+) -> None:
+    """Elsewhere a training step and a benchmark stay in float32."""
+    monkeypatch.setattr(precision, "processor_features", lambda: frozenset(features))
+    assert precision.computes_bfloat16(CPU) is computes
+    with precision.training_precision(CPU):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if computes else torch.float32)
+    assert usual_dtypes("cpu") == (("float32", "bfloat16") if computes else ("float32",))
+
+
+def test_a_device_of_another_kind_stays_in_float32() -> None:
+    """Metal is not asked."""
+    assert not precision.computes_bfloat16(torch.device("mps"))

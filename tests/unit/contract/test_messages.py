@@ -1,0 +1,111 @@
+"""The contract."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import ValidationError
+
+from deploy.generators.asyncapi import documents
+from worker.contract.messages import MAX_METADATA_BYTES, SCHEMAS, ImageCheck, event_id, schema_text
+
+FOLDER = Path(__file__).parents[3] / "deploy" / "schemas"
+
+
+def test_the_schemas_in_the_repository_are_those_of_the_code() -> None:
+    """Every schema is checked in as it is generated, and no other file lies beside what is generated."""
+    assert {path.name for path in FOLDER.iterdir()} == {
+        f"{name}.json" for name in SCHEMAS
+    } | documents().keys()
+    for name in SCHEMAS:
+        assert (FOLDER / f"{name}.json").read_text() == schema_text(name), "run `make schemas`"
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_each_schema_is_valid_and_refuses_unknown_fields(name: str) -> None:
+    """The schemas follow draft 2020-12, and a field that the contract does not name is an error."""
+    schema = json.loads(schema_text(name))
+    Draft202012Validator.check_schema(schema)
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("image-verdict-v1", "image.verdict.v1"), ("image-rejected-v1", "image.rejected.v1")],
+)
+def test_every_event_is_a_cloud_event_of_a_type_of_its_own(name: str, kind: str) -> None:
+    """The schema names every attribute of the envelope, and fixes the version and the type."""
+    schema = json.loads(schema_text(name))
+    assert set(schema["properties"]) >= {"id", "source", "specversion", "type", "subject", "time", "data"}
+    assert schema["properties"]["specversion"]["const"] == "1.0"
+    assert schema["properties"]["type"]["const"] == kind
+
+
+def test_a_check_with_only_an_object_is_complete() -> None:
+    """Id, time of submission and policy have defaults, and two checks have two ids."""
+    first, second = (ImageCheck(bucket="uploads", key="a.jpg") for _ in range(2))
+    assert first.check_id != second.check_id
+    assert first.policy == "default"
+    assert abs((datetime.now(UTC) - first.submitted_at).total_seconds()) < 60
+    assert first.uri == "s3://uploads/a.jpg"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"check_id": ""},
+        {"check_id": "a" * 129},
+        {"check_id": "with space"},
+        {"check_id": "line\n"},
+        {"bucket": ""},
+        {"key": ""},
+        {"sha256": "abc"},
+        {"sha256": "A" * 64},
+        {"metadata": []},
+        {"metadata": {"ratio": float("nan")}},
+        {"metadata": {"half": "\ud800"}},
+        {"submitted_at": "yesterday"},
+        {"policy": "Not A Name"},
+        {"surprise": 1},
+    ],
+)
+def test_a_malformed_check_is_refused(fields: dict[str, object]) -> None:
+    """Whatever is not of the contract is an error where it enters."""
+    with pytest.raises(ValidationError):
+        ImageCheck.model_validate({"bucket": "uploads", "key": "a.jpg", **fields})
+
+
+def test_metadata_of_four_kibibytes_is_taken_and_of_one_byte_more_refused() -> None:
+    """The limit counts compact JSON in UTF-8: a Cyrillic letter costs two bytes, not six."""
+    frame = len('{"k":""}')
+    largest = {"k": "я" * ((MAX_METADATA_BYTES - frame) // 2)}
+    assert ImageCheck(bucket="uploads", key="a", metadata=largest).metadata == largest
+    with pytest.raises(ValidationError):
+        ImageCheck(bucket="uploads", key="a", metadata={"k": largest["k"] + "x"})
+
+
+def test_metadata_survives_the_way_through_json_untouched() -> None:
+    """Nesting, null, large integers, fractions and letters of any script come back as they were."""
+    metadata = {"n": None, "deep": [{"a": [1, 2**70, 0.1]}], "text": 'Grüße, 世界 "quoted"', "t": True}
+    check = ImageCheck(bucket="uploads", key="a", metadata=metadata)
+    assert ImageCheck.model_validate_json(check.model_dump_json()).metadata == metadata
+
+
+def test_the_id_of_an_event_follows_from_check_model_and_policy_alone() -> None:
+    """The same three give the same id; a change of any of them gives another."""
+    digest = "0" * 64
+    known = event_id("check-1", digest, "default")
+    # printf 'check-1\n%s\ndefault' 000...0 | sha256sum
+    assert known == "a8385c7bdbf922015ee8fc1a92e0c6521bb574247a5ab67c57619b9a3a8e000d"
+    assert known == event_id("check-1", digest, "default")
+    assert len({known, event_id("check-2", digest, "default"), event_id("check-1", "1" * 64, "default")}) == 3
+    assert known != event_id("check-1", digest, "strict")
+
+
+def test_a_message_cannot_be_changed() -> None:
+    """Messages are frozen."""
+    check = ImageCheck(bucket="uploads", key="a")
+    with pytest.raises(ValidationError):
+        check.key = "b"

@@ -1,0 +1,102 @@
+"""The contact sheet."""
+
+import base64
+import io
+import re
+from collections.abc import Callable
+
+from PIL import Image
+
+from detector.policy import Thresholds
+from worker.demo.contact_sheet import ContactSheet, JudgedPicture, RejectedUpload, render_html
+from worker.demo.contact_sheet_png import render_png
+
+MakePicture = Callable[..., bytes]
+
+
+def _sheet(make_picture: MakePicture, *, judged: int = 4, title: str = "A picture") -> ContactSheet:
+    pictures = [
+        JudgedPicture(
+            title=title,
+            picture=make_picture(seed, size=(200, 120)),
+            thumbnail=make_picture(seed + 100, size=(128, 128), format="PNG"),
+            verdict="generated" if seed else "real",
+            score=0.93 if seed else 0.02,
+            milliseconds=41.5,
+            truth="generated",
+            origin="diffusion autoencoder",
+            credit="CC0",
+        )
+        for seed in range(judged)
+    ]
+    rejected = [RejectedUpload("notes.jpg", "not_an_image", "The bytes are no picture.")]
+    return ContactSheet(pictures, rejected, "tiny 1", Thresholds(review_from=0.4, generated_from=0.9))
+
+
+def test_the_page_needs_nothing_from_elsewhere(make_picture: MakePicture) -> None:
+    """Every picture is inside the page, unchanged, and nothing is loaded from another place."""
+    sheet = _sheet(make_picture)
+    page = render_html(sheet)
+    inside = [base64.b64decode(data) for data in re.findall(r"data:image/\w+;base64,([^\"]+)", page)]
+    assert inside == [data for item in sheet.judged for data in (item.picture, item.thumbnail)]
+    assert not re.search(r"https?://|<script|<link|@import", page)
+
+
+def test_text_from_outside_is_escaped_in_the_page(make_picture: MakePicture) -> None:
+    """A file name that is markup is shown, not executed."""
+    page = render_html(_sheet(make_picture, title='<img src=x onerror="alert(1)">'))
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;" in page
+
+
+def test_the_page_tells_verdict_score_truth_reasons_and_the_limits_of_a_score(
+    make_picture: MakePicture,
+) -> None:
+    """What a moderator needs stands in the page."""
+    page = render_html(_sheet(make_picture))
+    for text in [
+        "4 pictures judged: 1 real, 0 needs review, 3 generated. Rejected: 1.",
+        "score 0.930",
+        "✗ Truly a generated picture",
+        "✓ Truly a generated picture",
+        "not_an_image",
+        "A score is a signal, not proof.",
+        "diffusion autoencoder · 42 ms · CC0",
+    ]:
+        assert text in page
+
+
+def test_the_png_shows_a_card_for_each_picture(make_picture: MakePicture) -> None:
+    """Three cards go side by side; a fourth takes a second row."""
+    three, four = (Image.open(io.BytesIO(render_png(_sheet(make_picture, judged=count)))) for count in (3, 4))
+    assert three.format == four.format == "PNG"
+    assert three.width == four.width
+    assert four.height > three.height
+
+
+def test_a_sheet_without_pictures_or_with_a_picture_without_feature_is_drawn(
+    make_picture: MakePicture,
+) -> None:
+    """Nothing judged, nothing rejected, a thumbnail that is stored elsewhere: none of them is an error."""
+    thresholds = Thresholds(review_from=0.4, generated_from=0.9)
+    bare = JudgedPicture("x" * 300, make_picture(), None, verdict="review", score=0.5, milliseconds=1.0)
+    for sheet in [ContactSheet([], [], "tiny", thresholds), ContactSheet([bare], [], "tiny", thresholds)]:
+        assert Image.open(io.BytesIO(render_png(sheet))).width > 0
+        assert "Verdicts" in render_html(sheet)
+
+
+def test_a_picture_in_review_is_neither_right_nor_wrong(make_picture: MakePicture) -> None:
+    """Only a decided verdict is held against the truth."""
+    picture = make_picture()
+    stands = [
+        JudgedPicture("t", picture, None, verdict=verdict, score=0.5, milliseconds=1.0, truth=truth).agreement
+        for verdict, truth in [
+            ("real", "real"),
+            ("generated", "generated"),
+            ("real", "generated"),
+            ("generated", "real"),
+            ("review", "generated"),
+            ("real", None),
+        ]
+    ]
+    assert stands == ["right", "right", "wrong", "wrong", "open", "open"]

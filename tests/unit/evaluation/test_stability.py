@@ -1,0 +1,73 @@
+"""The stability check: what a re-encoding overturns goes to a person."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detector.detector import Detector
+from detector.evaluation.stability import REENCODINGS, settled, stable_verdict
+from detector.policy import Thresholds, VerdictName
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_bundle: Path) -> Detector:
+    """Load the tiny bundle."""
+    return Detector.load(tiny_bundle, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """Make a picture with structure, which a codec changes."""
+    return np.random.default_rng(3).integers(0, 256, (96, 120, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "expected"),
+    [
+        ("generated", ["generated", "generated"], "generated"),
+        ("generated", ["generated", "review"], "review"),
+        ("generated", ["real", "real"], "review"),
+        ("real", ["real", "review"], "real"),
+        ("real", ["real", "generated"], "review"),
+        ("review", ["generated", "generated"], "review"),
+        ("review", ["real", "real"], "review"),
+        ("generated", [], "generated"),
+    ],
+)
+def test_an_accusation_needs_all_and_an_acquittal_no_accuser(
+    first: VerdictName, others: list[VerdictName], expected: VerdictName
+) -> None:
+    """And nothing that was to be looked at escapes the person."""
+    assert settled(first, others) == expected
+
+
+def test_the_check_judges_the_picture_and_each_reencoding(detector: Detector, pixels: np.ndarray) -> None:
+    """The finding is that of the picture itself; a re-encoding's score is that of its decoded pixels."""
+    checked = stable_verdict(detector, pixels, Thresholds(review_from=0.4, generated_from=0.6))
+    alone = detector.examine([detector.prepare(pixels)])[0]
+    assert checked.finding.logit == pytest.approx(alone.logit, abs=1e-4)
+    again = detector.examine([detector.prepare(REENCODINGS[0].apply(pixels))])[0]
+    assert len(checked.probabilities) == len(REENCODINGS)
+    assert checked.probabilities[0] == pytest.approx(again.probability, abs=1e-4)
+
+
+def test_a_verdict_that_a_reencoding_overturns_becomes_review(detector: Detector, pixels: np.ndarray) -> None:
+    """A cut between the picture's score and the farthest re-encoding's splits them; far cuts do not."""
+    everyone = stable_verdict(detector, pixels, Thresholds(review_from=0.0, generated_from=0.0))
+    assert (everyone.verdict, everyone.overturned) == ("generated", False)
+    own = everyone.finding.probability
+    farthest = max(everyone.probabilities, key=lambda p: abs(p - own))
+    assert farthest != own
+    cut = (own + farthest) / 2
+    split = stable_verdict(detector, pixels, Thresholds(review_from=cut, generated_from=cut))
+    assert split.first == ("generated" if own > cut else "real")
+    assert (split.verdict, split.overturned) == ("review", True)
+
+
+def test_every_reencoding_changes_the_pixels_and_keeps_them_a_picture(pixels: np.ndarray) -> None:
+    """Three channels of bytes; the last one is three quarters of the size."""
+    results = [each.apply(pixels) for each in REENCODINGS]
+    assert all(result.dtype == np.uint8 and result.shape[2] == 3 for result in results)
+    assert [result.shape[:2] for result in results] == [(96, 120), (96, 120), (72, 90)]
+    assert all(not np.array_equal(result, pixels) for result in results[:2])

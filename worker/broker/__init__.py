@@ -1,0 +1,1 @@
+"""Redis as broker: connection, transport, verdict stream, dead letters, faults."""

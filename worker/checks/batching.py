@@ -1,0 +1,172 @@
+"""MicroBatcher: many waiting tasks, one model."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from worker.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# How long batches stay smaller after memory ran out; then they grow again, to twice the size each time.
+SMALLER_SECONDS = 60.0
+
+
+class BatcherClosed(RuntimeError):  # noqa: N818 - a state
+    """The batcher takes no more items, or ended before it came to this one."""
+
+
+class OutOfMemory(RuntimeError):  # noqa: N818 - a state of the machine that may pass
+    """There was not even memory for an item alone."""
+
+
+class ModelFailed(Exception):  # noqa: N818 - a state of the model that may pass
+    """The networks raised, or gave no result in time."""
+
+
+@dataclass(frozen=True)
+class Batched(Generic[Result]):
+    """An item's result, the size of the batch that it was computed in, and its wait for it in ms."""
+
+    result: Result
+    batch_size: int
+    wait_ms: float
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    future: "Future[Batched[Result]]"
+    since: float
+
+
+class MicroBatcher(Generic[Item, Result]):
+    """Gathers items from many threads and runs them together on one thread of its own.
+
+    `run` takes a list of items and returns as many results; it is never called from two threads at once.
+    A batch holds at most `max_batch` items and waits at most `wait_seconds` for them. When `run` raises,
+    the batch is halved until the item at fault is alone: only its future carries the error.
+
+    `out_of_memory` frees what it can when an error of `run` means that memory ran out, and says whether it
+    meant that: the batch goes on in halves, and for a while no batch is larger than what fitted.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], list[Result]],
+        *,
+        max_batch: int,
+        wait_seconds: float,
+        out_of_memory: Callable[[Exception], bool] = lambda _: False,
+        smaller_seconds: float = SMALLER_SECONDS,
+    ) -> None:
+        self._run = run
+        self._max_batch = max_batch
+        self._wait_seconds = wait_seconds
+        self._out_of_memory = out_of_memory
+        self._smaller_seconds = smaller_seconds
+        self._limit, self._limited_until = max_batch, 0.0
+        # Four batches of reserve: beyond that, producers wait in submit.
+        self._room = 4 * max_batch
+        self._waiting: deque[_Waiting[Item, Result]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._progress_at: float | None = None
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def stalled_seconds(self) -> float:
+        """Seconds that the model has been at what it computes now; 0.0 when it computes nothing."""
+        at = self._progress_at
+        return 0.0 if at is None else time.monotonic() - at
+
+    @property
+    def batch_limit(self) -> int:
+        """The most items that a batch holds now: `max_batch`, or fewer after memory ran out."""
+        return self._limit
+
+    def submit(self, item: Item, *, timeout_seconds: float | None = None) -> "Future[Batched[Result]]":
+        """Queue an item and return the future of its result.
+
+        Waits up to `timeout_seconds` for room in the queue. Raises `BatcherClosed` after `close`, and
+        TimeoutError when no room came.
+        """
+        future: Future[Batched[Result]] = Future()
+        waiting = _Waiting(item, future, time.monotonic())
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: self._closed or len(self._waiting) < self._room, timeout_seconds
+            ):
+                raise TimeoutError(f"no room in the batcher's queue within {timeout_seconds} seconds")
+            if self._closed:
+                raise BatcherClosed("the batcher is closed")
+            self._waiting.append(waiting)
+            self._changed.notify_all()
+        return future
+
+    def close(self) -> None:
+        """Finish what waits, then end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while batch := self._gather():
+            running = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
+            if running:
+                self._settle(running)
+
+    def _gather(self) -> list[_Waiting[Item, Result]]:
+        """Return the next batch, or nothing once the batcher is closed and has done everything."""
+        with self._changed:
+            self._progress_at = None
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if self._limit < self._max_batch and time.monotonic() >= self._limited_until:
+                self._set_limit(min(2 * self._limit, self._max_batch), "batch_enlarged")
+            self._changed.wait_for(
+                lambda: self._closed or len(self._waiting) >= self._limit, self._wait_seconds
+            )
+            count = min(self._limit, len(self._waiting))
+            batch = [self._waiting.popleft() for _ in range(count)]
+            self._changed.notify_all()
+            return batch
+
+    def _settle(self, batch: list[_Waiting[Item, Result]]) -> None:
+        if len(batch) > self._limit:
+            self._settle_halves(batch)
+            return
+        began = self._progress_at = time.monotonic()
+        try:
+            results = self._run([waiting.item for waiting in batch])
+            pairs = list(zip(batch, results, strict=True))
+        except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to its item
+            if self._out_of_memory(error):
+                self._set_limit(max(1, len(batch) // 2), "batch_reduced")
+                error = OutOfMemory(f"no memory for a batch of {len(batch)}: {error}")
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+                return
+        else:
+            for waiting, result in pairs:
+                waiting.future.set_result(Batched(result, len(batch), (began - waiting.since) * 1000))
+            return
+        # Out of the handler: the error holds on to what the failed batch had in memory.
+        self._settle_halves(batch)
+
+    def _settle_halves(self, batch: list[_Waiting[Item, Result]]) -> None:
+        middle = len(batch) // 2
+        self._settle(batch[:middle])
+        self._settle(batch[middle:])
+
+    def _set_limit(self, limit: int, event: str) -> None:
+        self._limit, self._limited_until = limit, time.monotonic() + self._smaller_seconds
+        log.warning(event, batch_limit=limit, max_batch=self._max_batch)

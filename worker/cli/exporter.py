@@ -1,0 +1,44 @@
+"""dnf-worker exporter."""
+
+import signal
+import threading
+
+import click
+
+from worker.cli.errors import settings_in_force
+
+DEFAULT_PORT = 9808
+
+
+@click.command()
+def exporter() -> None:
+    """Serve /metrics of queues, streams and fleet on DNF_HTTP_PORT (9808 unless set), until told to stop."""
+    from worker.operations.exporter.collector import QueueCollector, exporter_registry
+    from worker.telemetry.http import Answer, Endpoints, EndpointsUnavailable
+    from worker.telemetry.logs import configure_logs
+
+    settings = settings_in_force()
+    configure_logs(settings)
+    collector = QueueCollector(settings)
+
+    def live() -> Answer:
+        return Answer(ok=True, reason="alive", figures={})
+
+    def ready() -> Answer:
+        answers = collector.snapshot() is not None
+        reason = "Redis answers" if answers else f"Redis does not answer: {collector.fault}"
+        return Answer(ok=answers, reason=reason, figures={})
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    probes = {"/livez": live, "/readyz": ready, "/startupz": live}
+    try:
+        endpoints = Endpoints(
+            settings.http_host, settings.http_port or DEFAULT_PORT, exporter_registry(collector), probes
+        )
+    except EndpointsUnavailable as error:
+        raise click.ClickException(str(error)) from error
+    with endpoints:
+        stop.wait()
+    collector.close()

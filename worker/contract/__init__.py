@@ -1,0 +1,1 @@
+"""What producers write and consumers read."""

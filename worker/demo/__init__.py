@@ -1,0 +1,1 @@
+"""The demonstration: sample pictures in, verdicts and a contact sheet out."""

@@ -1,0 +1,285 @@
+"""The demonstration: broker, object store and worker on this machine, samples in, verdicts out."""
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import environ
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from worker.broker.verdict_stream import Event, Results
+from worker.client import Client
+from worker.contract.messages import Rejection
+from worker.demo.contact_sheet import NOTE, ContactSheet, JudgedPicture, RejectedUpload, render_html
+from worker.demo.contact_sheet_png import render_png
+from worker.demo.samples import BadUpload, Sample, bad_uploads, load_samples
+from worker.demo.tables import print_tables
+from worker.embedded.guarded_process import GuardedProcess
+from worker.embedded.services import EmbeddedServices
+from worker.embedded.startup import EmbeddedServiceError
+from worker.settings import Settings
+
+WORKER_READY_SECONDS = 180.0
+VERDICTS_SECONDS = 180.0
+INTERRUPTED = 130
+
+
+class DemoFailedError(RuntimeError):
+    """The demonstration could not come to its end; the message says what happened."""
+
+
+def run_demo(*, keep: bool, out: Path, bundle: str) -> int:
+    """Run the demonstration and return its exit status: 0, 1 when it failed, 130 when it was interrupted.
+
+    The contact sheet and the worker's log go to the folder `out`; `bundle` names the detector; with `keep`
+    the services and the worker stay up until Ctrl-C.
+    """
+    console = Console()
+    try:
+        with _interruptible() as interruption:
+            _demonstrate(console, interruption, keep=keep, out=out, bundle=bundle)
+            interruption.check()
+    except KeyboardInterrupt:
+        console.print("Stopped. Nothing is left running.")
+        return 0 if keep else INTERRUPTED
+    except (DemoFailedError, EmbeddedServiceError) as error:
+        console.print(f"[bold red]The demonstration failed.[/] {escape(str(error))}")
+        return 1
+    return 0
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """What is sent under one key: a sample or a bad upload."""
+
+    key: str
+    content: Sample | BadUpload
+
+    @property
+    def data(self) -> bytes | None:
+        return self.content.read() if isinstance(self.content, Sample) else self.content.data
+
+
+def _demonstrate(
+    console: Console, interruption: "_Interruption", *, keep: bool, out: Path, bundle: str
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "worker.log"
+    log.unlink(missing_ok=True)
+    with EmbeddedServices() as services:
+        console.print(f"Valkey at {services.redis_url}, SeaweedFS at {services.s3_endpoint}")
+        # A folder is named in full, so that the printed commands work in any directory.
+        named = str(Path(bundle).resolve()) if Path(bundle).is_dir() else bundle
+        variables = {**services.environment(), "DNF_BUNDLE": named, "DNF_LOG_FORMAT": "json"}
+        with _environment(variables), _worker(log, interruption) as worker:
+            sheet = _examine(console, services, worker)
+            print_tables(console, sheet)
+            (out / "verdicts.html").write_text(render_html(sheet), encoding="utf-8")
+            (out / "verdicts.png").write_bytes(render_png(sheet))
+            console.print(
+                f"Contact sheet: {out / 'verdicts.html'} and {out / 'verdicts.png'}\n"
+                f"Worker's log: {log}\n{NOTE}",
+                soft_wrap=True,
+                highlight=False,
+            )
+            if keep:
+                _stay_up(console, worker, variables)
+
+
+def _examine(console: Console, services: EmbeddedServices, worker: "_Worker") -> ContactSheet:
+    """Upload and enqueue everything, and gather what came of each upload, in the order of sending."""
+    settings = Settings()
+    store = services.seaweedfs.client()
+    contents: list[Sample | BadUpload] = [*load_samples(), *bad_uploads()]
+    uploads = [_Upload(f"demo/{content.file}", content) for content in contents]
+    with _progress(console) as progress, Client(settings) as client:
+        uploading = progress.add_task("Uploading", total=len(uploads))
+        for upload in uploads:
+            if upload.data is not None:
+                store.put_object(Bucket=services.bucket, Key=upload.key, Body=upload.data)
+            progress.advance(uploading)
+        loading = progress.add_task("The worker loads its model", total=1)
+        _wait_until_ready(worker)
+        progress.advance(loading)
+        # Enqueued only now, so that the time in the queue is not the time of loading the model.
+        judging = progress.add_task("Verdicts", total=len(uploads))
+        sent = {client.submit(services.bucket, upload.key): upload for upload in uploads}
+        events = _receive(settings, worker, set(sent), lambda: progress.advance(judging))
+    return _sheet([(upload, events[check_id]) for check_id, upload in sent.items()])
+
+
+def _receive(
+    settings: Settings, worker: "_Worker", awaited: set[str], advance: Callable[[], None]
+) -> dict[str, Event]:
+    """Return the event of each awaited check id; call `advance` as each one comes."""
+    results = Results(settings)
+    received: dict[str, Event] = {}
+    deadline = time.monotonic() + VERDICTS_SECONDS
+    for event in results.tail(block_seconds=0.5):
+        if event and event.check_id in awaited and event.check_id not in received:
+            received[event.check_id] = event
+            advance()
+        if len(received) == len(awaited):
+            break
+        worker.check()
+        if time.monotonic() > deadline:
+            raise DemoFailedError(
+                f"{len(received)} of {len(awaited)} verdicts within {VERDICTS_SECONDS:.0f} seconds. "
+                f"{worker.last_words()}"
+            )
+    results.close()
+    return received
+
+
+def _sheet(received: list[tuple[_Upload, Event]]) -> ContactSheet:
+    """Lay out the events; the model and its thresholds are those that the verdicts name."""
+    judged, rejected = [], []
+    model, thresholds = "", None
+    for upload, event in received:
+        content, data = upload.content, event.envelope.data
+        if isinstance(data, Rejection):
+            rejected.append(RejectedUpload(f"{content.file} ({content.title})", data.reason, data.sentence))
+            continue
+        model, thresholds = f"{data.model.name} {data.model.version}", data.thresholds
+        sample = content if isinstance(content, Sample) else None
+        judged.append(
+            JudgedPicture(
+                title=content.title,
+                picture=upload.data or b"",
+                thumbnail=event.thumbnail,
+                verdict=data.verdict,
+                score=data.score,
+                milliseconds=data.durations_ms["total"],
+                truth=sample.truth if sample else None,
+                origin=sample.family if sample else "",
+                credit=f"{sample.author}, {sample.licence}" if sample else "",
+                stages={name: value for name, value in data.durations_ms.items() if name != "total"},
+            )
+        )
+    if thresholds is None:
+        raise DemoFailedError("No picture was judged, every upload was rejected.")
+    return ContactSheet(judged, rejected, model, thresholds)
+
+
+def _wait_until_ready(worker: "_Worker") -> None:
+    deadline = time.monotonic() + WORKER_READY_SECONDS
+    while '"worker_ready"' not in worker.process.log.read_text(encoding="utf-8", errors="replace"):
+        worker.check()
+        if time.monotonic() > deadline:
+            raise DemoFailedError(
+                f"The worker was not ready within {WORKER_READY_SECONDS:.0f} seconds.\n{worker.last_words()}"
+            )
+        time.sleep(0.1)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), console=console)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, for this process and its children, while the block runs."""
+    before = {name: environ.get(name) for name in variables}
+    environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del environ[name]
+            else:
+                environ[name] = value
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """The worker process, and whether to go on waiting for it."""
+
+    process: GuardedProcess
+    interruption: "_Interruption"
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt after Ctrl-C, and `DemoFailedError` when the worker has ended."""
+        self.interruption.check()
+        if not self.process.alive:
+            status = self.process.popen.returncode
+            raise DemoFailedError(f"The worker ended with status {status}. {self.last_words()}")
+
+    def last_words(self) -> str:
+        """Return the end of the worker's log."""
+        return f"The end of its log:\n{self.process.tail(15)}"
+
+
+@contextmanager
+def _worker(log: Path, interruption: "_Interruption") -> Iterator[_Worker]:
+    """Run a worker process of its own while the block runs."""
+    process = GuardedProcess([sys.executable, "-m", "worker.cli", "run"], log=log)
+    try:
+        yield _Worker(process, interruption)
+    finally:
+        process.stop(grace_seconds=15.0)
+
+
+def _stay_up(console: Console, worker: "_Worker", variables: Mapping[str, str]) -> None:
+    """Print how to submit pictures from another terminal, and wait for Ctrl-C."""
+    command = shlex.quote(str(Path(sys.executable).with_name("dnf-worker")))
+    console.print("\nThe services and the worker stay up until Ctrl-C. In another terminal:\n", style="bold")
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    for line in [*lines, f"{command} submit --wait PICTURE.jpg", f"{command} verdicts --follow"]:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print("\nThe keys open these throw-away services only.")
+    while True:
+        worker.check()
+        time.sleep(0.2)
+
+
+class _Interruption:
+    """Ctrl-C or SIGTERM: the first one unwinds the demonstration, later ones do not disturb the cleaning up.
+
+    An exception that a signal handler raises is lost when it strikes inside a finaliser, so that one came is
+    remembered too and asked for at every step of waiting.
+    """
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
+        for number in self.numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a signal came."""
+        if self._came:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Interruption]:
+    """Handle the signals while the block runs."""
+    interruption = _Interruption()
+    before = {number: signal.signal(number, interruption) for number in interruption.numbers}
+    try:
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

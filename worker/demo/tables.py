@@ -1,0 +1,63 @@
+"""The demonstration's tables for the terminal."""
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from detector.policy import VerdictName
+from worker.demo.contact_sheet import ContactSheet
+
+STYLES: dict[VerdictName, str] = {"real": "green", "review": "yellow", "generated": "red"}
+VERDICT_WIDTH, STAGE_WIDTH = 64, 9
+_SHORT = {
+    "queue_wait": "queue",
+    "prepare": "prep",
+    "batch_wait": "batch",
+    "classify": "class",
+    "thumbnail": "thumb",
+}
+MARKS = {"right": "[green]✓[/]", "wrong": "[red]✗[/]", "open": "·"}
+
+
+def print_tables(console: Console, sheet: ContactSheet) -> None:
+    """Print the verdicts with the milliseconds of each stage, and the rejections with their reasons."""
+    stages = list(dict.fromkeys(stage for item in sheet.judged for stage in item.stages))
+    verdicts = _table(f"Verdicts of {escape(sheet.model)}, with the milliseconds of each stage")
+    # A narrow terminal shows the stages in a table of their own instead of cutting them off.
+    wide = console.width >= VERDICT_WIDTH + STAGE_WIDTH * len(stages)
+    times = verdicts if wide else _table("Milliseconds of each stage")
+    for name in ["Picture", "Verdict", "Score", "Truly"]:
+        verdicts.add_column(name, no_wrap=True, justify="right" if name == "Score" else "left")
+    if not wide:
+        times.add_column("Picture", no_wrap=True, max_width=15)
+    for name in [*stages, "total"]:
+        heading = name.replace("_", " ") if wide else _SHORT.get(name, name)
+        times.add_column(heading, justify="right", no_wrap=True)
+    for item in sheet.judged:
+        verdict = [
+            escape(item.title),
+            f"[{STYLES[item.verdict]}]{item.verdict}[/]",
+            f"{item.score:.3f}",
+            f"{MARKS[item.agreement]} {item.truth or ''}",
+        ]
+        spent = [f"{item.stages[stage]:.0f}" if stage in item.stages else "" for stage in stages]
+        spent.append(f"{item.milliseconds:.0f}")
+        if wide:
+            verdicts.add_row(*verdict, *spent)
+        else:
+            verdicts.add_row(*verdict)
+            times.add_row(escape(item.title), *spent)
+    console.print(verdicts)
+    if not wide:
+        console.print(times)
+    rejections = _table("Rejected uploads")
+    for name in ["Upload", "Reason", "What it means"]:
+        rejections.add_column(name)
+    for upload in sheet.rejected:
+        rejections.add_row(escape(upload.title), f"[yellow]{upload.reason}[/]", escape(upload.sentence))
+    console.print(rejections)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

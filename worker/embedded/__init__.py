@@ -1,0 +1,1 @@
+"""Valkey and SeaweedFS on this machine, for the demonstration and the tests."""

@@ -1,0 +1,1 @@
+"""Queues, streams and fleet as Prometheus metrics."""

@@ -1,0 +1,1 @@
+"""One worker process: start, shutdown, supervision, health."""

@@ -1,0 +1,73 @@
+"""A watchdog that ends the process when the model makes no progress.
+
+Celery's time limits do nothing in threads, and a thread that hangs in native code cannot be ended alone. With
+a limit below the deadline of a check (the default: 60 of 90 seconds) the checks of the batch count as begun
+and never ended, are delivered again, each alone, and the one at fault becomes a dead letter after
+`max_deliveries`. The limit must be well above the slowest honest batch: 16 pictures take the default detector
+about 5 seconds on two CPU cores; for a slower one, raise the deadline or lower the batch size.
+"""
+
+import faulthandler
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from worker.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+#: Exit status of a process that its watchdog ended (EX_SOFTWARE).
+STALLED = 70
+
+
+class _Watched(Protocol):
+    @property
+    def stalled_seconds(self) -> float: ...
+
+
+class Watchdog:
+    """Looks at a batcher ten times within `limit_seconds`, in a thread of its own, until it is stopped.
+
+    A stall must be seen at two looks in a row: a process that was itself stopped for a while finds its model
+    at work again at the second. Native code that hangs and never lets Python run keeps this thread from
+    looking too; then Python's own fault handler ends the process after twice the limit, with the stack of
+    every thread and exit status 1.
+    """
+
+    def __init__(
+        self, batcher: _Watched, limit_seconds: float, *, end: Callable[[int], object] = os._exit
+    ) -> None:
+        self._batcher = batcher
+        self._limit = limit_seconds
+        self._end = end
+        self._stopped = threading.Event()
+        self._arm()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _arm(self) -> None:
+        faulthandler.dump_traceback_later(2 * self._limit, exit=True, file=sys.stderr)
+
+    def _watch(self) -> None:
+        seen = False
+        while not self._stopped.wait(self._limit / 10):
+            self._arm()
+            stalled = self._batcher.stalled_seconds
+            if seen and stalled > self._limit:
+                log.critical(
+                    "model_stalled",
+                    sentence="The model made no progress for too long; the process ends.",
+                    stalled_seconds=round(stalled, 1),
+                    limit_seconds=self._limit,
+                )
+                self._end(STALLED)
+                return
+            seen = stalled > self._limit

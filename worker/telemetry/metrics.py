@@ -1,0 +1,173 @@
+"""What a worker process counts and measures, for Prometheus.
+
+The names are a contract with the dashboard, the alerts and the scaling rule; `docs/metrics.md` is made from
+this module (`make metrics`). Labels take few values: no check, bucket or host is one.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from worker.contract.messages import QUEUES, DeadLetterReason, Stage
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+Outcome = Literal["real", "review", "generated", "rejected"]
+RetryReason = Literal["broker", "crowded", "storage_unavailable", "model_failed", "internal_error"]
+
+#: The registry of a worker process; it also has the client library's `process_` figures.
+REGISTRY = CollectorRegistry(auto_describe=True)
+
+
+@dataclass(frozen=True)
+class Documented:
+    """One row of the page of metrics: `name` as Prometheus stores it, `kind`, `meaning`, `labels`."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    meaning: str
+    labels: tuple[str, ...] = ()
+
+
+#: Every metric of a worker, in the order of the page.
+DOCUMENTED: list[Documented] = []
+
+
+def _counter(name: str, meaning: str, *labels: str) -> Counter:
+    DOCUMENTED.append(Documented(name, "counter", meaning, labels))
+    return Counter(name.removesuffix("_total"), meaning, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
+    DOCUMENTED.append(Documented(name, "gauge", meaning, labels))
+    return Gauge(name, meaning, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, meaning: str, buckets: Sequence[float], *labels: str) -> Histogram:
+    DOCUMENTED.append(Documented(name, "histogram", meaning, labels))
+    return Histogram(name, meaning, labels, buckets=buckets, registry=REGISTRY)
+
+
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    120,
+    300,
+    900,
+    3600,
+)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_TWENTIETHS = tuple(number / 20 for number in range(1, 21))
+
+CHECKS = _counter(
+    "dnf_checks_total",
+    "Checks that this process judged or rejected, by queue, outcome (real, review, generated, rejected) and,"
+    " if rejected, reason.",
+    "queue",
+    "outcome",
+    "reason",
+)
+STAGE_SECONDS = _histogram(
+    "dnf_stage_seconds",
+    "Seconds of a check in each stage; dnf and classify are those of its whole batch, total leaves out"
+    " queue_wait.",
+    _SECONDS,
+    "stage",
+)
+BATCH_SIZE = _histogram("dnf_batch_size", "Pictures in one forward pass.", _BATCHES)
+SCORE = _histogram(
+    "dnf_score", "Calibrated probability of generated, 0..1; its drift is the fleet's.", _TWENTIETHS
+)
+IN_FLIGHT = _gauge("dnf_checks_in_flight", "Checks that this process is at.")
+REDELIVERIES = _counter("dnf_redeliveries_total", "Checks that were begun before, here or elsewhere.")
+RETRIES = _counter(
+    "dnf_retries_total",
+    f"Checks that were put off until later; reason is one of {', '.join(get_args(RetryReason))}.",
+    "reason",
+)
+DEAD_LETTERS = _counter("dnf_dead_letters_total", "Dead letters that this process wrote.", "reason")
+CACHE_HITS = _counter("dnf_cache_hits_total", "Checks answered from an earlier verdict on the same content.")
+MODEL_INFO = _gauge(
+    "dnf_model_info", "1, with the detector in its labels.", "name", "version", "digest", "device", "dtype"
+)
+BATCHER_STALLED = _gauge(
+    "dnf_batcher_stalled_seconds",
+    "Seconds since the model thread last made progress while it had work; 0 when idle.",
+)
+SHADOW_DIFFERENCE = _histogram(
+    "dnf_shadow_score_difference",
+    "Score of the shadow bundle minus that of the serving one, -1..1.",
+    (-1, -0.5, -0.2, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
+)
+SHADOW_DISAGREEMENTS = _counter(
+    "dnf_shadow_disagreements_total",
+    "Checks on which the shadow bundle's verdict is another, by both verdicts.",
+    "serving",
+    "shadow",
+)
+SHADOW_FAILURES = _counter("dnf_shadow_failures_total", "Checks of which the shadow bundle gave no score.")
+
+_queue: ContextVar[str] = ContextVar("queue", default="other")
+
+
+@contextmanager
+def check_in_flight(queue: str | None) -> Iterator[None]:
+    """Count the block as a check in flight; what is counted in it is of this queue."""
+    token = _queue.set(queue if queue in QUEUES else "other")
+    try:
+        with IN_FLIGHT.track_inprogress():
+            yield
+    finally:
+        _queue.reset(token)
+
+
+def count_check(
+    outcome: Outcome, durations_ms: Mapping[str, float], *, reason: str = "", score: float | None = None
+) -> None:
+    """Count a check that has its event, with the milliseconds of its stages."""
+    CHECKS.labels(_queue.get(), outcome, reason).inc()
+    for stage, milliseconds in durations_ms.items():
+        STAGE_SECONDS.labels(stage).observe(milliseconds / 1000)
+    if score is not None:
+        SCORE.observe(score)
+
+
+def counted_batches(run: Callable[[Sequence[Item]], list[Result]]) -> Callable[[list[Item]], list[Result]]:
+    """Return `run` with the size of every batch measured."""
+
+    def counted(items: list[Item]) -> list[Result]:
+        BATCH_SIZE.observe(len(items))
+        return run(items)
+
+    return counted
+
+
+# A rate needs a zero before the first one.
+for _name in QUEUES:
+    for _outcome in ("real", "review", "generated"):
+        CHECKS.labels(_name, _outcome, "")
+for _stage in (*get_args(Stage), "publish"):
+    STAGE_SECONDS.labels(_stage)
+for _reason in get_args(RetryReason):
+    RETRIES.labels(_reason)
+for _reason in get_args(DeadLetterReason):
+    DEAD_LETTERS.labels(_reason)
+ProcessCollector(registry=REGISTRY)

@@ -1,0 +1,138 @@
+"""One trace from the submission of a check to its verdict, with OpenTelemetry where it is set up.
+
+A trace is carried as `traceparent` of W3C Trace Context, in the headers of a queue's message and, as the
+CloudEvents extension of that name, in the event. Without the `otel` extra, or without an exporter in the
+standard `OTEL_` variables, no span is made, and a `traceparent` is only passed on.
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from typing import Any
+
+from worker.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+#: W3C Trace Context, version 00, with neither id all zeros.
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+_NAME = "dnf-moderation"
+_EXPORTER = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
+
+_received: ContextVar[str | None] = ContextVar("received", default=None)
+
+
+@contextmanager
+def exported_traces() -> Iterator[None]:
+    """Send this process's spans over OTLP/HTTP while the block runs, if the `OTEL_` variables say where."""
+    kind = os.environ.get("OTEL_TRACES_EXPORTER", "otlp")
+    off = kind == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if off or not any(os.environ.get(name) for name in _EXPORTER):
+        yield
+        return
+    if kind != "otlp":
+        log.warning("traces_not_exported", why=f"OTEL_TRACES_EXPORTER={kind}: only otlp over HTTP is there")
+        yield
+        return
+    try:
+        sdk = import_module("opentelemetry.sdk.trace")
+        exporting = import_module("opentelemetry.sdk.trace.export")
+        resources = import_module("opentelemetry.sdk.resources")
+        otlp = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    except ImportError as error:
+        log.warning("traces_not_exported", why=f"the extra `otel` is not installed: {error}")
+        yield
+        return
+    name = os.environ.get("OTEL_SERVICE_NAME") or _NAME
+    provider = sdk.TracerProvider(resource=resources.Resource.create({"service.name": name}))
+    provider.add_span_processor(exporting.BatchSpanProcessor(otlp.OTLPSpanExporter()))
+    import_module("opentelemetry.trace").set_tracer_provider(provider)
+    try:
+        yield
+    finally:
+        provider.shutdown()
+
+
+@contextmanager
+def span(name: str, **attributes: str | float) -> Iterator[None]:
+    """Run the block as a span of the current trace."""
+    api = _api()
+    if api is None:
+        yield
+        return
+    with api.get_tracer(_NAME).start_as_current_span(name, attributes=attributes):
+        yield
+
+
+@contextmanager
+def continued(traceparent: str | None, name: str, **attributes: str | float) -> Iterator[None]:
+    """Run the block as a span of the trace that a message carried, or of a new one."""
+    token = _received.set(traceparent)
+    try:
+        api = _api()
+        if api is None:
+            yield
+            return
+        parent = None
+        if traceparent is not None:
+            w3c = import_module("opentelemetry.trace.propagation.tracecontext")
+            parent = w3c.TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+        with api.get_tracer(_NAME).start_as_current_span(
+            name,
+            context=parent,
+            kind=api.SpanKind.CONSUMER,
+            attributes=attributes,
+            # A check that is put off ends with an exception of Celery's, which is no failure.
+            record_exception=False,
+            set_status_on_exception=False,
+        ):
+            yield
+    finally:
+        _received.reset(token)
+
+
+def record(stages_ms: Mapping[str, float]) -> None:
+    """Add stages that were measured elsewhere, milliseconds each, as spans one after another up to now."""
+    api = _api()
+    if api is None:
+        return
+    began = time.time_ns() - int(sum(stages_ms.values()) * 1e6)
+    tracer = api.get_tracer(_NAME)
+    for name, milliseconds in stages_ms.items():
+        ended = began + int(milliseconds * 1e6)
+        tracer.start_span(name, start_time=began).end(ended)
+        began = ended
+
+
+def describe(**attributes: str | float) -> None:
+    """Add attributes to the current span."""
+    if api := _api():
+        api.get_current_span().set_attributes(attributes)
+
+
+def traceparent() -> str | None:
+    """Return the current span's `traceparent`; without one, that of the message in work."""
+    if api := _api():
+        context = api.get_current_span().get_span_context()
+        if context.is_valid:
+            return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    return _received.get()
+
+
+def accepted(header: object) -> str | None:
+    """Return a message's header if it is a `traceparent`; anything else is worth no refusal."""
+    return header if isinstance(header, str) and TRACEPARENT.fullmatch(header) else None
+
+
+def _api() -> Any:
+    # Whoever makes spans has loaded it and set its provider: we, or the platform that uses the client.
+    api: Any = sys.modules.get("opentelemetry.trace")
+    if api is None or isinstance(api.get_tracer_provider(), api.ProxyTracerProvider):
+        return None
+    return api
