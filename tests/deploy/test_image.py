@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from detector.acceleration.kernels import KernelsUnavailable, build, cpu_kernels
 from detector.acceleration import kernels
+from detector.acceleration.kernels import KernelsUnavailable, build, cpu_kernels
 from tests.deploy.documents import DEPLOY, ROOT, RUNBOOK
 
 DOCKERFILE = DEPLOY / "Dockerfile"

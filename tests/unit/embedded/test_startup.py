@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.embedded.guarded_process import GuardedProcess
 from worker.embedded import startup
+from worker.embedded.guarded_process import GuardedProcess
 from worker.embedded.startup import (
     HOST,
     EmbeddedServiceError,
