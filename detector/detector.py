@@ -87,7 +87,7 @@ class Detector:
 
         from detector.acceleration.networks import install
         from detector.networks.ensemble import build_classifier
-        from detector.networks.unet import UnetRejected, load_unet
+        from detector.networks.unet import UnetRejectedError, load_unet
 
         if not isinstance(bundle, Bundle):
             bundle = resolve(bundle)
@@ -101,7 +101,7 @@ class Detector:
             unet = load_unet(location, source.revision) if source and location else None
             weights = load_file(bundle.classifier_path)
             classifier.load_state_dict({name: _widened(value) for name, value in weights.items()})
-        except (UnetRejected, OSError, RuntimeError) as error:
+        except (UnetRejectedError, OSError, RuntimeError) as error:
             raise BundleError("malformed", f"The weights of {bundle.folder} do not fit: {error}") from error
         estimator, classifier, acceleration = install(unet, classifier, place, kind, compiled=compiled)
         return cls(bundle, estimator, classifier, place, kind, acceleration=acceleration)

@@ -28,15 +28,15 @@ from worker.telemetry import tracing
 _CHECKS_A_STEP = 200
 
 
-class QueueUnreachable(ConnectionError):  # noqa: N818 - a state
+class QueueUnreachableError(ConnectionError):
     """The broker cannot be reached; nothing was enqueued."""
 
 
-class QueueFull(Exception):  # noqa: N818 - a state
+class QueueFullError(Exception):
     """The queue holds as many checks as it may; nothing was enqueued."""
 
 
-class NoVerdict(Exception):  # noqa: N818 - a state
+class NoVerdictError(Exception):
     """Not every awaited check had an event.
 
     `found` holds the events that came and `letters` the dead letters, both by check id; `missing` holds the
@@ -46,7 +46,7 @@ class NoVerdict(Exception):  # noqa: N818 - a state
     def __init__(
         self, found: Mapping[str, Event], letters: Mapping[str, DeadLetter], missing: Collection[str]
     ) -> None:
-        parts = [f"{check_id}: {letter.reason} ({letter.sentence})" for check_id, letter in letters.items()]
+        parts = [f"{check_id}: {letter.reason} ({letter.detail})" for check_id, letter in letters.items()]
         parts += [f"{check_id}: no verdict in time" for check_id in missing]
         super().__init__("; ".join(parts))
         self.found = found
@@ -81,14 +81,14 @@ class Client:
     def submit(self, bucket: str, key: str, *, queue: QueueName = DEFAULT_QUEUE, **fields: Any) -> str:
         """Enqueue a check of s3://bucket/key and return its id; `fields` are others of `ImageCheck`.
 
-        Raises pydantic.ValidationError for a malformed check and `QueueUnreachable`.
+        Raises pydantic.ValidationError for a malformed check and `QueueUnreachableError`.
         """
         return self.submit_check(ImageCheck(bucket=bucket, key=key, **fields), queue=queue)
 
     def submit_check(self, check: ImageCheck, *, queue: QueueName = DEFAULT_QUEUE) -> str:
         """Enqueue a check and return its id. Submitting again under the same id is safe.
 
-        Raises `QueueFull` and `QueueUnreachable`.
+        Raises `QueueFullError` and `QueueUnreachableError`.
         """
         self._refuse_if_full(queue)
         message = check.model_dump(mode="json")
@@ -109,8 +109,8 @@ class Client:
     def submit_many(self, checks: Iterable[ImageCheck], *, queue: QueueName = DEFAULT_QUEUE) -> list[str]:
         """Enqueue many checks, some hundred in one step each, and return their ids.
 
-        After an error some may be enqueued: submitting all of them again is safe. Raises `QueueFull` and
-        `QueueUnreachable`.
+        After an error some may be enqueued: submitting all of them again is safe. Raises `QueueFullError` and
+        `QueueUnreachableError`.
         """
         check_ids: list[str] = []
         left = iter(checks)
@@ -190,7 +190,7 @@ class Client:
         A check may be named by its id, or given whole: then it is submitted again, to `queue`, when nothing
         was heard of it for `resubmit_after_seconds`, and again after twice that time, and so on. A broker
         that lost what it had confirmed, in a power failure say, thus costs time and no verdict. Raises
-        `NoVerdict` when the time is up, or when every check without an event is a dead letter.
+        `NoVerdictError` when the time is up, or when every check without an event is a dead letter.
         """
         began = time.monotonic()
         deadline = began + timeout_seconds
@@ -216,7 +216,7 @@ class Client:
                 if not missing and not dead:
                     return found
                 if not missing or time.monotonic() > deadline:
-                    raise NoVerdict(found, dead, missing)
+                    raise NoVerdictError(found, dead, missing)
                 if event is None and time.monotonic() > began + patience:
                     patience *= 2
                     self.submit_many([whole[check_id] for check_id in missing & whole.keys()], queue=queue)
@@ -229,10 +229,12 @@ class Client:
         except redis.RedisError as error:
             raise self._unreachable(error) from error
         if length + room_for > most:
-            raise QueueFull(f"{length} checks wait in {queue}; at most {most} may")
+            raise QueueFullError(f"{length} checks wait in {queue}; at most {most} may")
 
-    def _unreachable(self, error: Exception) -> QueueUnreachable:
-        return QueueUnreachable(distrust(error, self.settings) or f"the broker cannot be reached: {error}")
+    def _unreachable(self, error: Exception) -> QueueUnreachableError:
+        return QueueUnreachableError(
+            distrust(error, self.settings) or f"the broker cannot be reached: {error}"
+        )
 
     def close(self) -> None:
         """Close the connections."""

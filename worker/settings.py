@@ -67,7 +67,7 @@ class Settings(BaseSettings):
         gt=0,
         description="A model that stands still so long ends its process; unset: 2/3 of the check deadline.",
     )
-    stop_grace_seconds: float = Field(
+    shutdown_grace_seconds: float = Field(
         default=45, ge=0, description="How long a worker that is told to stop finishes what it began."
     )
     processes: int | None = Field(
@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     max_queue_length: int = Field(
         default=100_000, ge=1, description="Checks that may wait in one queue before more are refused."
     )
-    max_deliveries: int = Field(
+    max_attempts: int = Field(
         default=3, ge=1, description="Worker processes that may end during a check before it is given up."
     )
     verdict_cache_ttl_seconds: int = Field(

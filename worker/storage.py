@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from urllib3 import HTTPResponse
 
 
-class StorageRejected(Exception):  # noqa: N818 - a verdict on the upload, not a fault of the program
+class StorageRejectedError(Exception):
     """The object cannot be had, now or later; `reason` is one of `StorageReason`."""
 
-    def __init__(self, reason: StorageReason, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, reason: StorageReason, detail: str) -> None:
+        super().__init__(detail)
         self.reason: StorageReason = reason
 
 
-class StorageUnavailable(Exception):  # noqa: N818 - a state of the store that passes
+class StorageUnavailableError(Exception):
     """The store throttles, fails or cannot be reached: worth another try later."""
 
 
@@ -84,8 +84,8 @@ class Storage:
     def fetch(self, check: ImageCheck) -> bytes:
         """Return the object's bytes, at most `max_bytes`.
 
-        Raises `StorageRejected` when it cannot be had or is not what the check names, and
-        `StorageUnavailable` when the store cannot serve it now.
+        Raises `StorageRejectedError` when it cannot be had or is not what the check names, and
+        `StorageUnavailableError` when the store cannot serve it now.
         """
         self._refuse_unlisted(check)
         request: dict[str, Any] = {"Bucket": check.bucket, "Key": check.key}
@@ -102,7 +102,7 @@ class Storage:
                 # A reply in chunks does not say beforehand how long it is.
                 length = reply.get("ContentLength", 0)
                 if length > limit:
-                    raise StorageRejected(
+                    raise StorageRejectedError(
                         "too_large", f"The object has {length} bytes; the limit is {limit}."
                     )
                 data = _read(body, limit, began + self._settings.check_deadline_seconds / 2)
@@ -111,15 +111,15 @@ class Storage:
         except (BotoCoreError, OSError) as error:
             raise self._unavailable(check, error) from error
         if len(data) > limit:
-            raise StorageRejected("too_large", f"The object has more than {limit} bytes.")
+            raise StorageRejectedError("too_large", f"The object has more than {limit} bytes.")
         if check.sha256 and hashlib.sha256(data).hexdigest() != check.sha256:
-            raise StorageRejected("digest_mismatch", "The object's content is not what the check names.")
+            raise StorageRejectedError("digest_mismatch", "The object's content is not what the check names.")
         return data
 
     def upload(self, path: Path) -> tuple[str, str]:
         """Store a local file in the upload bucket under its digest; return the key and the SHA-256.
 
-        Raises OSError, `StorageRejected` or `StorageUnavailable`.
+        Raises OSError, `StorageRejectedError` or `StorageUnavailableError`.
         """
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
@@ -130,9 +130,9 @@ class Storage:
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code")
             if code == "NoSuchBucket":
-                raise StorageRejected("missing", f"There is no bucket {check.bucket}.") from error
+                raise StorageRejectedError("missing", f"There is no bucket {check.bucket}.") from error
             if _status(error) == _FORBIDDEN_STATUS and code not in _OPERATORS:
-                raise StorageRejected("forbidden", f"The store does not take {check.uri}.") from error
+                raise StorageRejectedError("forbidden", f"The store does not take {check.uri}.") from error
             raise _translated(error, check) from error
         except BotoCoreError as error:
             raise self._unavailable(check, error) from error
@@ -141,22 +141,24 @@ class Storage:
     def _refuse_unlisted(self, check: ImageCheck) -> None:
         # On its way `incoming/../private` becomes another key, and `../other` another bucket.
         if {".", ".."} & set(check.key.split("/")):
-            raise StorageRejected("bucket_not_allowed", "A key has no part that is . or .. between slashes.")
+            raise StorageRejectedError(
+                "bucket_not_allowed", "A key has no part that is . or .. between slashes."
+            )
         for entry in self._settings.allowed_buckets:
             bucket, _, prefix = entry.partition("/")
             if check.bucket == bucket and check.key.startswith(prefix):
                 return
-        raise StorageRejected("bucket_not_allowed", f"Workers may not read {check.uri}.")
+        raise StorageRejectedError("bucket_not_allowed", f"Workers may not read {check.uri}.")
 
     def _refuse_other_hosts(self, request: "AWSPreparedRequest", **_: Any) -> None:
         own, asked = (str(urlsplit(url).netloc) for url in (self._s3.meta.endpoint_url, request.url))
         # Amazon's buckets are hosts below the endpoint's.
         if asked != own and not asked.endswith(f".{own}"):
-            raise StorageUnavailable(f"the store redirects to {asked}; DNF_S3_REGION may be wrong")
+            raise StorageUnavailableError(f"the store redirects to {asked}; DNF_S3_REGION may be wrong")
 
-    def _unavailable(self, check: ImageCheck, error: Exception) -> StorageUnavailable:
+    def _unavailable(self, check: ImageCheck, error: Exception) -> StorageUnavailableError:
         # botocore quotes the endpoint whole, and what is said here stands in dead letters too.
-        return StorageUnavailable(self._secrets.masked(f"{check.uri}: {error}"))
+        return StorageUnavailableError(self._secrets.masked(f"{check.uri}: {error}"))
 
 
 class _AsItComes:
@@ -176,7 +178,7 @@ def _read(body: "StreamingBody", limit: int, deadline: float) -> bytes:
     """Read at most `limit` + 1 bytes; a store that trickles is given up on at the deadline.
 
     botocore's body compares length and checksum at the end, and makes errors of the network its own. Raises
-    `StorageUnavailable` and BotoCoreError.
+    `StorageUnavailableError` and BotoCoreError.
     """
     body._raw_stream = _AsItComes(body._raw_stream)  # type: ignore[attr-defined] # noqa: SLF001 - a test holds it
     chunks: list[bytes] = []
@@ -185,22 +187,22 @@ def _read(body: "StreamingBody", limit: int, deadline: float) -> bytes:
         chunks.append(chunk)
         wanted -= len(chunk)
         if time.monotonic() > deadline:
-            raise StorageUnavailable("the object came too slowly")
+            raise StorageUnavailableError("the object came too slowly")
     return b"".join(chunks)
 
 
-def _translated(error: ClientError, check: ImageCheck) -> StorageRejected | StorageUnavailable:
+def _translated(error: ClientError, check: ImageCheck) -> StorageRejectedError | StorageUnavailableError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = _status(error)
     if status == _MISSING_STATUS or code in _MISSING:
-        return StorageRejected("missing", f"There is no object at {check.uri}.")
+        return StorageRejectedError("missing", f"There is no object at {check.uri}.")
     if status == _CHANGED_STATUS:
-        return StorageRejected(
+        return StorageRejectedError(
             "changed", f"The object at {check.uri} is no longer the one that was submitted."
         )
     if status == _FORBIDDEN_STATUS and code not in _OPERATORS:
-        return StorageRejected("forbidden", f"The store does not let the worker read {check.uri}.")
-    return StorageUnavailable(f"{check.uri}: {code or error}")
+        return StorageRejectedError("forbidden", f"The store does not let the worker read {check.uri}.")
+    return StorageUnavailableError(f"{check.uri}: {code or error}")
 
 
 def _status(error: ClientError) -> int:

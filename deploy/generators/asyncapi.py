@@ -96,13 +96,13 @@ def examples() -> dict[str, Any]:
         thumbnail=Thumbnail(width=128, height=128, sha256=_DIGEST),
         batch_size=4,
     )
-    rejection = Rejection(**outcome, reason="truncated", sentence="The file ends before the picture does.")
+    rejection = Rejection(**outcome, reason="truncated", detail="The file ends before the picture does.")
     letter = DeadLetter(
         check_id=check.check_id,
         message=check.model_dump_json(),
         queue="image-checks",
         reason="storage_unavailable",
-        sentence="The store did not answer.",
+        detail="The store did not answer.",
         deliveries=1,
         time=_NOON,
     )

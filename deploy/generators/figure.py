@@ -67,7 +67,7 @@ class ExaminedPicture:
 
 
 def examine_picture(detector: Detector, path: Path, *, generated: bool) -> ExaminedPicture:
-    """Judge one file and compute the feature of its middle. Raises `ImageRejected` and OSError."""
+    """Judge one file and compute the feature of its middle. Raises `ImageRejectedError` and OSError."""
     import torch
 
     pixels = decode(path.read_bytes()).pixels

@@ -30,7 +30,7 @@ def figure(
     from deploy.generators.figure import draw_figure, examine_picture
     from detector.bundle.bundle import BundleError
     from detector.detector import Detector
-    from detector.images.decode import ImageRejected
+    from detector.images.decode import ImageRejectedError
 
     if not real and not generated:
         raise click.UsageError("give pictures with --real FILE and --generated FILE")
@@ -44,7 +44,7 @@ def figure(
     for path, truth in [*((path, False) for path in real), *((path, True) for path in generated)]:
         try:
             pictures.append(examine_picture(detector, path, generated=truth))
-        except ImageRejected as error:
+        except ImageRejectedError as error:
             raise click.UsageError(f"{path}: {error.reason}: {error}") from error
     try:
         picture = draw_figure(pictures, detector.bundle)

@@ -28,8 +28,8 @@ _COMPILER_SECONDS = 300
 LANES = 16
 
 
-class KernelsUnavailable(RuntimeError):  # noqa: N818 - a finding on the machine
-    """These kernels cannot run here; `str()` is a sentence that says why."""
+class KernelsUnavailableError(RuntimeError):
+    """These kernels cannot run here; `str()` is text that says why."""
 
 
 class CpuKernels:
@@ -123,20 +123,22 @@ def packed_weights(weight: "Tensor") -> "Tensor":
 
 @cache
 def cpu_kernels() -> CpuKernels:
-    """Find the kernels compiled, or compile them. Raises `KernelsUnavailable`."""
+    """Find the kernels compiled, or compile them. Raises `KernelsUnavailableError`."""
     import torch  # noqa: F401 - its OpenMP runtime must be in the process before the library is loaded
 
     processor = processor_features()
     if "avx512_bf16" not in processor:
-        raise KernelsUnavailable("this CPU has no AVX512-BF16 instructions")
+        raise KernelsUnavailableError("this CPU has no AVX512-BF16 instructions")
     if _BUILT.is_file():
         try:
             return CpuKernels(ctypes.CDLL(str(_BUILT)))
         except (OSError, AttributeError) as error:
-            raise KernelsUnavailable(f"the kernels of this installation cannot be loaded: {error}") from error
+            raise KernelsUnavailableError(
+                f"the kernels of this installation cannot be loaded: {error}"
+            ) from error
     compiler = shutil.which("g++")
     if compiler is None:
-        raise KernelsUnavailable("there is no C++ compiler (g++) on this machine")
+        raise KernelsUnavailableError("there is no C++ compiler (g++) on this machine")
     # The compiled code depends on the CPU: a home directory may be shared by different machines.
     key = hashlib.sha256(_SOURCE.read_bytes() + f"{_FLAGS}{sorted(processor)}".encode()).hexdigest()[:32]
     library = user_cache_path("dnf-moderation") / "kernels" / f"{key}.so"
@@ -149,17 +151,19 @@ def cpu_kernels() -> CpuKernels:
             return CpuKernels(ctypes.CDLL(str(built)))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
-        raise KernelsUnavailable(f"the kernels could not be compiled or loaded: {detail[:500]}") from error
+        raise KernelsUnavailableError(
+            f"the kernels could not be compiled or loaded: {detail[:500]}"
+        ) from error
 
 
 def build(library: Path = _BUILT) -> None:
     """Compile the kernels to `library` for every x86-64 CPU with AVX512-BF16, as an image wants them.
 
-    Raises `KernelsUnavailable` without a compiler, subprocess.CalledProcessError when it fails.
+    Raises `KernelsUnavailableError` without a compiler, subprocess.CalledProcessError when it fails.
     """
     compiler = shutil.which("g++")
     if compiler is None:
-        raise KernelsUnavailable("there is no C++ compiler (g++) on this machine")
+        raise KernelsUnavailableError("there is no C++ compiler (g++) on this machine")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(_compile(compiler, _PORTABLE_FLAGS, Path(folder)), library)
 

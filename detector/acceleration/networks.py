@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from detector.acceleration.kernels import LANES, CpuKernels, KernelsUnavailable, cpu_kernels, packed_weights
+from detector.acceleration.kernels import (
+    LANES,
+    CpuKernels,
+    KernelsUnavailableError,
+    cpu_kernels,
+    packed_weights,
+)
 from detector.networks.resnet import BasicBlock, Bottleneck, ResNet
 
 if TYPE_CHECKING:
@@ -47,7 +53,7 @@ def install(
         if device.type == "cpu":
             try:
                 kernels = cpu_kernels()
-            except KernelsUnavailable as reason:
+            except KernelsUnavailableError as reason:
                 how = f"PyTorch's layers: {reason}"
     if kernels and not compiled:
         # The packed weights come from float32, before anything is rounded.

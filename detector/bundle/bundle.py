@@ -26,8 +26,8 @@ _SHIPPED = Path(__file__).parents[1] / "bundles"
 class BundleError(Exception):
     """No detector can be loaded from the reference; `reason` is one of `BundleReason`."""
 
-    def __init__(self, reason: BundleReason, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, reason: BundleReason, detail: str) -> None:
+        super().__init__(detail)
         self.reason: BundleReason = reason
 
 

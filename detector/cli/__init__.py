@@ -120,14 +120,14 @@ def dnf(image: Path, *, bundle: str, device: str, dtype: "Dtype", out: Path) -> 
     import numpy as np
     from PIL import Image
 
-    from detector.images.decode import ImageRejected, decode
+    from detector.images.decode import ImageRejectedError, decode
     from detector.images.thumbnail import dnf_picture, saved_picture
 
     if out.suffix not in {".npy", ".png"}:
         raise click.UsageError("--out must end in .npy or .png")
     try:
         picture = decode(image.read_bytes())
-    except ImageRejected as error:
+    except ImageRejectedError as error:
         raise click.ClickException(f"{image}: {error.reason}: {error}") from error
     detector = _load(bundle, device, dtype)
     feature = detector.examine([detector.prepare(picture.pixels)])[0].dnf
@@ -205,7 +205,7 @@ def _record(result: "CheckedFile | RejectedFile") -> dict[str, Any]:
     from detector.cli.checking import RejectedFile
 
     if isinstance(result, RejectedFile):
-        return {"path": str(result.path), "rejected": result.reason, "sentence": result.sentence}
+        return {"path": str(result.path), "rejected": result.reason, "detail": result.detail}
     return {
         "path": str(result.path),
         "verdict": result.verdict,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from detector.detector import Detector, Finding
 from detector.evaluation.stability import stable_verdict
-from detector.images.decode import PICTURE_SUFFIXES, ImageReason, ImageRejected, Picture, decode
+from detector.images.decode import PICTURE_SUFFIXES, ImageReason, ImageRejectedError, Picture, decode
 from detector.policy import VerdictName, decide
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ class CheckedFile:
 
 @dataclass(frozen=True)
 class RejectedFile:
-    """A file that cannot be judged, with one of `FileReason` and a sentence."""
+    """A file that cannot be judged, with one of `FileReason` and a detail."""
 
     path: Path
     reason: FileReason
-    sentence: str
+    detail: str
 
 
 def pictures_in(paths: Iterable[Path]) -> list[Path]:
@@ -91,7 +91,7 @@ def _check_stable(detector: Detector, path: Path) -> Iterator[CheckedFile | Reje
 def _read(path: Path) -> Picture | RejectedFile:
     try:
         return decode(path.read_bytes())
-    except ImageRejected as rejected:
+    except ImageRejectedError as rejected:
         return RejectedFile(path, rejected.reason, str(rejected))
     except OSError as error:
         return RejectedFile(path, "unreadable", f"The file cannot be read: {error.strerror}.")

@@ -92,10 +92,10 @@ def evaluate(
     if out:
         _need_plotting()
 
-    from detector.corpus.corpus import CorpusRejected
+    from detector.corpus.corpus import CorpusRejectedError
     from detector.evaluation.evaluation import Plan, evaluate_split
     from detector.evaluation.report import JSON_FILE, Evaluation, write_report
-    from detector.evaluation.scoring import ScoringFailed
+    from detector.evaluation.scoring import ScoringError
     from detector.evaluation.tables import split_tables
 
     plan = Plan(robustness or ("quick" if out else "none"), stability, condition_limit)
@@ -119,7 +119,7 @@ def evaluate(
             advance = partial(progress.advance, task)
             try:
                 result = evaluate_split(split, detector, chosen, plan, rivals=rivals, progress=advance)
-            except (CorpusRejected, ScoringFailed) as error:
+            except (CorpusRejectedError, ScoringError) as error:
                 raise click.UsageError(str(error)) from error
             evaluation.splits.append(result)
             # After each split: what was measured is not lost when a later one is interrupted.
@@ -154,13 +154,13 @@ def _given_bundles(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _samples(corpus: Path, splits: tuple[str, ...], limit: int | None) -> dict[str, list["Sample"]]:
-    from detector.corpus.corpus import CorpusRejected, read_corpus
+    from detector.corpus.corpus import CorpusRejectedError, read_corpus
     from detector.evaluation.scoring import limited
 
     try:
         named = list(splits) or _splits_but_train(corpus)
         chosen = {name: read_corpus(corpus, name) for name in named} or {_WHOLE: read_corpus(corpus)}
-    except CorpusRejected as error:
+    except CorpusRejectedError as error:
         raise click.UsageError(str(error)) from error
     for name, samples in chosen.items():
         if {sample.generated for sample in samples} != {True, False}:
@@ -241,12 +241,12 @@ def _given_rival(name: str, reference: str) -> "Bundle":
 def _trained_rival(
     name: "Baseline", own: "Detector", corpus: Path, out: Path, *, measured: set[Path]
 ) -> "Bundle":
-    from detector.training.baselines import BaselineRejected, baseline_bundle
+    from detector.training.baselines import BaselineRejectedError, baseline_bundle
 
     folder = out / "baselines" / name
     try:
         return baseline_bundle(name, own.bundle, corpus, folder, measured=measured, device=own.device)
-    except BaselineRejected as error:
+    except BaselineRejectedError as error:
         raise click.UsageError(f"--baseline {name}: {error}") from error
 
 

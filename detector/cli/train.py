@@ -144,14 +144,14 @@ def classifier(
     **options: Any,
 ) -> None:
     """Train the ResNet on the U-Net's feature and write a calibrated bundle."""
-    from detector.networks.unet import UnetRejected, load_unet
+    from detector.networks.unet import UnetRejectedError, load_unet
 
     if needs_unet(feature) != (unet_folder is not None):
         raise click.UsageError("a feature with dnf, and no other, needs --unet")
     samples = _samples(corpus, options)
     try:
         network = load_unet(unet_folder) if unet_folder else None
-    except UnetRejected as error:
+    except UnetRejectedError as error:
         raise click.UsageError(str(error)) from error
     recipe = _recipe(feature, options)
     start = _start(start_from, recipe) if start_from else None
@@ -198,25 +198,25 @@ def fuse(corpus: Path, *, bundles: tuple[str, ...], **options: Any) -> None:
     The bundles' features are dnf and one or both of npr and rgb, in this order.
     """
     from detector.bundle.bundle import BundleError, resolve
-    from detector.training.assembly import FusionRejected
+    from detector.training.assembly import FusionRejectedError
     from detector.training.assembly import fuse as fuse_bundles
 
     calibration = _samples(corpus, options).validation
     named = {name: options[name] for name in ("name", "version")}
     try:
         bundle = fuse_bundles([resolve(name) for name in bundles], calibration, options["out"], **named)
-    except (BundleError, FusionRejected) as error:
+    except (BundleError, FusionRejectedError) as error:
         raise click.UsageError(str(error)) from error
     click.echo(f"{bundle.folder}: digest {bundle.digest}")
 
 
 def _samples(corpus: Path, options: dict[str, Any]) -> "TrainingSplit":
-    from detector.corpus.corpus import CorpusRejected, read_corpus, readable, training_split
+    from detector.corpus.corpus import CorpusRejectedError, read_corpus, readable, training_split
 
     try:
         samples, _ = readable(read_corpus(corpus, options["split"], options["layout"]))
         return training_split(samples, options.get("hold_out", ()))
-    except CorpusRejected as error:
+    except CorpusRejectedError as error:
         raise click.UsageError(str(error)) from error
 
 
@@ -296,12 +296,12 @@ def _train_classifier(
 
 def _start(bundle: str, recipe: "ClassifierTraining") -> "_Start":
     from detector.bundle.bundle import BundleError, resolve
-    from detector.training.warm_start import StartRejected, trained_network
+    from detector.training.warm_start import CheckpointRejectedError, trained_network
 
     try:
         found = resolve(bundle)
         network = trained_network(found, recipe)
-    except (BundleError, StartRejected) as error:
+    except (BundleError, CheckpointRejectedError) as error:
         raise click.UsageError(str(error)) from error
     return _Start(network, f"{found.manifest.name} {found.manifest.version}, digest {found.digest}")
 

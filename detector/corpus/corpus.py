@@ -9,13 +9,13 @@ from typing import Literal, get_args
 
 import structlog
 
-from detector.corpus.layouts import CorpusRejected, FolderLayout, read_layout
-from detector.images.decode import ImageRejected, decode
+from detector.corpus.layouts import CorpusRejectedError, FolderLayout, read_layout
+from detector.images.decode import ImageRejectedError, decode
 
 __all__ = [
     "LAYOUTS",
     "MANIFEST_FILE",
-    "CorpusRejected",
+    "CorpusRejectedError",
     "Layout",
     "Sample",
     "SkippedPicture",
@@ -57,19 +57,19 @@ class SkippedPicture:
 
     sample: Sample
     reason: str
-    sentence: str
+    detail: str
 
 
 def read_corpus(folder: Path, split: str | None = None, layout: Layout = "auto") -> list[Sample]:
     """List a corpus's pictures, sorted by path, those of `split` where the corpus has splits.
 
     With `layout` "auto" a manifest.csv is read if there is one, else the folders say which layout they
-    follow. A corpus without splits is read whole, for None and "train" only. Raises `CorpusRejected` when
+    follow. A corpus without splits is read whole, for None and "train" only. Raises `CorpusRejectedError` when
     the layout is unknown or ambiguous, a row of the manifest is wrong, the split is not there, or a family
     has pictures of both classes.
     """
     if layout not in LAYOUTS:
-        raise CorpusRejected(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+        raise CorpusRejectedError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     manifest = folder / MANIFEST_FILE
     if layout == "manifest" or (layout == "auto" and manifest.exists()):
         listed = list(_manifest_rows(manifest, split))
@@ -82,7 +82,7 @@ def read_corpus(folder: Path, split: str | None = None, layout: Layout = "auto")
     of_reals = {sample.family for sample in samples if not sample.generated}
     both = of_reals.intersection(sample.family for sample in samples if sample.generated)
     if both:
-        raise CorpusRejected(
+        raise CorpusRejectedError(
             f"the family {min(both)} in {folder} has real and generated pictures: a family is one generator "
             "or one source of photographs"
         )
@@ -92,25 +92,25 @@ def read_corpus(folder: Path, split: str | None = None, layout: Layout = "auto")
 def readable(samples: Iterable[Sample]) -> tuple[list[Sample], list[SkippedPicture]]:
     """Decode every picture once; return the samples that a training can use, and the others with reasons.
 
-    Each skipped picture is also a warning event `picture_skipped`. Raises `CorpusRejected` when none is left.
+    Each skipped picture is also a warning event `picture_skipped`. Raises `CorpusRejectedError` when none is left.
     """
     kept: list[Sample] = []
     skipped: list[SkippedPicture] = []
     for sample in samples:
         try:
             decode(sample.path.read_bytes())
-        except ImageRejected as error:
+        except ImageRejectedError as error:
             skipped.append(SkippedPicture(sample, error.reason, str(error)))
         except OSError as error:
-            sentence = f"The file cannot be read: {error.strerror}."
-            skipped.append(SkippedPicture(sample, "unreadable", sentence))
+            detail = f"The file cannot be read: {error.strerror}."
+            skipped.append(SkippedPicture(sample, "unreadable", detail))
         else:
             kept.append(sample)
     for picture in skipped:
         path = str(picture.sample.path)
-        log.warning("picture_skipped", path=path, reason=picture.reason, sentence=picture.sentence)
+        log.warning("picture_skipped", path=path, reason=picture.reason, detail=picture.detail)
     if not kept:
-        raise CorpusRejected(f"none of the {len(skipped)} pictures can be decoded")
+        raise CorpusRejectedError(f"none of the {len(skipped)} pictures can be decoded")
     return kept, skipped
 
 
@@ -145,10 +145,10 @@ class TrainingSplit:
 def training_split(samples: list[Sample], held_out_families: Collection[str] = ()) -> TrainingSplit:
     """Split as `grouped_split` does, with whole families held out, and what shares a group with them.
 
-    Raises `CorpusRejected` when there is no such family.
+    Raises `CorpusRejectedError` when there is no such family.
     """
     if unknown := set(held_out_families) - {sample.family for sample in samples}:
-        raise CorpusRejected(f"there is no family {min(unknown)} to hold out")
+        raise CorpusRejectedError(f"there is no family {min(unknown)} to hold out")
     held_out = [sample for sample in samples if sample.family in held_out_families]
     groups = {sample.group for sample in held_out}
     training, validation = grouped_split([sample for sample in samples if sample.group not in groups])
@@ -162,10 +162,12 @@ def _bucket(group: str, buckets: int) -> int:
 def _of_split(listed: list[tuple[Sample, str | None]], split: str | None, folder: Path) -> list[Sample]:
     splits = sorted({own for _, own in listed if own})
     if not splits and split not in _WITHOUT_SPLITS:
-        raise CorpusRejected(f"{folder} has no splits, so {split!r} cannot be chosen")
+        raise CorpusRejectedError(f"{folder} has no splits, so {split!r} cannot be chosen")
     samples = [sample for sample, own in listed if split is None or not splits or own == split]
     if not samples:
-        raise CorpusRejected(f"{folder} has no pictures of split {split!r}; its splits: {', '.join(splits)}")
+        raise CorpusRejectedError(
+            f"{folder} has no pictures of split {split!r}; its splits: {', '.join(splits)}"
+        )
     return samples
 
 
@@ -176,14 +178,14 @@ def _manifest_rows(manifest: Path, split: str | None) -> Iterator[tuple[Sample, 
             reader = csv.DictReader(file)
             missing = [column for column in _REQUIRED if column not in (reader.fieldnames or ())]
             if missing:
-                raise CorpusRejected(f"{manifest}, row 1: missing columns: {', '.join(missing)}")
+                raise CorpusRejectedError(f"{manifest}, row 1: missing columns: {', '.join(missing)}")
             rows = list(reader)
     except OSError as error:
-        raise CorpusRejected(f"{manifest} cannot be read: {error.strerror}") from error
+        raise CorpusRejectedError(f"{manifest} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise CorpusRejected(f"{manifest} is no CSV file in UTF-8: {error}") from error
+        raise CorpusRejectedError(f"{manifest} is no CSV file in UTF-8: {error}") from error
     if not rows:
-        raise CorpusRejected(f"{manifest} has no rows below the names of its columns")
+        raise CorpusRejectedError(f"{manifest} has no rows below the names of its columns")
     has_splits = any(row.get("split") for row in rows)
     seen: dict[Path, int] = {}
     samples: list[Sample] = []
@@ -192,10 +194,12 @@ def _manifest_rows(manifest: Path, split: str | None) -> Iterator[tuple[Sample, 
         sample = _row(row, manifest, number)
         first = seen.setdefault(sample.path, number)
         if first != number:
-            raise CorpusRejected(f"{manifest}, row {number}: {row['path']} stands in row {first} already")
+            raise CorpusRejectedError(
+                f"{manifest}, row {number}: {row['path']} stands in row {first} already"
+            )
         chosen = split is None or not has_splits or row.get("split") == split
         if chosen and not sample.path.is_file():
-            raise CorpusRejected(f"{manifest}, row {number}: there is no file {row['path']}")
+            raise CorpusRejectedError(f"{manifest}, row {number}: there is no file {row['path']}")
         samples.append(sample)
     yield from zip(_joined(samples), [row.get("split") for row in rows], strict=True)
 
@@ -204,10 +208,10 @@ def _row(row: dict[str, str | None], manifest: Path, number: int) -> Sample:
     place = f"{manifest}, row {number}"
     path, label = row["path"] or "", row["label"]
     if label not in {"real", "generated"}:
-        raise CorpusRejected(f"{place}: the label {label!r} is neither real nor generated")
+        raise CorpusRejectedError(f"{place}: the label {label!r} is neither real nor generated")
     inside = Path(os.path.normpath(path))
     if not path or inside.is_absolute() or inside.parts[:1] == ("..",):
-        raise CorpusRejected(f"{place}: the path {path!r} is not inside {manifest.parent}")
+        raise CorpusRejectedError(f"{place}: the path {path!r} is not inside {manifest.parent}")
     pair = row.get("pair") or ""
     return Sample(
         path=manifest.parent / inside,

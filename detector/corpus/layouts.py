@@ -44,7 +44,7 @@ _IMAGENET_FILE = re.compile(r"(n\d{8}_\d+|ILSVRC2012_)")
 _Parts = tuple[str, ...]
 
 
-class CorpusRejected(ValueError):  # noqa: N818 - a finding on the user's folder
+class CorpusRejectedError(ValueError):
     """The folder holds no corpus in a layout that this product reads, or one that contradicts itself."""
 
 
@@ -79,19 +79,19 @@ class _Surroundings(NamedTuple):
     with_reals: frozenset[str]
 
 
-class _Misfit(Exception):  # noqa: N818 - the next layout is tried
+class _LayoutMismatchError(Exception):
     """A picture that has no place in a layout."""
 
 
 def read_layout(folder: Path, layout: FolderLayout | None = None) -> list[PlacedPicture]:
     """Place every picture below `folder` by `layout`, or by the one layout that all of them fit.
 
-    Links are followed; hidden files are left out. Raises `CorpusRejected` when there are no pictures, when
+    Links are followed; hidden files are left out. Raises `CorpusRejectedError` when there are no pictures, when
     no layout has a place for each of them, when several have, and when only some belong to a split.
     """
     pictures = sorted(_pictures(folder))
     if not pictures:
-        raise CorpusRejected(
+        raise CorpusRejectedError(
             f"there is no manifest.csv and no picture ({' '.join(sorted(PICTURE_SUFFIXES))}) in {folder}"
         )
     fitting: dict[FolderLayout, list[PlacedPicture]] = {}
@@ -99,14 +99,14 @@ def read_layout(folder: Path, layout: FolderLayout | None = None) -> list[Placed
     for name in [layout] if layout else _FOLDER_LAYOUTS:
         try:
             fitting[name] = _placed(name, pictures, folder)
-        except _Misfit as misfit:
+        except _LayoutMismatchError as misfit:
             misfits[name] = str(misfit)
     if not fitting:
         looked_for = "; ".join(f"{name}, {_SHAPES[name]} (no place for {misfits[name]})" for name in misfits)
         also = "" if layout else " Nor is there a manifest.csv."
-        raise CorpusRejected(f"the pictures in {folder} are not laid out as {looked_for}.{also}")
+        raise CorpusRejectedError(f"the pictures in {folder} are not laid out as {looked_for}.{also}")
     if len(fitting) > 1:
-        raise CorpusRejected(f"{folder} is ambiguous: it can be read as {' and as '.join(fitting)}")
+        raise CorpusRejectedError(f"{folder} is ambiguous: it can be read as {' and as '.join(fitting)}")
     (placed,) = fitting.values()
     _check_splits(folder, placed)
     return placed
@@ -144,7 +144,7 @@ def _placed(layout: FolderLayout, pictures: list[_Parts], folder: Path) -> list[
     for parts in pictures:
         place = _PLACES[layout](parts, surroundings)
         if place is None:
-            raise _Misfit("/".join(parts))
+            raise _LayoutMismatchError("/".join(parts))
         placed.append(PlacedPicture(folder.joinpath(*parts), *place))
     return placed
 
@@ -153,7 +153,7 @@ def _check_splits(folder: Path, placed: list[PlacedPicture]) -> None:
     inside = [picture for picture in placed if picture.split]
     outside = [picture for picture in placed if not picture.split]
     if inside and outside:
-        raise CorpusRejected(
+        raise CorpusRejectedError(
             f"some pictures in {folder} belong to a split ({inside[0].path}), others to none "
             f"({outside[0].path}): move them apart"
         )

@@ -19,7 +19,7 @@ from detector.evaluation.figures import (
     ranking_of,
 )
 from detector.evaluation.robustness import DEGRADATIONS, Extent
-from detector.evaluation.scoring import Rewrite, Scored, ScoringFailed, limited, score_samples
+from detector.evaluation.scoring import Rewrite, Scored, ScoringError, limited, score_samples
 from detector.evaluation.stability import REENCODINGS, settled
 from detector.metrics import Interval, intervals, share
 from detector.policy import Thresholds, VerdictName, decide
@@ -170,13 +170,13 @@ def evaluate_split(
     """Measure a detector, and its `rivals` by name, on the samples of one split.
 
     Files that cannot be decoded are left out. `progress` is told how many scores were done. Raises
-    `ScoringFailed`, and `CorpusRejected` when no file can be decoded.
+    `ScoringError`, and `CorpusRejectedError` when no file can be decoded.
     """
     rivals = rivals or {}
     thresholds = detector.bundle.manifest.thresholds
     chosen, unreadable = readable(samples)
     if {sample.generated for sample in chosen} != {True, False}:
-        raise ScoringFailed(f"{split}: figures need readable pictures of both classes")
+        raise ScoringError(f"{split}: figures need readable pictures of both classes")
     progress(plan.scores(samples, len(rivals)) - plan.scores(chosen, len(rivals)))
     altered = plan.altered(chosen)
     paths = {sample.path for sample in altered}

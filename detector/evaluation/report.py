@@ -130,7 +130,7 @@ def _split_json(result: SplitEvaluation, corpus: Path) -> dict[str, Any]:
         "stability": asdict(result.stability) if result.stability else None,
         "comparison": [asdict(row) for row in result.comparison],
         "unreadable": [
-            {"path": _relative(item.sample.path, corpus), "reason": item.reason, "sentence": item.sentence}
+            {"path": _relative(item.sample.path, corpus), "reason": item.reason, "detail": item.detail}
             for item in result.unreadable
         ],
         "pictures": [_picture_json(item, corpus) for item in result.scored],

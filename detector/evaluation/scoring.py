@@ -23,7 +23,7 @@ _BATCH = 16
 _READERS = min(8, os.cpu_count() or 1)
 
 
-class ScoringFailed(ValueError):  # noqa: N818 - a finding on the bundle or the corpus
+class ScoringError(ValueError):
     """No figure can be had: a score is not a number, or a class has no picture."""
 
 
@@ -64,8 +64,8 @@ def score_samples(
 ) -> list[Scored]:
     """Score every picture after `rewrite` has been at its pixels; the scores come in the samples' order.
 
-    `progress` is told how many pictures were done. Raises `ScoringFailed` when a score is not finite, and
-    `ImageRejected` for a picture that cannot be decoded.
+    `progress` is told how many pictures were done. Raises `ScoringError` when a score is not finite, and
+    `ImageRejectedError` for a picture that cannot be decoded.
     """
 
     def prepare(sample: Sample) -> NDArray[np.float32]:
@@ -81,7 +81,7 @@ def score_samples(
             ahead = pool.map(prepare, batches[index + 1] if index + 1 < len(batches) else [])
             for sample, finding in zip(batch, detector.examine(prepared), strict=True):
                 if not math.isfinite(finding.logit):
-                    raise ScoringFailed(f"the score of {sample.path} is not a number")
+                    raise ScoringError(f"the score of {sample.path} is not a number")
                 scored.append(
                     Scored(sample.path, sample.generated, sample.family, finding.logit, finding.probability)
                 )

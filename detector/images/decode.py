@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from detector.images.metadata import MAX_METADATA_BYTES, TooMuchMetadata, bound_metadata
+from detector.images.metadata import MAX_METADATA_BYTES, TooMuchMetadataError, bound_metadata
 
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "AVIF"]
 ALLOWED_FORMATS: tuple[str, ...] = get_args(ImageFormat)
@@ -42,14 +42,14 @@ _UPRIGHT = {
 }
 
 
-class ImageRejected(Exception):  # noqa: N818 - a verdict on the upload, not a fault of the program
+class ImageRejectedError(Exception):
     """The bytes are no picture that this product judges.
 
-    `reason` is one of `ImageReason`; `str()` is a sentence for people.
+    `reason` is one of `ImageReason`; `str()` is the detail for people.
     """
 
-    def __init__(self, reason: ImageReason, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, reason: ImageReason, detail: str) -> None:
+        super().__init__(detail)
         self.reason: ImageReason = reason
 
 
@@ -83,15 +83,15 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
     """Decode the first frame of an encoded picture, upright, with transparency flattened on white.
 
     JPEG, PNG, WebP, GIF and AVIF are read; pixels are limited by the header, and metadata by the file's
-    frame, before anything is decoded. Raises `ImageRejected` for everything else.
+    frame, before anything is decoded. Raises `ImageRejectedError` for everything else.
     """
     limits = limits or ImageLimits()
     if not data:
-        raise ImageRejected("empty", "The file is empty.")
+        raise ImageRejectedError("empty", "The file is empty.")
     try:
         bound_metadata(data)
-    except TooMuchMetadata as error:
-        raise ImageRejected("too_much_metadata", str(error)) from error
+    except TooMuchMetadataError as error:
+        raise ImageRejectedError("too_much_metadata", str(error)) from error
     image = _open(data)
     _check_size(image, limits)
     try:
@@ -108,12 +108,12 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except Image.DecompressionBombError as error:
-        raise ImageRejected("too_many_pixels", "The picture has far too many pixels.") from error
+        raise ImageRejectedError("too_many_pixels", "The picture has far too many pixels.") from error
     except Exception as error:  # a header that a format plugin recognises and then chokes on
         raise _decoding_failure(error) from error
 
 
-def _unidentified(data: bytes) -> ImageRejected:
+def _unidentified(data: bytes) -> ImageRejectedError:
     """Tell a picture of a format that is not on the list from bytes that are no picture at all."""
     Image.init()
     # The formats look at the 16 bytes that they expect to be given.
@@ -121,32 +121,36 @@ def _unidentified(data: bytes) -> ImageRejected:
     for name, (_, accept) in Image.OPEN.items():
         if accept is not None and accept(prefix) is True:
             if name in ALLOWED_FORMATS:
-                return ImageRejected("corrupt", f"The file begins like {name} but its header cannot be read.")
-            return ImageRejected("format_not_allowed", f"{name} is not among {', '.join(ALLOWED_FORMATS)}.")
-    return ImageRejected("not_an_image", "The bytes are not a picture of any known format.")
+                return ImageRejectedError(
+                    "corrupt", f"The file begins like {name} but its header cannot be read."
+                )
+            return ImageRejectedError(
+                "format_not_allowed", f"{name} is not among {', '.join(ALLOWED_FORMATS)}."
+            )
+    return ImageRejectedError("not_an_image", "The bytes are not a picture of any known format.")
 
 
 def _check_size(image: Image.Image, limits: ImageLimits) -> None:
     width, height = image.size
     if width * height > limits.max_pixels:
-        raise ImageRejected(
+        raise ImageRejectedError(
             "too_many_pixels",
             f"The picture has {width} x {height} pixels; the limit is {limits.max_pixels}.",
         )
     if min(width, height) < limits.min_side:
-        raise ImageRejected(
+        raise ImageRejectedError(
             "too_small",
             f"The picture has {width} x {height} pixels; a side has at least {limits.min_side}.",
         )
 
 
-def _decoding_failure(error: Exception) -> ImageRejected:
+def _decoding_failure(error: Exception) -> ImageRejectedError:
     message = str(error).lower()
     if "text chunks" in message or "decompressed data too large" in message:
-        return ImageRejected("too_much_metadata", "The picture's texts or profile fill too much memory.")
+        return ImageRejectedError("too_much_metadata", "The picture's texts or profile fill too much memory.")
     if "truncated" in message or "not enough" in message or isinstance(error, EOFError):
-        return ImageRejected("truncated", "The picture ends before its pixels are complete.")
-    return ImageRejected("corrupt", "The picture's data is damaged and cannot be decoded.")
+        return ImageRejectedError("truncated", "The picture ends before its pixels are complete.")
+    return ImageRejectedError("corrupt", "The picture's data is damaged and cannot be decoded.")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -25,14 +25,14 @@ _PNG_PIXELS = {b"IDAT", b"fdAT", b"fcTL"}
 _GIF_EXTENSION, _GIF_IMAGE = 0x21, 0x2C
 
 
-class TooMuchMetadata(Exception):  # noqa: N818 - a verdict on the upload
-    """The file has more parts, or larger ones, than any picture needs; `str()` is a sentence."""
+class TooMuchMetadataError(Exception):
+    """The file has more parts, or larger ones, than any picture needs; `str()` is the detail."""
 
 
 def bound_metadata(data: bytes) -> None:
     """Walk over the frame of a JPEG, PNG or GIF; other formats bound their parts themselves.
 
-    Raises `TooMuchMetadata`.
+    Raises `TooMuchMetadataError`.
     """
     if data.startswith(b"\xff\xd8"):
         parts = _jpeg_segments(data)
@@ -46,9 +46,11 @@ def bound_metadata(data: bytes) -> None:
     for number, length in enumerate(parts, start=1):
         total += length
         if number > MAX_PARTS:
-            raise TooMuchMetadata(f"The file has more than {MAX_PARTS} parts beside its pixels.")
+            raise TooMuchMetadataError(f"The file has more than {MAX_PARTS} parts beside its pixels.")
         if total > MAX_METADATA_BYTES:
-            raise TooMuchMetadata(f"The file has more than {MAX_METADATA_BYTES} bytes beside its pixels.")
+            raise TooMuchMetadataError(
+                f"The file has more than {MAX_METADATA_BYTES} bytes beside its pixels."
+            )
 
 
 def _jpeg_segments(data: bytes) -> Iterator[int]:
@@ -63,7 +65,7 @@ def _jpeg_segments(data: bytes) -> Iterator[int]:
         if marker == _START_OF_SCAN:
             scans += 1
             if scans > MAX_JPEG_SCANS:
-                raise TooMuchMetadata(f"The picture is cut into more than {MAX_JPEG_SCANS} scans.")
+                raise TooMuchMetadataError(f"The picture is cut into more than {MAX_JPEG_SCANS} scans.")
         else:
             yield length
 
@@ -78,7 +80,7 @@ def _png_chunks(data: bytes) -> Iterator[int]:
         if kind in _PNG_PIXELS:
             pixels += 1
             if pixels > MAX_PNG_CHUNKS:
-                raise TooMuchMetadata(f"The pixels are cut into more than {MAX_PNG_CHUNKS} chunks.")
+                raise TooMuchMetadataError(f"The pixels are cut into more than {MAX_PNG_CHUNKS} chunks.")
         else:
             yield length
 

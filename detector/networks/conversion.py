@@ -33,14 +33,14 @@ def convert(ddim: Path, unet_config: Path, classifier: Path, out: Path, *, name:
     from safetensors.torch import save_file
 
     from detector.networks.resnet import ResNet
-    from detector.networks.unet import DdimConfig, UnetRejected, from_ddim_checkpoint, save_unet
+    from detector.networks.unet import DdimConfig, UnetRejectedError, from_ddim_checkpoint, save_unet
 
     if out.exists() and any(out.iterdir()):
         raise BundleError("malformed", f"{out} is not empty.")
     try:
         config = DdimConfig.model_validate(json.loads(unet_config.read_text()))
         unet = from_ddim_checkpoint(_state_dict(ddim), config)
-    except (OSError, ValueError, ValidationError, UnetRejected) as error:
+    except (OSError, ValueError, ValidationError, UnetRejectedError) as error:
         raise BundleError("malformed", f"The U-Net cannot be converted: {error}") from error
     weights = _state_dict(classifier)
     network_config = ResNetConfig(depth=50 if "layer1.0.conv3.weight" in weights else 18)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 
-class UnetRejected(ValueError):  # noqa: N818 - a finding on the user's file
+class UnetRejectedError(ValueError):
     """The checkpoint or its configuration is not that of an unconditional pixel-space U-Net."""
 
 
@@ -65,7 +65,7 @@ class Unet(nn.Module):
 def load_unet(source: str | Path, revision: str | None = None) -> Unet:
     """Load a U-Net from a diffusers folder or a hub id such as `google/ddpm-bedroom-256`, in float32.
 
-    Only safetensors weights are read from a folder. Raises `UnetRejected` when there is no such U-Net.
+    Only safetensors weights are read from a folder. Raises `UnetRejectedError` when there is no such U-Net.
     """
     from diffusers import UNet2DModel
 
@@ -74,7 +74,7 @@ def load_unet(source: str | Path, revision: str | None = None) -> Unet:
             str(source), use_safetensors=True, revision=revision, low_cpu_mem_usage=False
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UnetRejected(f"no diffusion U-Net can be loaded from {source}: {error}") from error
+        raise UnetRejectedError(f"no diffusion U-Net can be loaded from {source}: {error}") from error
     # The weights may be stored in float16; the computation chooses its own type.
     return Unet(network.float()).eval()
 
@@ -120,28 +120,28 @@ def diffusers_config(config: DdimConfig) -> dict[str, Any]:
 def from_ddim_checkpoint(state: Mapping[str, Tensor], config: DdimConfig) -> Unet:
     """Build the U-Net whose weights a DDIM checkpoint holds; every parameter maps one to one.
 
-    Raises `UnetRejected` when names or shapes do not fit the configuration.
+    Raises `UnetRejectedError` when names or shapes do not fit the configuration.
     """
     from diffusers import UNet2DModel
 
     if not config.model.resamp_with_conv:
-        raise UnetRejected("U-Nets that resample without a convolution are not supported")
+        raise UnetRejectedError("U-Nets that resample without a convolution are not supported")
     network = UNet2DModel(**diffusers_config(config))
     expected = network.state_dict()
     translated: dict[str, Tensor] = {}
     for name, value in state.items():
         target = diffusers_name(name, levels=len(config.model.ch_mult))
         if target not in expected:
-            raise UnetRejected(f"the checkpoint's parameter {name} has no place in this configuration")
+            raise UnetRejectedError(f"the checkpoint's parameter {name} has no place in this configuration")
         weight = value.squeeze(-1).squeeze(-1) if value.dim() > expected[target].dim() else value
         if weight.shape != expected[target].shape:
-            raise UnetRejected(
+            raise UnetRejectedError(
                 f"{name} has shape {tuple(value.shape)}, {tuple(expected[target].shape)} was expected"
             )
         translated[target] = weight
     missing = expected.keys() - translated.keys()
     if missing:
-        raise UnetRejected(f"the checkpoint lacks {len(missing)} parameters, {min(missing)} among them")
+        raise UnetRejectedError(f"the checkpoint lacks {len(missing)} parameters, {min(missing)} among them")
     network.load_state_dict(translated)
     return Unet(network).eval()
 

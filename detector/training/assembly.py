@@ -42,7 +42,7 @@ Logits = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 
-class FusionRejected(ValueError):  # noqa: N818 - a finding on the user's bundles
+class FusionRejectedError(ValueError):
     """The bundles cannot stand side by side."""
 
 
@@ -90,13 +90,13 @@ def fuse(
     """Write a bundle with the networks of several as towers, weighed and calibrated on `calibration`.
 
     Their features are `dnf`, then `npr`, `rgb` or both. The weights of the logits are those of a logistic
-    regression on the pictures that also calibrate. Raises `FusionRejected` when they do not fit together.
+    regression on the pictures that also calibrate. Raises `FusionRejectedError` when they do not fit together.
     """
     manifests = [bundle.manifest for bundle in bundles]
     first = manifests[0]
     feature, config = _fused(manifests)
     if {sample.generated for sample in calibration} != {True, False}:
-        raise FusionRejected("there are no held-out pictures of both classes to weigh the towers on")
+        raise FusionRejectedError("there are no held-out pictures of both classes to weigh the towers on")
     scored = [_logits(bundle, calibration) for bundle in bundles]
     values, labels = np.stack([logits for logits, _ in scored], axis=1), scored[0][1]
     *weights, offset = fit_logistic(values, labels)
@@ -126,20 +126,20 @@ def fuse(
 
 
 def _fused(manifests: Sequence[Manifest]) -> tuple[Feature, ResNetConfig]:
-    """Return the feature and the classifier of bundles side by side. Raises `FusionRejected`."""
+    """Return the feature and the classifier of bundles side by side. Raises `FusionRejectedError`."""
     first = manifests[0]
     name = "+".join(manifest.feature for manifest in manifests)
     feature = next((known for known in FEATURES if known == name and "+" in known), None)
     if feature is None or not needs_unet(feature):
-        raise FusionRejected(f"the features must be dnf, then npr, rgb or both, not {name}")
+        raise FusionRejectedError(f"the features must be dnf, then npr, rgb or both, not {name}")
     if first.dnf.quantise or any(m.preprocessing != first.preprocessing for m in manifests):
-        raise FusionRejected("the bundles must cut pictures into the same views, and not quantise")
+        raise FusionRejectedError("the bundles must cut pictures into the same views, and not quantise")
     towers = feature_channels(feature, first.dnf)
     configs = [
         m.classifier.model_copy(update={"in_channels": sum(towers), "towers": towers}) for m in manifests
     ]
     if any(config != configs[0] for config in configs):
-        raise FusionRejected("the bundles must have classifiers of one shape")
+        raise FusionRejectedError("the bundles must have classifiers of one shape")
     return feature, configs[0]
 
 

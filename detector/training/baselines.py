@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from detector.bundle.bundle import MANIFEST_FILE, Bundle, open_bundle
 from detector.corpus.corpus import (
-    CorpusRejected,
+    CorpusRejectedError,
     TrainingSplit,
     read_corpus,
     readable,
@@ -24,7 +24,7 @@ Baseline = Literal["rgb", "npr"]
 _TRAIN = "train"
 
 
-class BaselineRejected(ValueError):  # noqa: N818 - a finding on the bundle, the corpus or the folder
+class BaselineRejectedError(ValueError):
     """No baseline with the bundle's budget can be trained or reused."""
 
 
@@ -35,14 +35,14 @@ def baseline_bundle(
 
     The network (one tower of it), the views, the batch and the number of steps are those of `own`, from its
     manifest and its provenance. An interrupted training is resumed. `measured` are the pictures of the
-    evaluation, which must not be trained on; `device` is where to train. Raises `BaselineRejected`.
+    evaluation, which must not be trained on; `device` is where to train. Raises `BaselineRejectedError`.
     """
     budget = _budget(own)
     finished = folder / "bundle"
     if (finished / MANIFEST_FILE).exists():
         bundle = open_bundle(finished)
         if bundle.manifest.provenance.get("budget") != budget or bundle.manifest.feature != feature:
-            raise BaselineRejected(
+            raise BaselineRejectedError(
                 f"{finished} was trained with another budget; remove it or choose another --out"
             )
         return bundle
@@ -53,7 +53,7 @@ def _budget(own: Bundle) -> dict[str, JsonValue]:
     manifest = own.manifest
     steps = manifest.provenance.get("classifier_steps")
     if not isinstance(steps, int) or steps < 1:
-        raise BaselineRejected(
+        raise BaselineRejectedError(
             "the bundle does not record its classifier_steps, so no baseline can have the same budget; "
             "train one and give it with --baseline-bundle"
         )
@@ -84,12 +84,12 @@ def _trained(
 
     samples = _samples(corpus, cast("list[str]", budget["held_out_families"]))
     if {sample.path for sample in samples.training + samples.validation} & set(measured):
-        raise BaselineRejected("the corpus has no train split apart from the pictures that are measured")
+        raise BaselineRejectedError("the corpus has no train split apart from the pictures that are measured")
     recipe = _recipe(feature, own, budget, device)
     try:
         trained = train_classifier(None, samples.training, samples.validation, folder / "work", recipe)
     except ValueError as error:
-        raise BaselineRejected(str(error)) from error
+        raise BaselineRejectedError(str(error)) from error
     return assemble(
         None,
         trained.network,
@@ -106,8 +106,8 @@ def _samples(corpus: Path, held_out_families: list[str]) -> TrainingSplit:
     try:
         samples, _ = readable(read_corpus(corpus, _TRAIN))
         return training_split(samples, held_out_families)
-    except CorpusRejected as error:
-        raise BaselineRejected(f"a baseline is trained on the train split: {error}") from error
+    except CorpusRejectedError as error:
+        raise BaselineRejectedError(f"a baseline is trained on the train split: {error}") from error
 
 
 def _recipe(

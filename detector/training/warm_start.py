@@ -10,7 +10,7 @@ from detector.networks.resnet import ResNet
 from detector.training.recipe import ClassifierTraining
 
 
-class StartRejected(ValueError):  # noqa: N818 - a finding on the user's bundle
+class CheckpointRejectedError(ValueError):
     """The bundle has no network that the recipe could go on from."""
 
 
@@ -18,18 +18,22 @@ def trained_network(bundle: Bundle, recipe: ClassifierTraining) -> ResNet:
     """Return the bundle's network on the feature of `recipe`, in float32: of a fused bundle, one tower.
 
     Its noise feature is that of the bundle's own U-Net; with another one the network starts from what it does
-    not know. Raises `StartRejected` when there is none, or when its shape is another.
+    not know. Raises `CheckpointRejectedError` when there is none, or when its shape is another.
     """
     manifest = bundle.manifest
     title = f"{manifest.name} {manifest.version}"
     towers = manifest.feature.split("+") if manifest.classifier.towers else [manifest.feature]
     if recipe.feature not in towers:
-        raise StartRejected(f"{title} has no network on {recipe.feature} alone, but on {', '.join(towers)}")
+        raise CheckpointRejectedError(
+            f"{title} has no network on {recipe.feature} alone, but on {', '.join(towers)}"
+        )
     if "dnf" in recipe.feature and manifest.dnf != recipe.dnf:
-        raise StartRejected(f"{title} was trained on the noise feature of other timesteps or another variant")
+        raise CheckpointRejectedError(
+            f"{title} was trained on the noise feature of other timesteps or another variant"
+        )
     shape = recipe.network.model_copy(update={"in_channels": recipe.channels})
     if manifest.classifier.model_copy(update={"in_channels": recipe.channels, "towers": ()}) != shape:
-        raise StartRejected(f"{title} has a network of another depth, width or stem")
+        raise CheckpointRejectedError(f"{title} has a network of another depth, width or stem")
     network = build_classifier(manifest.classifier)
     network.load_state_dict(
         {name: value.float() for name, value in load_file(bundle.classifier_path).items()}

@@ -26,7 +26,7 @@ def admin(valkey: Valkey) -> Iterator[redis.Redis]:
 
 
 def _refusals(workers: Fleet, said: str) -> bool:
-    events = ("queue_refused", "check_postponed", "restoring_refused", "delivery_end_untold")
+    events = ("queue_refused", "check_retried", "requeue_refused", "attempt_end_unreported")
     return any(said in line["why"] for name in events for line in workers.events(name))
 
 
@@ -59,7 +59,7 @@ def test_a_broker_that_refuses_to_write_is_named_in_the_log_and_loses_no_verdict
         with broken(valkey, admin):
             began = time.monotonic()
             if fault:
-                workers.workers[0].wait_for_event("broker_unsafe", fault=fault)
+                workers.workers[0].wait_for_event("broker_fault_found", fault=fault)
             wait_until(lambda said=refusal: _refusals(workers, said), f"a log line with {refusal}")
             if fault == "memory_full":
                 # Connecting writes too: a worker that must connect now waits, and does not end.
@@ -68,7 +68,7 @@ def test_a_broker_that_refuses_to_write_is_named_in_the_log_and_loses_no_verdict
         mended = time.time()
     for _, fault, _ in FAULTS:
         if fault:
-            workers.workers[0].wait_for_event("broker_mended", fault=fault)
+            workers.workers[0].wait_for_event("broker_recovered", fault=fault)
     outcome = wait_for_all(client, workers, checks, seconds=90 * SCALE, supervise=False)
     delay, verdicts = outcome.last_since(mended)
     report.add(
@@ -102,8 +102,8 @@ def test_a_broker_that_throws_keys_away_is_named_in_the_log_and_serves_again_whe
         for number in range(200):
             admin.set(f"filler:{number}", bytes(100_000))
         wait_until(lambda: admin.info("stats")["evicted_keys"] > 0, "a key that is thrown away")
-        workers.workers[0].wait_for_event("broker_unsafe", fault="evicting")
-    workers.workers[0].wait_for_event("broker_mended", fault="evicting")
+        workers.workers[0].wait_for_event("broker_fault_found", fault="evicting")
+    workers.workers[0].wait_for_event("broker_recovered", fault="evicting")
     mended = time.time()
     checks = submit(client, [stored_picture], count=250 * SCALE)
     outcome = wait_for_all(client, workers, checks, seconds=60 * SCALE, supervise=False)

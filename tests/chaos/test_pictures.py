@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from detector.benchmark.speed import peak_memory_bytes, restart_peak_memory
-from detector.images.decode import ImageLimits, ImageReason, ImageRejected, decode
+from detector.images.decode import ImageLimits, ImageReason, ImageRejectedError, decode
 from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.malformed import KINDS, malformed_pictures
 from tests.chaos.outcome import submit, wait_for_all
@@ -33,7 +33,7 @@ def test_five_thousand_malformed_pictures_are_read_or_refused_with_a_reason(repo
     count = 5000 * min(SCALE, 4)
     # Every format and every kind once, before memory is measured.
     for _, data in malformed_pictures(500, seed=1):
-        with suppress(ImageRejected):
+        with suppress(ImageRejectedError):
             decode(data, LIMITS)
     restart_peak_memory("cpu")
     before = peak_memory_bytes()
@@ -44,7 +44,7 @@ def test_five_thousand_malformed_pictures_are_read_or_refused_with_a_reason(repo
             assert pixels.ndim == 3
             assert pixels.shape[2] == 3
             found["read"] += 1
-        except ImageRejected as rejected:
+        except ImageRejectedError as rejected:
             found[rejected.reason] += 1
         slowest = max(slowest, time.perf_counter() - began)
     memory = peak_memory_bytes() - before

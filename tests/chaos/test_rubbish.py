@@ -17,7 +17,7 @@ from PIL import Image
 from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.outcome import submit, wait_for_all
 from tests.chaos.report import Report
-from worker.broker.dead_letters import DeadLetters, RedriveRefused
+from worker.broker.dead_letters import DeadLetters, RedriveRefusedError
 from worker.client import Client
 from worker.contract.envelope import entry_of
 from worker.contract.messages import QUEUES
@@ -139,7 +139,7 @@ def test_a_picture_that_kills_the_process_takes_nobody_along(
     good = submit(client, [stored_picture], count=20)
     poisonous = client.submit(client.settings.upload_bucket, "chaos/poison.png")
     good |= submit(client, [stored_picture], count=40)
-    workers = fleet(1, DNF_MAX_DELIVERIES=str(MAX_DELIVERIES), NULL_POISON="yes")
+    workers = fleet(1, DNF_MAX_ATTEMPTS=str(MAX_DELIVERIES), NULL_POISON="yes")
     began = time.monotonic()
     outcome = wait_for_all(client, workers, good, seconds=120)
     took = time.monotonic() - began
@@ -155,7 +155,7 @@ def test_a_picture_that_kills_the_process_takes_nobody_along(
     )
     assert outcome.once_each
     (letter,) = found
-    assert (letter.check_id, letter.reason) == (poisonous, "too_many_deliveries")
+    assert (letter.check_id, letter.reason) == (poisonous, "too_many_attempts")
     assert letter.deliveries == MAX_DELIVERIES
     assert len(workers.deaths) == MAX_DELIVERIES
     isolated = workers.events("check_isolated")
@@ -168,12 +168,12 @@ def test_letters_that_are_put_back_after_the_store_was_mended_have_one_verdict_e
     """Two operators put all of them back at once, and a worker that reaches the store judges each once."""
     checks = submit(client, [stored_picture], count=20)
     away = fleet(1, DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{free_ports(1)[0]}", DNF_MAX_RETRIES="0")
-    away.workers[0].wait_for_event("dead_letter_written", count=len(checks))
+    away.workers[0].wait_for_event("check_dead_lettered", count=len(checks))
     away.stop()
     found = list(letters.read())
     assert {kept.letter and kept.letter.reason for kept in found} == {"storage_unavailable"}
     for kept in found * 2:
-        with suppress(RedriveRefused):
+        with suppress(RedriveRefusedError):
             letters.redrive(kept)
     assert wait_for_all(client, fleet(1), checks, seconds=60).once_each
     assert list(letters.read()) == []

@@ -21,7 +21,7 @@ IN_FLIGHT = 8
 LONG = {
     "DNF_VISIBILITY_TIMEOUT_SECONDS": "600",
     "DNF_CHECK_DEADLINE_SECONDS": "500",
-    "DNF_STOP_GRACE_SECONDS": "300",
+    "DNF_SHUTDOWN_GRACE_SECONDS": "300",
 }
 
 
@@ -104,13 +104,13 @@ def test_a_worker_that_may_not_finish_returns_everything_and_ends(  # noqa: PLR0
 ) -> None:
     """After a second SIGTERM, SIGQUIT or its time, amid batches of ten minutes: all checks wait again."""
     check_ids = _submit(client, stored_picture, 30)
-    variables = {**LONG, "DNF_STOP_GRACE_SECONDS": str(grace_seconds)}
+    variables = {**LONG, "DNF_SHUTDOWN_GRACE_SECONDS": str(grace_seconds)}
     (worker,) = fleet(1, NULL_BATCH_SECONDS="600", **variables).workers
     wait_until(lambda: len(broker.begun(check_ids)) == IN_FLIGHT, "as many as it has threads are begun")
     for number in told:
         worker.process.send_signal(number)
         # Two of a kind at once would be one.
-        worker.wait_for_event("checks_returned")
+        worker.wait_for_event("checks_requeued")
     began = time.monotonic()
     assert worker.process.wait(60 * PATIENCE) == 0
     assert time.monotonic() - began < (grace_seconds if grace_seconds == 1 else 0) + 10 * PATIENCE
@@ -129,7 +129,7 @@ def test_a_worker_that_stops_acknowledges_each_check_as_it_ends(
     wait_until(lambda: len(broker.begun(check_ids)) == IN_FLIGHT, "all are begun")
     done = len(_verdicts(client))
     worker.process.send_signal(signal.SIGTERM)
-    worker.wait_for_event("checks_returned", returned=0)
+    worker.wait_for_event("checks_requeued", returned=0)
     wait_until(lambda: done < len(_verdicts(client)) == IN_FLIGHT - broker.taken, "one more is settled")
     assert worker.process.poll() is None
     worker.process.send_signal(signal.SIGTERM)

@@ -156,7 +156,7 @@ def test_a_second_signal_to_the_supervisor_ends_its_workers_at_once(
     redis: Any = client._redis  # noqa: SLF001 - a look at the broker
     wait_until(lambda: redis.hlen("unacked") == 16, "both have as many as they take")
     worker.process.send_signal(signal.SIGTERM)
-    worker.wait_for_event("checks_returned", count=2)
+    worker.wait_for_event("checks_requeued", count=2)
     worker.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     assert worker.process.wait(60 * PATIENCE) == 0

@@ -90,7 +90,7 @@ def test_one_trace_leads_from_the_submitter_over_a_retry_to_the_event(  # noqa: 
             check=True,
         )
         check_id = submitted.stdout.strip()
-        workers.workers[0].wait_for_event("check_postponed", check_id=check_id)
+        workers.workers[0].wait_for_event("check_retried", check_id=check_id)
         store.target_port = int(services.s3_endpoint.rpartition(":")[2])
         event = client.wait_for(check_id)[check_id]
         wait_until(lambda: {"submit", "check", *STAGES} <= collector.spans.keys(), "every span came")
@@ -112,7 +112,7 @@ def test_one_trace_leads_from_the_submitter_over_a_retry_to_the_event(  # noqa: 
     assert [span.start_time_unix_nano for span in in_turn] == sorted(s.start_time_unix_nano for s in in_turn)
     assert (event.envelope.traceparent or "")[:-3] == f"00-{trace}-{spans['publish'][0].span_id.hex()}"
     lines = [line for line in workers.workers[0].log_lines() if line.get("check_id") == check_id]
-    assert {line["event"] for line in lines} >= {"check_postponed", "image_checked"}
+    assert {line["event"] for line in lines} >= {"check_retried", "image_checked"}
     assert {line["trace_id"] for line in lines} == {trace}
 
 

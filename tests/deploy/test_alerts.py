@@ -67,7 +67,7 @@ def test_every_alert_reads_metrics_that_exist() -> None:
 
 
 def test_every_alert_says_what_it_means_and_links_to_its_page_in_the_runbook() -> None:
-    """Severity, a sentence, a description, and a link whose heading exists."""
+    """Severity, a detail, a description, and a link whose heading exists."""
     anchors = headings(RUNBOOK.read_text(encoding="utf-8"))
     for rule in alerts():
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}

@@ -14,7 +14,7 @@ from referencing import Registry, Resource
 from deploy.generators.asyncapi import asyncapi, documents, entry_schema, examples
 from worker.broker.app import create_app
 from worker.contract.envelope import admit
-from worker.contract.messages import SCHEMAS, UncheckableMessage
+from worker.contract.messages import SCHEMAS, InvalidMessageError
 from worker.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "schemas"
@@ -125,7 +125,7 @@ def test_the_schema_of_an_entry_refuses_what_a_worker_refuses(
     entry = examples()["queue-entry"]
     (entry[part] if part else entry)[field] = value
     assert list(_validator("queue-entry").iter_errors(entry))
-    with pytest.raises(UncheckableMessage):
+    with pytest.raises(InvalidMessageError):
         admit(json.dumps(entry).encode(), "image-checks", longest_wait_seconds=1)
 
 

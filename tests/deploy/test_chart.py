@@ -199,7 +199,7 @@ def test_a_pod_may_stop_for_longer_than_its_worker_takes(
     """The grace period is above preStop and soft stop together; the soft stop is the worker's own setting."""
     spec = one(rendered("default"), "Deployment", "worker")["spec"]["template"]["spec"]
     (container,) = spec["containers"]
-    soft = int(environment(container)["DNF_STOP_GRACE_SECONDS"])
+    soft = int(environment(container)["DNF_SHUTDOWN_GRACE_SECONDS"])
     assert (
         spec["terminationGracePeriodSeconds"]
         >= soft + container["lifecycle"]["preStop"]["sleep"]["seconds"] + 5

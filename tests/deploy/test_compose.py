@@ -83,7 +83,7 @@ def test_every_service_starts_after_what_it_needs_is_healthy(compose: dict[str, 
 
 
 def test_no_secret_has_a_default(compose: dict[str, Any]) -> None:
-    """Each password and key must be chosen: compose stops with a sentence where one is missing."""
+    """Each password and key must be chosen: compose stops with a detail where one is missing."""
     secrets = 0
     for name, service in compose["services"].items():
         for variable, value in service.get("environment", {}).items():
@@ -135,7 +135,7 @@ def test_a_container_may_stop_for_longer_than_its_worker_takes(compose: dict[str
     for name in ("worker", "worker-gpu"):
         assert (
             int(compose["services"][name]["stop_grace_period"].removesuffix("s"))
-            > Settings().stop_grace_seconds
+            > Settings().shutdown_grace_seconds
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from detector.acceleration import kernels
-from detector.acceleration.kernels import KernelsUnavailable, build, cpu_kernels
+from detector.acceleration.kernels import KernelsUnavailableError, build, cpu_kernels
 from tests.deploy.documents import DEPLOY, ROOT, RUNBOOK
 
 DOCKERFILE = DEPLOY / "Dockerfile"
@@ -163,7 +163,7 @@ def test_kernels_that_are_built_into_an_image_need_no_compiler(
     library = tmp_path / "kernels.so"
     try:
         build(library)
-    except KernelsUnavailable as reason:
+    except KernelsUnavailableError as reason:
         assert "no C++ compiler" in str(reason)  # noqa: PT017 - a machine without one can build nothing
         library.write_bytes(b"")
     monkeypatch.setattr(kernels, "_BUILT", library)
@@ -177,7 +177,7 @@ def test_kernels_that_are_built_into_an_image_need_no_compiler(
         library.write_bytes(b"no library")
         monkeypatch.setattr(kernels, "_BUILT", library)
         cpu_kernels.cache_clear()
-        with pytest.raises(KernelsUnavailable, match="cannot be loaded"):
+        with pytest.raises(KernelsUnavailableError, match="cannot be loaded"):
             cpu_kernels()
     finally:
         cpu_kernels.cache_clear()

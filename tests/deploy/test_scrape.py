@@ -106,7 +106,7 @@ def _send(environment: dict[str, str], bucket: str, worker: RunningWorker) -> No
         ids += [client.submit(bucket, "none.jpg", queue="image-checks.urgent") for _ in range(MISSING)]
         client.submit(bucket, "scrape.jpg", policy="of-another-fleet")
         client.wait_for(*ids, timeout_seconds=120)
-        worker.wait_for_event("dead_letter_written")
+        worker.wait_for_event("check_dead_lettered")
         for delivered in client.verdicts("moderation", follow=False):
             delivered.ack()
 

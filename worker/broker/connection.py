@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 _REFUSAL_SECONDS = 2.0
 
 
-class BrokerRefused(Exception):  # noqa: N818 - a state that only an operator can change
-    """The broker and these settings do not trust one another; `str()` is a sentence that says what to set."""
+class BrokerRefusedError(Exception):
+    """The broker and these settings do not trust one another; `str()` is text that says what to set."""
 
 
 def tls_options(settings: "Settings") -> dict[str, Any]:
@@ -38,7 +38,7 @@ def tls_options(settings: "Settings") -> dict[str, Any]:
 
 
 def refuse_distrust(settings: "Settings") -> None:
-    """Raise `BrokerRefused` when the broker's certificate, or the user in the URL, is not accepted.
+    """Raise `BrokerRefusedError` when the broker's certificate, or the user in the URL, is not accepted.
 
     A broker that cannot be reached at all may come up later: that is no fault.
     """
@@ -48,8 +48,8 @@ def refuse_distrust(settings: "Settings") -> None:
         try:
             client.ping()
         except redis.RedisError as error:
-            if sentence := distrust(error, settings):
-                raise BrokerRefused(sentence) from error
+            if detail := distrust(error, settings):
+                raise BrokerRefusedError(detail) from error
 
 
 def distrust(error: BaseException, settings: "Settings") -> str | None:

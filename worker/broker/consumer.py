@@ -49,7 +49,7 @@ class Consumer(consumer.Consumer):
         try:
             p(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - a channel that is just being closed loses its parts
-            log.warning("message_not_settled", why=f"{type(error).__name__}: {error}")
+            log.warning("acknowledgement_failed", why=f"{type(error).__name__}: {error}")
         self.hub.call_soon(_look)  # type: ignore[attr-defined] # the stub leaves it out
         return p
 

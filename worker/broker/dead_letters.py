@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from worker.checks.attempts import deliveries_key
 from worker.contract.envelope import entry_of
-from worker.contract.messages import CHECK_ID, DeadLetter, LetterForm, UncheckableMessage
+from worker.contract.messages import CHECK_ID, DeadLetter, InvalidMessageError, LetterForm
 from worker.telemetry.metrics import DEAD_LETTERS
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ return 1
 RedriveReason = Literal["gone", "cut", "queue_unknown", "malformed"]
 
 
-class RedriveRefused(Exception):  # noqa: N818 - a state of the letter
-    """The letter's message cannot be put back; `reason` says why, `str()` is a sentence."""
+class RedriveRefusedError(Exception):
+    """The letter's message cannot be put back; `reason` says why, `str()` is the detail."""
 
-    def __init__(self, reason: RedriveReason, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, reason: RedriveReason, detail: str) -> None:
+        super().__init__(detail)
         self.reason: RedriveReason = reason
 
 
@@ -142,21 +142,21 @@ class DeadLetters:
     def redrive(self, kept: Kept) -> None:
         """Put a letter's message back on its queue, its deliveries forgotten, and delete the letter.
 
-        However often and from wherever it is called, the message is put back once. Raises `RedriveRefused`.
+        However often and from wherever it is called, the message is put back once. Raises `RedriveRefusedError`.
         """
         letter = kept.letter
         if letter is None:
-            raise RedriveRefused("malformed", f"The entry {kept.entry_id} is no dead letter.")
+            raise RedriveRefusedError("malformed", f"The entry {kept.entry_id} is no dead letter.")
         if letter.cut:
-            raise RedriveRefused("cut", f"The message of {kept.entry_id} was too long to be kept whole.")
+            raise RedriveRefusedError("cut", f"The message of {kept.entry_id} was too long to be kept whole.")
         if not letter.queue:
-            raise RedriveRefused("queue_unknown", f"The queue of {kept.entry_id} is not known.")
+            raise RedriveRefusedError("queue_unknown", f"The queue of {kept.entry_id} is not known.")
         message = _entry(letter, letter.queue)
         # Without a check id there is no count to forget; the name is then that of no key.
         counted = deliveries_key(letter.check_id or "")
         keys = [self._stream, self._mark(letter), counted, letter.queue]
         if not self._redis.eval(_REDRIVE, len(keys), *keys, kept.entry_id, message):
-            raise RedriveRefused("gone", f"There is no dead letter {kept.entry_id} any more.")
+            raise RedriveRefusedError("gone", f"There is no dead letter {kept.entry_id} any more.")
 
     def _now_ms(self) -> int:
         seconds, microseconds = self._redis.time()
@@ -168,7 +168,7 @@ class DeadLetters:
         return f"{{{self._stream}}}:of:{digest}"
 
 
-def letter_of_entry(entry: bytes, queue: str, refused: UncheckableMessage) -> DeadLetter:
+def letter_of_entry(entry: bytes, queue: str, refused: InvalidMessageError) -> DeadLetter:
     """Return the letter of a queue entry that Celery never saw."""
     form: LetterForm = "entry"
     try:
@@ -181,13 +181,13 @@ def letter_of_entry(entry: bytes, queue: str, refused: UncheckableMessage) -> De
         cut=len(entry) > MAX_KEPT,
         queue=queue,
         reason=refused.reason,
-        sentence=str(refused),
+        detail=str(refused),
         deliveries=0,
     )
 
 
 def letter_of_call(
-    args: list[Any], kwargs: dict[str, Any], queue: str | None, refused: UncheckableMessage, deliveries: int
+    args: list[Any], kwargs: dict[str, Any], queue: str | None, refused: InvalidMessageError, deliveries: int
 ) -> DeadLetter:
     """Return the letter of a call of the task that could not be carried out."""
     single = len(args) == 1 and not kwargs
@@ -200,7 +200,7 @@ def letter_of_call(
         cut=len(text) > MAX_KEPT,
         queue=queue,
         reason=refused.reason,
-        sentence=str(refused) or refused.reason,
+        detail=str(refused) or refused.reason,
         deliveries=deliveries,
     )
 

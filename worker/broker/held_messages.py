@@ -19,7 +19,7 @@ import redis
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 
-from worker.contract.messages import UncheckableMessage
+from worker.contract.messages import InvalidMessageError
 from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -83,7 +83,7 @@ class HeldMessages(stock.QoS):
             for tag in self.held():
                 self.put_back(tag)
         except redis.ResponseError as error:
-            log.warning("restoring_refused", why=str(error))
+            log.warning("requeue_refused", why=str(error))
         with self._settled:
             (self._delivered or {}).clear()
 
@@ -140,7 +140,7 @@ class HeldMessages(stock.QoS):
         try:
             super().restore_visible(*args, **kwargs)
         except redis.ResponseError as error:
-            log.warning("restoring_refused", why=str(error))
+            log.warning("requeue_refused", why=str(error))
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a message back on its queue; one that cannot be read becomes a dead letter.
@@ -155,6 +155,6 @@ class HeldMessages(stock.QoS):
             with self.channel.conn_or_acquire(client) as server:
                 noted = server.hget(self.unacked_key, tag) or b""
                 entry, _, queue = noted[1:-1].rpartition(BETWEEN)
-                refused = UncheckableMessage("unreadable_entry", f"It cannot be put back: {error}"[:300])
+                refused = InvalidMessageError("unreadable_entry", f"It cannot be put back: {error}"[:300])
                 self.channel.bury(entry or noted, queue.decode().strip('"'), refused)
                 self._remove_from_indices(tag).execute()

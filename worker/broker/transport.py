@@ -27,7 +27,7 @@ from kombu.utils.json import dumps
 from worker.broker.dead_letters import DeadLetters, letter_of_entry
 from worker.broker.held_messages import BETWEEN, HeldMessages
 from worker.contract.envelope import MAX_ENTRY_BYTES, admit
-from worker.contract.messages import UncheckableMessage
+from worker.contract.messages import InvalidMessageError
 from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -82,14 +82,14 @@ class Channel(stock.Channel):
             with suppress(Empty):
                 self._brpop_read()
 
-    def bury(self, entry: bytes, queue: str, refused: UncheckableMessage) -> None:
+    def bury(self, entry: bytes, queue: str, refused: InvalidMessageError) -> None:
         """Write the dead letter of an entry. Raises redis.RedisError."""
         with self.conn_or_acquire() as client:
             letters = DeadLetters(
                 client, stream=self.dead_letter_stream, max_length=self.dead_letter_stream_max_length
             )
             letters.bury(letter_of_entry(entry, queue, refused))
-        log.error("dead_letter_written", reason=refused.reason, sentence=str(refused), queue=queue)
+        log.error("check_dead_lettered", reason=refused.reason, detail=str(refused), queue=queue)
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if self.connection is None:
@@ -151,12 +151,12 @@ class Channel(stock.Channel):
         """Return the message in an entry, or None for one that is a dead letter now."""
         try:
             payload = admit(entry, queue, longest_wait_seconds=self.longest_wait_seconds)
-        except UncheckableMessage as error:
+        except InvalidMessageError as error:
             refused = error
         else:
             if tag:
                 return payload
-            refused = UncheckableMessage("unreadable_entry", "The entry is no JSON that Redis can read.")
+            refused = InvalidMessageError("unreadable_entry", "The entry is no JSON that Redis can read.")
         # Buried first and removed then: whatever happens between the two, there is one letter.
         self.bury(entry, queue, refused)
         if tag:

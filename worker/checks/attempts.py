@@ -14,7 +14,7 @@ from uuid import uuid4
 import redis
 
 from worker.checks.shared_lock import SharedLock
-from worker.contract.messages import UncheckableMessage
+from worker.contract.messages import InvalidMessageError
 from worker.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Deliveries:
     def begin(self, check_id: str) -> Iterator[Delivery]:
         """Run the block as one delivery of a check: beside others, or alone if a process was lost at it.
 
-        Raises `UncheckableMessage` when `max_deliveries` processes were lost at it, `Crowded`, and
+        Raises `InvalidMessageError` when `max_attempts` processes were lost at it, `LockTimeoutError`, and
         redis.RedisError.
         """
         self._tell()
@@ -101,13 +101,13 @@ class Deliveries:
             self._process,
             int(alone),
             settings.check_deadline_seconds,
-            settings.max_deliveries,
+            settings.max_attempts,
             settings.publish_once_ttl_seconds,
         )
         number, others, lost = self._redis.eval(_BEGIN, 1, deliveries_key(check_id), *arguments)
         if number < 0:
-            raise UncheckableMessage(
-                "too_many_deliveries", f"{lost} worker processes ended during this check."
+            raise InvalidMessageError(
+                "too_many_attempts", f"{lost} worker processes ended during this check."
             )
         if others and alone:
             log.warning("check_isolated", check_id=check_id, delivery=number, processes_lost=others)
@@ -123,7 +123,7 @@ class Deliveries:
             try:
                 self._tell()
             except redis.RedisError as error:
-                log.warning("delivery_end_untold", check_id=check_id, why=str(error))
+                log.warning("attempt_end_unreported", check_id=check_id, why=str(error))
 
     def _tell(self) -> None:
         """Take back the beginnings of what has ended, those too that Redis could not be told before."""

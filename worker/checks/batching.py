@@ -19,15 +19,15 @@ Result = TypeVar("Result")
 SMALLER_SECONDS = 60.0
 
 
-class BatcherClosed(RuntimeError):  # noqa: N818 - a state
+class BatcherClosedError(RuntimeError):
     """The batcher takes no more items, or ended before it came to this one."""
 
 
-class OutOfMemory(RuntimeError):  # noqa: N818 - a state of the machine that may pass
+class OutOfMemoryError(RuntimeError):
     """There was not even memory for an item alone."""
 
 
-class ModelFailed(Exception):  # noqa: N818 - a state of the model that may pass
+class ModelFailedError(Exception):
     """The networks raised, or gave no result in time."""
 
 
@@ -96,7 +96,7 @@ class MicroBatcher(Generic[Item, Result]):
     def submit(self, item: Item, *, timeout_seconds: float | None = None) -> "Future[Batched[Result]]":
         """Queue an item and return the future of its result.
 
-        Waits up to `timeout_seconds` for room in the queue. Raises `BatcherClosed` after `close`, and
+        Waits up to `timeout_seconds` for room in the queue. Raises `BatcherClosedError` after `close`, and
         TimeoutError when no room came.
         """
         future: Future[Batched[Result]] = Future()
@@ -107,7 +107,7 @@ class MicroBatcher(Generic[Item, Result]):
             ):
                 raise TimeoutError(f"no room in the batcher's queue within {timeout_seconds} seconds")
             if self._closed:
-                raise BatcherClosed("the batcher is closed")
+                raise BatcherClosedError("the batcher is closed")
             self._waiting.append(waiting)
             self._changed.notify_all()
         return future
@@ -151,7 +151,7 @@ class MicroBatcher(Generic[Item, Result]):
         except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to its item
             if self._out_of_memory(error):
                 self._set_limit(max(1, len(batch) // 2), "batch_reduced")
-                error = OutOfMemory(f"no memory for a batch of {len(batch)}: {error}")
+                error = OutOfMemoryError(f"no memory for a batch of {len(batch)}: {error}")
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
                 return

@@ -52,7 +52,7 @@ class Observation:
 
 @contextmanager
 def observed(settings: "Settings") -> Iterator[Observation]:
-    """Show this process while the block runs. Raises `EndpointsUnavailable`."""
+    """Show this process while the block runs. Raises `EndpointsUnavailableError`."""
     with ExitStack() as closing:
         closing.enter_context(tracing.exported_traces())
         yield Observation(settings, closing)

@@ -9,10 +9,10 @@ from celery.exceptions import Reject
 
 from worker.broker.dead_letters import check_id_in, letter_of_call
 from worker.broker.transport import REFUSED_SECONDS
-from worker.checks.batching import ModelFailed, OutOfMemory
-from worker.checks.shared_lock import Crowded
-from worker.contract.messages import DeadLetterReason, UncheckableMessage
-from worker.storage import StorageUnavailable
+from worker.checks.batching import ModelFailedError, OutOfMemoryError
+from worker.checks.shared_lock import LockTimeoutError
+from worker.contract.messages import DeadLetterReason, InvalidMessageError
+from worker.storage import StorageUnavailableError
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import RETRIES, RetryReason
 
@@ -29,7 +29,7 @@ MODEL_RETRIES = 2
 
 def postpone_or_bury(task: "Task[Any, None]", service: "Service", message: object, error: Exception) -> None:
     """Try a check again that could not be carried out, or keep it as a dead letter when it had its tries."""
-    if isinstance(error, Crowded):
+    if isinstance(error, LockTimeoutError):
         _put_back(error)
     if isinstance(error, redis.RedisError):
         # Redis cannot be told the outcome yet: the check waits for as long as it takes.
@@ -37,13 +37,13 @@ def postpone_or_bury(task: "Task[Any, None]", service: "Service", message: objec
     most = service.settings.max_retries
     reason: DeadLetterReason
     match error:
-        case UncheckableMessage():
+        case InvalidMessageError():
             reason, tries = error.reason, 0
-        case StorageUnavailable():
+        case StorageUnavailableError():
             reason, tries = "storage_unavailable", most
-        case ModelFailed(__cause__=OutOfMemory()):
+        case ModelFailedError(__cause__=OutOfMemoryError()):
             reason, tries = "model_failed", most  # the machine's fault, not the picture's
-        case ModelFailed():
+        case ModelFailedError():
             reason, tries = "model_failed", min(MODEL_RETRIES, most)
         case _:
             reason, tries = "internal_error", min(MODEL_RETRIES, most)
@@ -52,15 +52,15 @@ def postpone_or_bury(task: "Task[Any, None]", service: "Service", message: objec
     if retries < tries:
         _postpone(task, service, error)
     try:
-        _bury(task, service, message, UncheckableMessage(reason, str(error) or type(error).__name__))
+        _bury(task, service, message, InvalidMessageError(reason, str(error) or type(error).__name__))
     except redis.RedisError as unreachable:
         _postpone(task, service, unreachable)
 
 
-def _put_back(crowded: Crowded) -> NoReturn:
+def _put_back(crowded: LockTimeoutError) -> NoReturn:
     """Let a check be taken again before the queue behind it: it has waited already, and had no try."""
     RETRIES.labels("crowded").inc()
-    log.warning("check_postponed", seconds=0.0, why=f"{type(crowded).__name__}: {crowded}")
+    log.warning("check_retried", seconds=0.0, why=f"{type(crowded).__name__}: {crowded}")
     raise Reject(str(crowded), requeue=True) from crowded
 
 
@@ -74,7 +74,7 @@ def _postpone(task: "Task[Any, None]", service: "Service", error: Exception) -> 
     RETRIES.labels(_retry_reason(error)).inc()
     seconds = retry_delay(retries, service.settings.longest_retry_seconds)
     log.warning(
-        "check_postponed",
+        "check_retried",
         seconds=round(seconds, 1),
         retry=retries + 1,
         why=f"{type(error).__name__}: {error}",
@@ -93,15 +93,15 @@ def _retry_reason(error: Exception) -> RetryReason:
     match error:
         case redis.RedisError():
             return "broker"
-        case StorageUnavailable():
+        case StorageUnavailableError():
             return "storage_unavailable"
-        case ModelFailed():
+        case ModelFailedError():
             return "model_failed"
         case _:
             return "internal_error"
 
 
-def _bury(task: "Task[Any, None]", service: "Service", message: object, refused: UncheckableMessage) -> None:
+def _bury(task: "Task[Any, None]", service: "Service", message: object, refused: InvalidMessageError) -> None:
     check_id = check_id_in(message)
     letter = letter_of_call(
         list(task.request.args or ()),
@@ -112,8 +112,8 @@ def _bury(task: "Task[Any, None]", service: "Service", message: object, refused:
     )
     service.dead_letters.bury(letter)
     log.error(
-        "dead_letter_written",
+        "check_dead_lettered",
         reason=letter.reason,
-        sentence=letter.sentence,
+        detail=letter.detail,
         deliveries=letter.deliveries,
     )

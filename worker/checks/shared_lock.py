@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Crowded(Exception):  # noqa: N818 - a state that passes
+class LockTimeoutError(Exception):
     """The lock was not to be had in time, alone or beside others."""
 
 
@@ -25,12 +25,12 @@ class SharedLock:
 
     @contextmanager
     def shared(self, timeout_seconds: float) -> Iterator[None]:
-        """Hold the lock beside others. Raises `Crowded`."""
+        """Hold the lock beside others. Raises `LockTimeoutError`."""
         with self._changed:
             if not self._changed.wait_for(
                 lambda: not self._alone and not self._waiting_alone, timeout_seconds
             ):
-                raise Crowded(f"others were alone for {timeout_seconds} seconds")
+                raise LockTimeoutError(f"others were alone for {timeout_seconds} seconds")
             self._sharing += 1
         try:
             yield
@@ -41,12 +41,12 @@ class SharedLock:
 
     @contextmanager
     def alone(self, timeout_seconds: float) -> Iterator[None]:
-        """Hold the lock with nobody beside. Raises `Crowded`."""
+        """Hold the lock with nobody beside. Raises `LockTimeoutError`."""
         with self._changed:
             self._waiting_alone += 1
             try:
                 if not self._changed.wait_for(lambda: not self._alone and not self._sharing, timeout_seconds):
-                    raise Crowded(f"never alone within {timeout_seconds} seconds")
+                    raise LockTimeoutError(f"never alone within {timeout_seconds} seconds")
                 self._alone = True
             finally:
                 self._waiting_alone -= 1

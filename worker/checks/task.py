@@ -6,27 +6,27 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from detector.images.decode import ImageLimits, ImageRejected, Picture, decode
+from detector.images.decode import ImageLimits, ImageRejectedError, Picture, decode
 from detector.images.thumbnail import dnf_thumbnail
 from detector.policy import decide
-from worker.checks.batching import ModelFailed
+from worker.checks.batching import ModelFailedError
 from worker.checks.observation import check_observed, delivery_observed
 from worker.checks.retries import postpone_or_bury
 from worker.checks.verdict_cache import Judged
 from worker.contract.messages import (
     CHECK_IMAGE,
     ImageCheck,
+    InvalidMessageError,
     PictureFacts,
     Rejection,
     RejectionEvent,
     Thumbnail,
-    UncheckableMessage,
     Verdict,
     VerdictEvent,
     event_id,
     first_fault,
 )
-from worker.storage import StorageRejected
+from worker.storage import StorageRejectedError
 from worker.telemetry import tracing
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import CACHE_HITS, count_check
@@ -49,14 +49,14 @@ log = get_logger(__name__)
 def check_image(service: "Service", message: object) -> None:
     """Judge one upload and publish what came of it, once.
 
-    Raises `UncheckableMessage`; and `StorageUnavailable`, `ModelFailed`, `Crowded` and redis.RedisError when
+    Raises `InvalidMessageError`; and `StorageUnavailableError`, `ModelFailedError`, `LockTimeoutError` and redis.RedisError when
     the check is to be tried again later.
     """
     check = _understood(message)
     with service.deliveries.begin(check.check_id) as delivery:
         delivery_observed(delivery.number)
         if delivery.number > 1 and service.results.answered(check.check_id):
-            log.info("check_answered_before")
+            log.info("check_already_answered")
             return
         _judge(service, check, delivery.number)
 
@@ -69,7 +69,7 @@ def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
             data = service.storage.fetch(check)
         found = _found_before(service, check, data, watch)
         judged, batch_size, shadow = (found, 0, None) if found else _judged(service, data, watch)
-    except (StorageRejected, ImageRejected) as rejected:
+    except (StorageRejectedError, ImageRejectedError) as rejected:
         _publish_rejection(service, check, rejected, watch, delivery)
         return
     thresholds = service.detector.bundle.manifest.thresholds
@@ -119,7 +119,7 @@ def _found_before(service: "Service", check: ImageCheck, data: bytes, watch: Sto
 def _judged(service: "Service", data: bytes, watch: Stopwatch) -> tuple[Judged, int, "ShadowVerdict | None"]:
     """Return what the model finds, the size of its batch, and what a shadow says beside it.
 
-    Raises `ImageRejected` and `ModelFailed`.
+    Raises `ImageRejectedError` and `ModelFailedError`.
     """
     with watch.stage("decode"):
         picture = decode(data, ImageLimits(max_pixels=service.settings.max_pixels))
@@ -159,14 +159,14 @@ def _understood(message: object) -> ImageCheck:
     try:
         check = ImageCheck.model_validate(message)
     except ValidationError as error:
-        raise UncheckableMessage("malformed_message", first_fault(error)) from error
+        raise InvalidMessageError("malformed_message", first_fault(error)) from error
     if check.policy != "default":
-        raise UncheckableMessage("unknown_policy", f"There is no policy {check.policy}.")
+        raise InvalidMessageError("unknown_policy", f"There is no policy {check.policy}.")
     return check
 
 
 def _examined(service: "Service", views: "NDArray[np.float32]", watch: Stopwatch) -> "Batched[Finding]":
-    """Wait for the model, for what is left of the check's time. Raises `ModelFailed`."""
+    """Wait for the model, for what is left of the check's time. Raises `ModelFailedError`."""
     try:
         waiting = service.batcher.submit(views, timeout_seconds=_left(service, watch))
         try:
@@ -174,10 +174,10 @@ def _examined(service: "Service", views: "NDArray[np.float32]", watch: Stopwatch
         finally:
             waiting.cancel()  # nobody waits any longer for one that is still queued
     except Exception as error:
-        raise ModelFailed(f"{type(error).__name__}: {error}") from error
+        raise ModelFailedError(f"{type(error).__name__}: {error}") from error
     if not math.isfinite(batched.result.probability):
         # Compared with a threshold, it would pass for a photograph.
-        raise ModelFailed("the networks gave no finite score")
+        raise ModelFailedError("the networks gave no finite score")
     watch.add_in_turn(
         batch_wait=batched.wait_ms, dnf=batched.result.dnf_ms, classify=batched.result.classify_ms
     )
@@ -191,12 +191,12 @@ def _left(service: "Service", watch: Stopwatch) -> float:
 def _publish_rejection(
     service: "Service",
     check: ImageCheck,
-    rejected: StorageRejected | ImageRejected,
+    rejected: StorageRejectedError | ImageRejectedError,
     watch: Stopwatch,
     delivery: int,
 ) -> None:
     outcome = Rejection(
-        **_outcome(service, check, watch, delivery), reason=rejected.reason, sentence=str(rejected)
+        **_outcome(service, check, watch, delivery), reason=rejected.reason, detail=str(rejected)
     )
     with watch.stage("publish"):
         published = service.results.publish(RejectionEvent(**_envelope(service, check), data=outcome))

@@ -16,7 +16,7 @@ from tests.benchmarks.command import bench
 from worker.broker.verdict_stream import Event
 from worker.cli.dead_letters import dead_letters
 from worker.cli.doctor import doctor
-from worker.cli.errors import WrongUsage, plain_errors, settings_in_force
+from worker.cli.errors import WrongUsageError, plain_errors, settings_in_force
 from worker.cli.exporter import exporter
 from worker.cli.plan import plan_command
 from worker.contract.messages import QUEUES, QueueName, RejectionEvent
@@ -61,9 +61,9 @@ def run(*, processes: int | None, unsupervised: bool, descriptor: int | None) ->
 
 def _run_alone(settings: Settings, descriptor: int | None) -> int:
     from detector.bundle.bundle import BundleError
-    from worker.broker.connection import BrokerRefused, refuse_distrust
+    from worker.broker.connection import BrokerRefusedError, refuse_distrust
     from worker.process.tether import Tether
-    from worker.telemetry.http import EndpointsUnavailable
+    from worker.telemetry.http import EndpointsUnavailableError
 
     tether = None if descriptor is None else Tether(descriptor)
     # Celery takes over the signal once it runs; as a container's first process we would ignore it until then.
@@ -73,7 +73,7 @@ def _run_alone(settings: Settings, descriptor: int | None) -> int:
         from worker.process.run import run_worker
 
         return run_worker(settings, on_ready=tether.ready if tether else lambda: None)
-    except (BrokerRefused, BundleError, EndpointsUnavailable) as error:
+    except (BrokerRefusedError, BundleError, EndpointsUnavailableError) as error:
         if tether:
             tether.refused()
         raise click.ClickException(str(error)) from error
@@ -99,7 +99,7 @@ def submit(
 
     Exit status: 0 when all were judged, 1 when any was rejected or no verdict came, 2 for wrong usage.
     """
-    from worker.client import Client, NoVerdict
+    from worker.client import Client, NoVerdictError
 
     extra = _metadata(metadata)
     files = [_picture(name) for name in pictures]
@@ -116,7 +116,7 @@ def submit(
             return
         try:
             events, failure = client.wait_for(*names, timeout_seconds=timeout_seconds, since=since), None
-        except NoVerdict as error:
+        except NoVerdictError as error:
             events, failure = dict(error.found), error
     _show(
         [(name, events[check_id]) for check_id, name in names.items() if check_id in events], as_json=as_json
@@ -180,9 +180,9 @@ def _metadata(text: str | None) -> dict[str, JsonValue]:
     try:
         parsed = json.loads(text)
     except ValueError as error:
-        raise WrongUsage(f"--metadata is no JSON: {error}") from error
+        raise WrongUsageError(f"--metadata is no JSON: {error}") from error
     if not isinstance(parsed, dict):
-        raise WrongUsage("--metadata must be a JSON object")
+        raise WrongUsageError("--metadata must be a JSON object")
     return parsed
 
 
@@ -190,12 +190,12 @@ def _picture(name: str) -> Path | tuple[str, str]:
     if name.startswith("s3://"):
         bucket, _, key = name.removeprefix("s3://").partition("/")
         if not bucket or not key:
-            raise WrongUsage(f"{name}: expected s3://BUCKET/KEY")
+            raise WrongUsageError(f"{name}: expected s3://BUCKET/KEY")
         return bucket, key
     if not Path(name).is_file():
-        raise WrongUsage(f"{name}: there is no such file")
+        raise WrongUsageError(f"{name}: there is no such file")
     if not os.access(name, os.R_OK):
-        raise WrongUsage(f"{name}: the file may not be read")
+        raise WrongUsageError(f"{name}: the file may not be read")
     return Path(name)
 
 

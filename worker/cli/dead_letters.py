@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from worker.broker.dead_letters import DeadLetters, Kept, RedriveRefused
+from worker.broker.dead_letters import DeadLetters, Kept, RedriveRefusedError
 from worker.cli.errors import plain_errors, settings_in_force
 from worker.contract.messages import DeadLetterReason
 
@@ -100,7 +100,7 @@ def list_letters(
                     letter.reason,
                     str(letter.deliveries),
                     escape(letter.check_id or ""),
-                    escape(letter.sentence),
+                    escape(letter.detail),
                 )
     if not as_json:
         Console().print(table if table.row_count else "No dead letters.")
@@ -145,9 +145,9 @@ def redrive(
         for entry_id, kept in _each(letters, entry_ids, reasons, older_than, newer_than):
             try:
                 if kept is None:
-                    raise RedriveRefused("gone", f"There is no dead letter {entry_id}.")  # noqa: TRY301
+                    raise RedriveRefusedError("gone", f"There is no dead letter {entry_id}.")  # noqa: TRY301
                 letters.redrive(kept)
-            except RedriveRefused as refused:
+            except RedriveRefusedError as refused:
                 failed += 1
                 _say(entry_id, "not_put_back", refused.reason, str(refused), as_json=as_json)
             else:
@@ -219,13 +219,11 @@ def _refuse_nothing_chosen(
         )
 
 
-def _say(
-    entry_id: str, outcome: str, reason: str | None = None, sentence: str = "", *, as_json: bool
-) -> None:
+def _say(entry_id: str, outcome: str, reason: str | None = None, detail: str = "", *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"id": entry_id, "outcome": outcome, "reason": reason}))
     else:
-        click.echo(f"{entry_id}  {outcome.replace('_', ' ')}" + (f": {sentence}" if sentence else ""))
+        click.echo(f"{entry_id}  {outcome.replace('_', ' ')}" + (f": {detail}" if detail else ""))
 
 
 def _line(kept: Kept) -> str:

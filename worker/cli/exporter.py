@@ -14,7 +14,7 @@ DEFAULT_PORT = 9808
 def exporter() -> None:
     """Serve /metrics of queues, streams and fleet on DNF_HTTP_PORT (9808 unless set), until told to stop."""
     from worker.operations.exporter.collector import QueueCollector, exporter_registry
-    from worker.telemetry.http import Answer, Endpoints, EndpointsUnavailable
+    from worker.telemetry.http import Answer, Endpoints, EndpointsUnavailableError
     from worker.telemetry.logs import configure_logs
 
     settings = settings_in_force()
@@ -37,7 +37,7 @@ def exporter() -> None:
         endpoints = Endpoints(
             settings.http_host, settings.http_port or DEFAULT_PORT, exporter_registry(collector), probes
         )
-    except EndpointsUnavailable as error:
+    except EndpointsUnavailableError as error:
         raise click.ClickException(str(error)) from error
     with endpoints:
         stop.wait()

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from deploy.simulation.scaling import ScalingRule
-from worker.cli.errors import WrongUsage, settings_in_force
+from worker.cli.errors import WrongUsageError, settings_in_force
 from worker.cli.plan_tables import day_table, plan_table, summary, sweep_table
 from worker.contract.messages import first_fault
 from worker.operations.capacity import CHECKS_A_SECOND_A_BROKER, Demand, Plan, plan
@@ -151,13 +151,13 @@ def _inputs(options: dict[str, Any], *, batch_size: int) -> tuple[Demand, Worker
     try:
         demand = Demand(**{name: options[name] for name in Demand.model_fields})
     except ValidationError as error:
-        raise WrongUsage(f"--{first_fault(error).replace('_', '-', 4)}") from error
+        raise WrongUsageError(f"--{first_fault(error).replace('_', '-', 4)}") from error
     if options["pictures_a_second"] <= 0:
-        raise WrongUsage("--pictures-a-second: must be above 0")
+        raise WrongUsageError("--pictures-a-second: must be above 0")
     if min(options["start_seconds"], options["outside_seconds"]) < 0:
-        raise WrongUsage("--start-seconds and --outside-seconds must not be negative")
+        raise WrongUsageError("--start-seconds and --outside-seconds must not be negative")
     if not 0 <= options["fixed_share"] <= 1:
-        raise WrongUsage("--fixed-share: must be between 0 and 1")
+        raise WrongUsageError("--fixed-share: must be between 0 and 1")
     return demand, WorkerModel(
         pictures_a_second=options["pictures_a_second"],
         start_seconds=options["start_seconds"],
@@ -176,7 +176,7 @@ def _rule(options: dict[str, Any], made: Plan) -> ScalingRule:
     try:
         return ScalingRule(**values)
     except ValueError as error:
-        raise WrongUsage(str(error)) from error
+        raise WrongUsageError(str(error)) from error
 
 
 def _day(
@@ -190,12 +190,12 @@ def _day(
     bursts: tuple[int, float, int],
 ) -> "tuple[Outcome, list[Trial]]":
     if exact and demand.checks_a_day > MOST_EXACT_CHECKS:
-        raise WrongUsage(f"--exact takes at most {MOST_EXACT_CHECKS:,.0f} checks a day")
+        raise WrongUsageError(f"--exact takes at most {MOST_EXACT_CHECKS:,.0f} checks a day")
     if picture and picture.suffix.lower() not in {".png", ".webp"}:
-        raise WrongUsage("--plot: the file's name must end in .png or .webp")
+        raise WrongUsageError("--plot: the file's name must end in .png or .webp")
     count, factor, seed = bursts
     if factor < 1:
-        raise WrongUsage("--burst-factor: must be at least 1")
+        raise WrongUsageError("--burst-factor: must be at least 1")
     try:
         from deploy.simulation.simulation import simulate
         from deploy.simulation.sweep import sweep
@@ -218,7 +218,7 @@ def _day(
         try:
             draw_day(outcome, worker, title, picture)
         except OSError as error:
-            raise WrongUsage(f"--plot: {error}") from error
+            raise WrongUsageError(f"--plot: {error}") from error
     return outcome, list(sweep(arrivals, worker, rule, exact=exact)) if swept else []
 
 

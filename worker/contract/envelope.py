@@ -13,7 +13,7 @@ from uuid import uuid4
 from kombu.utils.json import dumps, loads
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from worker.contract.messages import CHECK_IMAGE, UncheckableMessage, first_fault
+from worker.contract.messages import CHECK_IMAGE, InvalidMessageError, first_fault
 from worker.telemetry.tracing import accepted
 
 #: Bytes of an entry: the largest check that the contract allows takes a tenth of it.
@@ -69,19 +69,19 @@ def admit(entry: bytes, queue: str, *, longest_wait_seconds: float) -> dict[str,
     """Return the message in an entry of a queue, rebuilt, as kombu's payload.
 
     `longest_wait_seconds` bounds how far ahead its `eta` may lie: a message that waits beyond the visibility
-    timeout would be delivered again and again. Raises `UncheckableMessage`.
+    timeout would be delivered again and again. Raises `InvalidMessageError`.
     """
     try:
         envelope = Entry.model_validate(_object(entry))
     except ValidationError as error:
-        raise UncheckableMessage(
+        raise InvalidMessageError(
             "unreadable_entry", f"The entry is no Celery message: {first_fault(error)}."
         ) from error
     headers = envelope.headers
     if headers.task != CHECK_IMAGE:
-        raise UncheckableMessage("unknown_task", f"There is no task {headers.task[:100]!r}.")
+        raise InvalidMessageError("unknown_task", f"There is no task {headers.task[:100]!r}.")
     if headers.eta and headers.eta - datetime.now(UTC) > timedelta(seconds=longest_wait_seconds):
-        raise UncheckableMessage(
+        raise InvalidMessageError(
             "malformed_message", f"The check would wait for more than {longest_wait_seconds:.0f} seconds."
         )
     args, kwargs = _arguments(envelope)
@@ -105,14 +105,14 @@ def entry_of(args: list[Any], kwargs: dict[str, Any], queue: str, *, traceparent
 
 def _object(entry: bytes) -> object:
     if len(entry) > MAX_ENTRY_BYTES:
-        raise UncheckableMessage(
+        raise InvalidMessageError(
             "unreadable_entry", f"The entry has {len(entry)} bytes; the limit is {MAX_ENTRY_BYTES}."
         )
     try:
         # kombu's own reading, since it will read the entry again when it puts it back on its queue.
         return loads(entry)
     except Exception as error:  # its hooks for types raise whatever their constructors do
-        raise UncheckableMessage("unreadable_entry", f"The entry is no JSON: {_short(error)}.") from error
+        raise InvalidMessageError("unreadable_entry", f"The entry is no JSON: {_short(error)}.") from error
 
 
 def _arguments(envelope: Entry) -> tuple[list[Any], dict[str, Any]]:
@@ -122,14 +122,14 @@ def _arguments(envelope: Entry) -> tuple[list[Any], dict[str, Any]]:
             body = base64.b64decode(body, validate=True).decode()
         args, kwargs, embedded = loads(body)
     except Exception as error:
-        raise UncheckableMessage(
+        raise InvalidMessageError(
             "unreadable_entry", f"The body is not the JSON of a call: {_short(error)}."
         ) from error
     if not isinstance(args, list) or not isinstance(kwargs, dict):
-        raise UncheckableMessage("unreadable_entry", "The body is not the JSON of a call.")
+        raise InvalidMessageError("unreadable_entry", "The body is not the JSON of a call.")
     if isinstance(embedded, dict) and any(embedded.values()):
         # They would be lost without a word: a check answers on the stream of verdicts alone.
-        raise UncheckableMessage("malformed_message", "A check takes no callbacks, chain or chord.")
+        raise InvalidMessageError("malformed_message", "A check takes no callbacks, chain or chord.")
     return args, kwargs
 
 

@@ -36,7 +36,7 @@ DeadLetterReason = Literal[
     "storage_unavailable",
     "model_failed",
     "internal_error",
-    "too_many_deliveries",
+    "too_many_attempts",
 ]
 LetterForm = Literal["check", "arguments", "entry", "entry_base64"]
 Stage = Literal[
@@ -46,11 +46,11 @@ Stage = Literal[
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class UncheckableMessage(Exception):  # noqa: N818 - a verdict on the message, not a fault of the program
-    """The message asks for nothing that can be done; `reason` says which kind, `str()` is a sentence."""
+class InvalidMessageError(Exception):
+    """The message asks for nothing that can be done; `reason` says which kind, `str()` is the detail."""
 
-    def __init__(self, reason: DeadLetterReason, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, reason: DeadLetterReason, detail: str) -> None:
+        super().__init__(detail)
         self.reason: DeadLetterReason = reason
 
 
@@ -168,7 +168,7 @@ class Rejection(_Outcome):
     """The outcome of an upload that cannot be judged, whatever the model."""
 
     reason: RejectionReason
-    sentence: str
+    detail: str
 
 
 class DeadLetter(_Contract):
@@ -184,7 +184,7 @@ class DeadLetter(_Contract):
     cut: bool = Field(default=False, description="Whether the message was too long to be kept whole.")
     queue: str | None = Field(default=None, description="Where the message was taken from, if known.")
     reason: DeadLetterReason
-    sentence: str
+    detail: str
     deliveries: int = Field(ge=0, description="How often the check was begun; 0 if it never was.")
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
 

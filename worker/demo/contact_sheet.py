@@ -50,11 +50,11 @@ class JudgedPicture:
 
 @dataclass(frozen=True)
 class RejectedUpload:
-    """One upload that was not judged, with the reason from the closed list and a sentence for people."""
+    """One upload that was not judged, with the reason from the closed list and a detail for people."""
 
     title: str
     reason: str
-    sentence: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ContactSheet:
     thresholds: Thresholds
 
     def summary(self) -> str:
-        """Return the counts in one sentence."""
+        """Return the counts in one detail."""
         counts = [
             f"{sum(item.verdict == verdict for item in self.judged)} {word}"
             for verdict, word in WORDS.items()
@@ -75,7 +75,7 @@ class ContactSheet:
         return f"{len(self.judged)} pictures judged: {', '.join(counts)}. Rejected: {len(self.rejected)}."
 
     def reading_guide(self) -> str:
-        """Return the sentence that says what the numbers mean."""
+        """Return the detail that says what the numbers mean."""
         low, high = self.thresholds.review_from, self.thresholds.generated_from
         return (
             f"Score: the estimated probability that the picture is generated. Review from {low:.2f}, "
@@ -120,7 +120,7 @@ def render_html(sheet: ContactSheet) -> str:
     cards = "\n".join(_card(item, sheet.thresholds) for item in sheet.judged)
     rows = "\n".join(
         f"<tr><td>{escape(item.title)}</td><td><code>{escape(item.reason)}</code></td>"
-        f"<td>{escape(item.sentence)}</td></tr>"
+        f"<td>{escape(item.detail)}</td></tr>"
         for item in sheet.rejected
     )
     rejected = (

@@ -93,9 +93,7 @@ def _rejections(draw: ImageDraw.ImageDraw, sheet: ContactSheet, top: int, width:
             draw.line((MARGIN, line, width - MARGIN, line), LINE)
         draw.text((MARGIN + 18, line + 9), _cut(item.title, 17, 360), TEXT, _font(17))
         draw.text((MARGIN + 400, line + 9), _cut(item.reason, 17, 220), COLOURS["review"], _font(17))
-        draw.text(
-            (MARGIN + 640, line + 9), _cut(item.sentence, 17, width - 2 * MARGIN - 660), QUIET, _font(17)
-        )
+        draw.text((MARGIN + 640, line + 9), _cut(item.detail, 17, width - 2 * MARGIN - 660), QUIET, _font(17))
 
 
 def _fitted(encoded: bytes, size: tuple[int, int]) -> Image.Image:

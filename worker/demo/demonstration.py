@@ -153,7 +153,7 @@ def _sheet(received: list[tuple[_Upload, Event]]) -> ContactSheet:
     for upload, event in received:
         content, data = upload.content, event.envelope.data
         if isinstance(data, Rejection):
-            rejected.append(RejectedUpload(f"{content.file} ({content.title})", data.reason, data.sentence))
+            rejected.append(RejectedUpload(f"{content.file} ({content.title})", data.reason, data.detail))
             continue
         model, thresholds = f"{data.model.name} {data.model.version}", data.thresholds
         sample = content if isinstance(content, Sample) else None

@@ -55,7 +55,7 @@ def print_tables(console: Console, sheet: ContactSheet) -> None:
     for name in ["Upload", "Reason", "What it means"]:
         rejections.add_column(name)
     for upload in sheet.rejected:
-        rejections.add_row(escape(upload.title), f"[yellow]{upload.reason}[/]", escape(upload.sentence))
+        rejections.add_row(escape(upload.title), f"[yellow]{upload.reason}[/]", escape(upload.detail))
     console.print(rejections)
 
 

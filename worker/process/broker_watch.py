@@ -15,7 +15,7 @@ log = get_logger(__name__)
 
 BrokerFault = Literal["untrusted", "evicting", "memory_full", "read_only", "disk_full", "not_durable"]
 
-_SENTENCES: dict[BrokerFault, str] = {
+_DETAILS: dict[BrokerFault, str] = {
     "evicting": "Redis throws keys away when its memory is full, queues among them: set maxmemory-policy"
     " to noeviction.",
     "memory_full": "Redis has no memory left and refuses writes: raise maxmemory, or consume and trim.",
@@ -26,7 +26,7 @@ _SENTENCES: dict[BrokerFault, str] = {
 
 
 def broker_faults(client: redis.Redis) -> dict[BrokerFault, str]:
-    """Return what is wrong with the server, each with a sentence that says what to do.
+    """Return what is wrong with the server, each with text that says what to do.
 
     Raises redis.RedisError when it does not answer, or does not let this user ask.
     """
@@ -36,7 +36,7 @@ def broker_faults(client: redis.Redis) -> dict[BrokerFault, str]:
         if not str(error).startswith("MISCONF"):
             raise
         # A server with a full disk refuses even the ping of the client's health check.
-        return {"disk_full": _SENTENCES["disk_full"]}
+        return {"disk_full": _DETAILS["disk_full"]}
     limit = int(info.get("maxmemory", 0))
     evicts = bool(limit) and info.get("maxmemory_policy", "noeviction") != "noeviction"
     found: dict[BrokerFault, bool] = {
@@ -46,7 +46,7 @@ def broker_faults(client: redis.Redis) -> dict[BrokerFault, str]:
         "disk_full": info.get("aof_last_write_status", "ok") != "ok",
         "not_durable": not info.get("aof_enabled"),
     }
-    return {fault: _SENTENCES[fault] for fault, present in found.items() if present}
+    return {fault: _DETAILS[fault] for fault, present in found.items() if present}
 
 
 class BrokerWatch:
@@ -67,13 +67,13 @@ class BrokerWatch:
         except redis.exceptions.NoPermissionError:
             return
         except redis.RedisError as error:
-            if not (sentence := distrust(error, self._settings)):
+            if not (detail := distrust(error, self._settings)):
                 return
-            found = {"untrusted": sentence}
+            found = {"untrusted": detail}
         for fault in found.keys() - self._known.keys():
-            log.error("broker_unsafe", fault=fault, sentence=found[fault])
+            log.error("broker_fault_found", fault=fault, detail=found[fault])
         for fault in self._known.keys() - found.keys():
-            log.info("broker_mended", fault=fault)
+            log.info("broker_recovered", fault=fault)
         self._known = found
 
     def _watch(self) -> None:

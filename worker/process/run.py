@@ -27,7 +27,7 @@ def run_worker(
     """Consume checks until the process is told to stop; return its exit status.
 
     `detector` takes the place of the bundle in the settings; `on_ready` is called once the model is warm and
-    checks are taken. Raises `BundleError` and `EndpointsUnavailable`.
+    checks are taken. Raises `BundleError` and `EndpointsUnavailableError`.
     """
     with observed(settings) as observation:
         return _run(settings, observation, detector, on_ready)
@@ -47,7 +47,7 @@ def _run(
     app = create_app(settings)
     register(app, service)
     observation.attach(service, app)
-    OrderlyStop(service.in_work, grace_seconds=settings.stop_grace_seconds).attach(app)
+    OrderlyStop(service.in_work, grace_seconds=settings.shutdown_grace_seconds).attach(app)
     watchdog = Watchdog(service.batcher, settings.model_stall_seconds)
 
     def ready(**_: object) -> None:

@@ -111,7 +111,7 @@ class OrderlyStop:
     def _put_back_waiting(self, worker: Any) -> None:
         self._worker = worker
         returned, kept, fault = self._put_back(keep=self._in_work.close(), drain=True)
-        log.info("checks_returned", returned=returned, running=kept, fault=fault)
+        log.info("checks_requeued", returned=returned, running=kept, fault=fault)
         self._let_go.set()
 
     def _put_back(self, *, keep: frozenset[str], drain: bool = False) -> tuple[int, int, str | None]:

@@ -160,7 +160,7 @@ class _Supervisor:
                 cause=_cause(status),
                 ends=count,
                 window_seconds=window,
-                sentence="A worker process ended by fault again and again; the others are stopped.",
+                detail="A worker process ended by fault again and again; the others are stopped.",
             )
             self._stop(signal.SIGTERM, FAILED)
             return
@@ -193,13 +193,13 @@ class _Supervisor:
 
     def _kill(self, running: Sequence[subprocess.Popen[bytes]]) -> None:
         for process in running:
-            log.error("process_killed", pid=process.pid, sentence="It did not end in its grace period.")
+            log.error("process_killed", pid=process.pid, detail="It did not end in its grace period.")
             process.kill()
             process.wait()
         self._status = FAILED
 
     def _patience(self) -> float:
-        return self._settings.stop_grace_seconds + KILL_MARGIN_SECONDS
+        return self._settings.shutdown_grace_seconds + KILL_MARGIN_SECONDS
 
 
 def _cause(status: int) -> str:

@@ -3,7 +3,7 @@
 Celery's time limits do nothing in threads, and a thread that hangs in native code cannot be ended alone. With
 a limit below the deadline of a check (the default: 60 of 90 seconds) the checks of the batch count as begun
 and never ended, are delivered again, each alone, and the one at fault becomes a dead letter after
-`max_deliveries`. The limit must be well above the slowest honest batch: 16 pictures take the default detector
+`max_attempts`. The limit must be well above the slowest honest batch: 16 pictures take the default detector
 about 5 seconds on two CPU cores; for a slower one, raise the deadline or lower the batch size.
 """
 
@@ -64,7 +64,7 @@ class Watchdog:
             if seen and stalled > self._limit:
                 log.critical(
                     "model_stalled",
-                    sentence="The model made no progress for too long; the process ends.",
+                    detail="The model made no progress for too long; the process ends.",
                     stalled_seconds=round(stalled, 1),
                     limit_seconds=self._limit,
                 )

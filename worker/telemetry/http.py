@@ -22,14 +22,14 @@ _PATIENCE_SECONDS = 10
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of a probe: whether all is well, the `reason` in a sentence, and figures that explain it."""
+    """The answer of a probe: whether all is well, the `reason` in a detail, and figures that explain it."""
 
     ok: bool
     reason: str
     figures: Mapping[str, object]
 
 
-class EndpointsUnavailable(OSError):  # noqa: N818 - a state
+class EndpointsUnavailableError(OSError):
     """The address cannot be listened on."""
 
 
@@ -37,7 +37,7 @@ class Endpoints:
     """Serves `/metrics` of a registry, and probes by path, each on a thread of its own.
 
     A probe's status is 200 or 503 and its body a JSON object with `ok`, `reason` and its figures. Port 0
-    takes any free one; `port` says which. Raises `EndpointsUnavailable`.
+    takes any free one; `port` says which. Raises `EndpointsUnavailableError`.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Endpoints:
         try:
             self._server = _server_class(host)((host, port), Handler)
         except OSError as error:
-            raise EndpointsUnavailable(
+            raise EndpointsUnavailableError(
                 f"cannot listen on {host}:{port}: {error.strerror or error}"
             ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="endpoints", daemon=True)

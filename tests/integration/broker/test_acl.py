@@ -98,7 +98,7 @@ def test_each_user_does_its_whole_job(  # noqa: PLR0917 - fixtures
             {"DNF_REDIS_URL": _url(server, "worker"), "DNF_VERDICT_CACHE_TTL_SECONDS": "60"}
         )
         events = producer.wait_for(*checks, timeout_seconds=60)
-        worker.wait_for_event("dead_letter_written", count=2)
+        worker.wait_for_event("check_dead_lettered", count=2)
     with Client(settings_of("consumer")) as consumer:
         delivered = list(consumer.verdicts("readers", follow=False))
         for each in delivered:
@@ -113,7 +113,7 @@ def test_each_user_does_its_whole_job(  # noqa: PLR0917 - fixtures
         first, second = letters.read(newer_than_seconds=3600)
         letters.redrive(first)
         letters.drop(second)
-    worker.wait_for_event("dead_letter_written", count=3)
+    worker.wait_for_event("check_dead_lettered", count=3)
     assert {check.name for check in check_broker(operator) if check.outcome == "fault"} == set()
     assert all("not to be seen" not in check.seen for check in check_broker(operator))
     assert worker.stop() == 0

@@ -17,13 +17,13 @@ from worker.broker.dead_letters import (
     MAX_KEPT,
     DeadLetters,
     Kept,
-    RedriveRefused,
+    RedriveRefusedError,
     letter_of_call,
     letter_of_entry,
 )
 from worker.checks.attempts import deliveries_key
 from worker.contract.envelope import admit
-from worker.contract.messages import DeadLetter, DeadLetterReason, UncheckableMessage
+from worker.contract.messages import DeadLetter, DeadLetterReason, InvalidMessageError
 from worker.embedded.services import Valkey
 from worker.settings import Settings
 
@@ -59,7 +59,7 @@ def letters(valkey: Valkey, broker: redis.Redis) -> Iterator[DeadLetters]:
 
 def _letter(name: str, reason: DeadLetterReason = "model_failed") -> DeadLetter:
     message = {"check_id": name, "bucket": "uploads", "key": f"{name}.jpg"}
-    return letter_of_call([message], {}, QUEUE, UncheckableMessage(reason, "It failed."), 2)
+    return letter_of_call([message], {}, QUEUE, InvalidMessageError(reason, "It failed."), 2)
 
 
 def _messages(letters: DeadLetters, **filters: Any) -> list[str | None]:
@@ -90,9 +90,9 @@ def test_a_message_has_one_letter_the_newest(letters: DeadLetters, broker: redis
     """
     letters.bury(_letter("twice", "model_failed"))
     letters.bury(_letter("other"))
-    letters.bury(_letter("twice", "too_many_deliveries"))
+    letters.bury(_letter("twice", "too_many_attempts"))
     assert _messages(letters) == ["other", "twice"]
-    assert [kept.letter and kept.letter.reason for kept in letters.read()][1] == "too_many_deliveries"
+    assert [kept.letter and kept.letter.reason for kept in letters.read()][1] == "too_many_attempts"
     marks = set(broker.keys()) - {b"dead-letters"}  # type: ignore[arg-type]
     assert len(marks) == 2
     assert all(0 < broker.ttl(mark) <= 7 * 86400 for mark in marks)  # type: ignore[operator]
@@ -109,7 +109,7 @@ def test_the_stream_keeps_about_as_many_letters_as_are_set(broker: redis.Redis) 
 
 def test_a_message_of_any_size_has_a_letter_of_a_bounded_one(letters: DeadLetters) -> None:
     """Text and bytes are cut at the limit, which the letter says; such a message cannot be put back."""
-    refused = UncheckableMessage("unreadable_entry", "Too long.")
+    refused = InvalidMessageError("unreadable_entry", "Too long.")
     long = MAX_KEPT + 1
     for letter in (
         letter_of_entry(b"a" * long, QUEUE, refused),
@@ -120,7 +120,7 @@ def test_a_message_of_any_size_has_a_letter_of_a_bounded_one(letters: DeadLetter
         assert letter.cut
         assert len(letter.message) <= MAX_KEPT * 4 / 3 + 4
         entry_id = letters.bury(letter)
-        with pytest.raises(RedriveRefused) as failed:
+        with pytest.raises(RedriveRefusedError) as failed:
             letters.redrive(Kept(entry_id, letter))
         assert failed.value.reason == "cut"
 
@@ -130,7 +130,7 @@ def test_an_entry_that_is_put_back_is_the_same_entry(
     letters: DeadLetters, broker: redis.Redis, entry: bytes
 ) -> None:
     """Byte for byte, on the queue that it came from."""
-    letters.bury(letter_of_entry(entry, QUEUE, UncheckableMessage("unreadable_entry", "No JSON.")))
+    letters.bury(letter_of_entry(entry, QUEUE, InvalidMessageError("unreadable_entry", "No JSON.")))
     letters.redrive(_only(letters))
     assert broker.lrange(QUEUE, 0, -1) == [entry]
     assert list(letters.read()) == []
@@ -146,12 +146,12 @@ def test_a_call_that_is_put_back_has_the_same_arguments_and_no_deliveries(
     """It is a new message of the same call, tried for the first time; what was counted is forgotten."""
     broker.hset(deliveries_key("c"), "count", "3")
     broker.hset(deliveries_key(""), "count", "3")
-    letters.bury(letter_of_call(args, kwargs, QUEUE, UncheckableMessage("model_failed", "No."), 3))
+    letters.bury(letter_of_call(args, kwargs, QUEUE, InvalidMessageError("model_failed", "No."), 3))
     letters.redrive(_only(letters))
     (entry,) = broker.lrange(QUEUE, 0, -1)  # type: ignore[misc]
     payload = admit(entry, QUEUE, longest_wait_seconds=1)
     assert payload["headers"]["retries"] == 0
-    called = letter_of_call(args, kwargs, QUEUE, UncheckableMessage("model_failed", "No."), 3)
+    called = letter_of_call(args, kwargs, QUEUE, InvalidMessageError("model_failed", "No."), 3)
     # Buried once more, it is the same message: nothing was lost or changed on the way.
     letters.bury(called)
     assert _only(letters).letter == called.model_copy(update={"time": called.time})
@@ -169,7 +169,7 @@ def test_eight_that_put_a_letter_back_at_once_put_it_back_once(
     def redrive(_number: int) -> str:
         try:
             letters.redrive(kept)
-        except RedriveRefused as refused:
+        except RedriveRefusedError as refused:
             return refused.reason
         return "put back"
 
@@ -207,7 +207,7 @@ def test_a_letter_stays_when_the_server_takes_no_newer_one(letters: DeadLetters,
     letters.bury(_letter("twice"))
     kept = _only(letters)
     with _refused(broker, "xadd"):
-        letters.bury(_letter("twice", "too_many_deliveries"))
+        letters.bury(_letter("twice", "too_many_attempts"))
     assert _only(letters) == kept
 
 
@@ -249,7 +249,7 @@ def test_an_entry_that_is_no_letter_stops_nobody(letters: DeadLetters, broker: r
     first, second, third = letters.read()
     assert (first.letter, second.letter) == (None, None)
     assert third.letter is not None
-    with pytest.raises(RedriveRefused, match="no dead letter"):
+    with pytest.raises(RedriveRefusedError, match="no dead letter"):
         letters.redrive(first)
     assert letters.drop(first)
 

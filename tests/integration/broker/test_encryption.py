@@ -21,7 +21,7 @@ from tests.tls import Authority, TlsProxy
 from worker.broker.app import create_app
 from worker.broker.connection import distrust
 from worker.broker.verdict_stream import connect
-from worker.client import Client, QueueUnreachable
+from worker.client import Client, QueueUnreachableError
 from worker.embedded.services import EmbeddedServices, Valkey
 from worker.embedded.startup import HOST, free_ports
 from worker.operations.doctor.broker import check_broker
@@ -173,7 +173,7 @@ def test_a_producer_is_told_what_is_wrong_with_the_broker_or_with_itself(
     """Nothing is enqueued, and the error says what to set, after the tries of one connection."""
     variables, said = wrong[name]
     began = monotonic()
-    with Client(_settings(variables)) as client, pytest.raises(QueueUnreachable, match=re.escape(said)):
+    with Client(_settings(variables)) as client, pytest.raises(QueueUnreachableError, match=re.escape(said)):
         client.submit("uploads", "a.jpg")
     assert monotonic() - began < 20 * PATIENCE
 
@@ -250,10 +250,10 @@ def test_a_running_worker_says_when_its_certificate_is_refused_and_when_it_is_ac
     with redis.Redis.from_url(valkey.url) as broker:
         strict.ask_for(Authority(tmp_path / "new"))
         broker.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        (line,) = worker.wait_for_event("broker_unsafe", fault="untrusted")
-        assert "does not accept our certificate" in line["sentence"]
+        (line,) = worker.wait_for_event("broker_fault_found", fault="untrusted")
+        assert "does not accept our certificate" in line["detail"]
     strict.ask_for(authority)
-    worker.wait_for_event("broker_mended", fault="untrusted")
+    worker.wait_for_event("broker_recovered", fault="untrusted")
     with Client(_settings({**service_environment, **trusted})) as client:
         check_id = client.submit(client.settings.upload_bucket, "none.jpg")
         client.wait_for(check_id, timeout_seconds=60 * PATIENCE)

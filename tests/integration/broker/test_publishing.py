@@ -48,7 +48,7 @@ def _event(check_id: str) -> RejectionEvent:
         worker="test",
         metadata={},
         reason="empty",
-        sentence="The file is empty.",
+        detail="The file is empty.",
     )
     return RejectionEvent(id=check_id, source="test", subject="s3://bucket/key", data=data)
 

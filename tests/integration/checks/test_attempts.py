@@ -10,7 +10,7 @@ import pytest
 
 from worker.broker.verdict_stream import connect
 from worker.checks.attempts import Deliveries, deliveries_key
-from worker.contract.messages import UncheckableMessage
+from worker.contract.messages import InvalidMessageError
 from worker.embedded.services import Valkey
 from worker.settings import Settings
 
@@ -29,7 +29,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 @pytest.fixture
 def process(valkey: Valkey) -> Iterator[Callable[..., Deliveries]]:
     """Provide a function that gives what a new worker process has, each time."""
-    settings = Settings(redis_url=valkey.url, check_deadline_seconds=DEADLINE, max_deliveries=3)
+    settings = Settings(redis_url=valkey.url, check_deadline_seconds=DEADLINE, max_attempts=3)
     with connect(settings) as client:
         client.flushdb()
     started: list[Deliveries] = []
@@ -74,9 +74,9 @@ def test_a_check_at_which_three_processes_died_is_not_begun_again(
     for _ in range(3):
         _die(process())
     for _ in range(2):
-        with pytest.raises(UncheckableMessage, match="3 worker processes") as refused, process().begin("c"):
+        with pytest.raises(InvalidMessageError, match="3 worker processes") as refused, process().begin("c"):
             pass
-        assert refused.value.reason == "too_many_deliveries"
+        assert refused.value.reason == "too_many_attempts"
     with process().begin("another") as delivery:
         assert delivery.number == 1
 

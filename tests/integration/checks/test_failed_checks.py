@@ -13,7 +13,7 @@ from tests.conftest import PATIENCE, MakePicture, RunningWorker
 from tests.scraping import Served
 from tests.workers.failing_worker import FAULT, NO_MEMORY, RAISES, SLOW_ONCE
 from worker.broker.transport import REFUSED_SECONDS
-from worker.client import Client, NoVerdict
+from worker.client import Client, NoVerdictError
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import free_ports
 from worker.settings import Settings
@@ -109,7 +109,7 @@ def test_a_check_is_tried_as_often_as_its_fault_is_worth_and_then_kept(
     raises, no_memory, fault, good = (submit(width) for width in (RAISES, NO_MEMORY, FAULT, 96))
     none = client.submit(client.settings.upload_bucket, "retries/96.jpg", policy="stricter")
     client.wait_for(good, timeout_seconds=60 * PATIENCE)
-    with pytest.raises(NoVerdict) as failed:
+    with pytest.raises(NoVerdictError) as failed:
         client.wait_for(raises, no_memory, fault, none, timeout_seconds=60 * PATIENCE)
     letters = failed.value.letters.items()
     assert {name: (letter.reason, letter.deliveries) for name, letter in letters} == {
@@ -137,8 +137,8 @@ def test_a_check_that_the_model_is_too_slow_for_is_tried_again_and_costs_no_seco
     waits = submit(96)
     client.wait_for(slow, waits, timeout_seconds=60 * PATIENCE)
     for check_id in (slow, waits):
-        (line,) = worker.wait_for_event("check_postponed", check_id=check_id)
-        assert "ModelFailed: TimeoutError" in line["why"]
+        (line,) = worker.wait_for_event("check_retried", check_id=check_id)
+        assert "ModelFailedError: TimeoutError" in line["why"]
     assert (served.figure("dnf_batch_size_sum") or 0) - before == 3
 
 
@@ -149,7 +149,7 @@ def test_a_verdict_that_the_broker_refuses_is_published_when_it_takes_it(
     before, since = _retries(served), client.position()
     with _in_the_way_of(broker, "verdicts"):
         check_id = submit(96)
-        worker.wait_for_event("check_postponed", check_id=check_id, count=MAX_RETRIES + 1)
+        worker.wait_for_event("check_retried", check_id=check_id, count=MAX_RETRIES + 1)
     client.wait_for(check_id, timeout_seconds=60 * PATIENCE, since=since)
     assert (_retries(served) - before).keys() == {"broker"}
 
@@ -160,8 +160,8 @@ def test_a_dead_letter_that_the_broker_refuses_is_written_when_it_takes_it(
     """The message is tried again until then."""
     with _in_the_way_of(broker, "dead-letters"):
         check_id = client.submit(services.bucket, "retries/96.jpg", policy="stricter")
-        worker.wait_for_event("check_postponed", check_id=check_id)
-    (letter,) = worker.wait_for_event("dead_letter_written", check_id=check_id)
+        worker.wait_for_event("check_retried", check_id=check_id)
+    (letter,) = worker.wait_for_event("check_dead_lettered", check_id=check_id)
     assert letter["reason"] == "unknown_policy"
 
 
@@ -172,11 +172,11 @@ def test_a_check_whose_retry_the_broker_refuses_goes_back_to_its_queue(
     since = client.position()
     with _in_the_way_of(broker, "verdicts"):
         check_id = submit(96)
-        worker.wait_for_event("check_postponed", check_id=check_id)
+        worker.wait_for_event("check_retried", check_id=check_id)
         broker.execute_command("ACL", "SETUSER", "default", "-lpush")
         try:
-            tries = len(worker.wait_for_event("check_postponed", check_id=check_id))
-            lines = worker.wait_for_event("check_postponed", check_id=check_id, count=tries + 2)
+            tries = len(worker.wait_for_event("check_retried", check_id=check_id))
+            lines = worker.wait_for_event("check_retried", check_id=check_id, count=tries + 2)
         finally:
             broker.execute_command("ACL", "SETUSER", "default", "+@all")
     before, last = (datetime.fromisoformat(line["timestamp"]) for line in lines[tries : tries + 2])

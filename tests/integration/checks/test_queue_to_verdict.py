@@ -150,7 +150,7 @@ def test_a_check_submitted_twice_is_judged_once_and_answered_once(
     client.submit_check(check)
     client.wait_for("twice")
     client.submit_check(check)
-    worker.wait_for_event("check_answered_before", check_id="twice", delivery=2)
+    worker.wait_for_event("check_already_answered", check_id="twice", delivery=2)
     assert [event.check_id for event in client.events(follow=False)].count("twice") == 1
     assert len(worker.wait_for_event("image_checked", check_id="twice")) == 1
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from detector.bundle.bundle import open_bundle, write_manifest
 from worker.broker.app import create_app
 from worker.broker.dead_letters import DeadLetters
-from worker.client import Client, NoVerdict
+from worker.client import Client, NoVerdictError
 from worker.contract.messages import CHECK_IMAGE, DeadLetterReason, RejectionEvent, RejectionReason, event_id
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import free_ports
@@ -125,15 +125,15 @@ def test_every_reason_of_the_contract_is_tested_here() -> None:
 def test_an_upload_at_fault_is_rejected_with_its_reason(
     worker: Any, client: Client, services: EmbeddedServices, tiny_bundle: Path, name: str
 ) -> None:
-    """The event fits its schema, names the reason and a sentence, and returns the metadata."""
+    """The event fits its schema, names the reason and a detail, and returns the metadata."""
     where = {"bucket": services.bucket, "key": f"rejected/{name}"}
     reason = NAMED.get(name, name)
     check_id = client.submit(**{**where, **FIELDS.get(name, {})}, metadata={"reason": reason})
     event = client.wait_for(check_id)[check_id]
     assert isinstance(event.envelope, RejectionEvent)
     data = event.envelope.data
-    assert data.reason == reason, data.sentence
-    assert data.sentence.endswith(".")
+    assert data.reason == reason, data.detail
+    assert data.detail.endswith(".")
     assert data.metadata == {"reason": reason}
     assert event.thumbnail is None
     schema = json.loads((SCHEMAS / "image-rejected-v1.json").read_text())
@@ -176,13 +176,13 @@ def test_a_malformed_message_becomes_a_dead_letter_and_is_kept(
     letter = list(letters.read())[-1].letter
     assert letter is not None
     assert letter.reason == "malformed_message"
-    assert problem in letter.sentence
+    assert problem in letter.detail
     whole = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
     assert json.loads(letter.message) == whole
     schema = json.loads((SCHEMAS / "dead-letter.json").read_text())
     Draft202012Validator(schema).validate(letter.model_dump(mode="json"))
     assert client.position() == position
-    worker.wait_for_event("dead_letter_written", count=before + 1)
+    worker.wait_for_event("check_dead_lettered", count=before + 1)
     letters.close()
     app.close()
 
@@ -192,11 +192,11 @@ def test_a_check_under_an_unknown_policy_becomes_a_dead_letter(
 ) -> None:
     """Nobody is judged by rules that do not exist; whoever waits is told at once."""
     check_id = client.submit(services.bucket, GOOD, policy="stricter")
-    with pytest.raises(NoVerdict, match="unknown_policy") as failed:
+    with pytest.raises(NoVerdictError, match="unknown_policy") as failed:
         client.wait_for(check_id, timeout_seconds=60)
     assert failed.value.letters[check_id].reason == "unknown_policy"
     assert failed.value.missing == frozenset()
-    worker.wait_for_event("dead_letter_written", check_id=check_id)
+    worker.wait_for_event("check_dead_lettered", check_id=check_id)
 
 
 def test_after_all_of_that_the_worker_still_judges(
@@ -221,14 +221,14 @@ def test_a_store_that_cannot_be_reached_is_tried_again_and_then_reported(
     worker = worker_process(environment)
     with Client(_settings({**service_environment, **environment})) as client:
         check_id = client.submit(services.bucket, GOOD, queue="image-checks.urgent")
-        with pytest.raises(NoVerdict) as failed:
+        with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
         letter = failed.value.letters[check_id]
     assert (letter.reason, letter.deliveries) == ("storage_unavailable", 3)
     assert json.loads(letter.message)["check_id"] == check_id
-    postponed = worker.wait_for_event("check_postponed", count=2, check_id=check_id)
+    postponed = worker.wait_for_event("check_retried", count=2, check_id=check_id)
     assert [line["retry"] for line in postponed] == [1, 2]
-    assert all("StorageUnavailable" in line["why"] for line in postponed)
+    assert all("StorageUnavailableError" in line["why"] for line in postponed)
     assert worker.stop() == 0
 
 
@@ -244,10 +244,10 @@ def test_a_worker_with_wrong_keys_rejects_nobodys_upload(
     worker = worker_process(environment)
     with Client(_settings({**service_environment, **environment})) as client:
         check_id = client.submit(services.bucket, GOOD)
-        with pytest.raises(NoVerdict) as failed:
+        with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
     assert failed.value.letters[check_id].reason == "storage_unavailable"
-    assert "SignatureDoesNotMatch" in failed.value.letters[check_id].sentence
+    assert "SignatureDoesNotMatch" in failed.value.letters[check_id].detail
     assert "not-the-right-one" not in worker.log.read_text()
 
 
@@ -271,7 +271,7 @@ def test_a_model_that_gives_no_number_calls_nobody_real(
     worker = worker_process(environment)
     with Client(_settings({**service_environment, **environment})) as client:
         check_id = client.submit(services.bucket, GOOD)
-        with pytest.raises(NoVerdict) as failed:
+        with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
     letter = failed.value.letters[check_id]
     assert (letter.reason, letter.deliveries) == ("model_failed", 3)

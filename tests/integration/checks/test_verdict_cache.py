@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from tests.conftest import RunningWorker
 from worker.broker.verdict_stream import Event
 from worker.checks.verdict_cache import Judged, VerdictCache
-from worker.client import Client, NoVerdict
+from worker.client import Client, NoVerdictError
 from worker.contract.messages import PictureFacts, Verdict
 from worker.embedded.services import EmbeddedServices, Valkey
 from worker.embedded.startup import free_ports
@@ -115,9 +115,9 @@ def test_other_bytes_are_not_found(
 ) -> None:
     """The model is asked for a picture that differs; here it raises, and a dead letter says so."""
     check_id = client.submit(services.bucket, upload("cache/other.jpg", 2))
-    with pytest.raises(NoVerdict) as failed:
+    with pytest.raises(NoVerdictError) as failed:
         client.wait_for(check_id)
-    assert "the model was asked for 1 pictures" in failed.value.letters[check_id].sentence
+    assert "the model was asked for 1 pictures" in failed.value.letters[check_id].detail
     assert not modelless.wait_for_event("image_checked", count=0, check_id=check_id)
 
 

@@ -11,7 +11,7 @@ import redis
 from kombu.utils.json import loads
 
 from worker.broker.verdict_stream import Results
-from worker.client import Client, NoVerdict, QueueFull, QueueUnreachable
+from worker.client import Client, NoVerdictError, QueueFullError, QueueUnreachableError
 from worker.contract.envelope import admit
 from worker.contract.messages import ImageCheck, Rejection, RejectionEvent
 from worker.embedded.services import EmbeddedServices
@@ -73,13 +73,13 @@ def test_a_full_queue_refuses_more_and_says_so(settings: Settings, broker: redis
     """The other queues still take checks; when there is room again, so does this one."""
     with Client(settings) as client:
         client.submit_many(_checks(1000))
-        with pytest.raises(QueueFull, match="1000 checks wait in image-checks; at most 1000 may"):
+        with pytest.raises(QueueFullError, match="1000 checks wait in image-checks; at most 1000 may"):
             client.submit("uploads", "a.jpg")
-        with pytest.raises(QueueFull):
+        with pytest.raises(QueueFullError):
             client.submit_many(_checks(3))
         client.submit("uploads", "a.jpg", queue="image-checks.bulk")
         broker.rpop("image-checks")
-        with pytest.raises(QueueFull):
+        with pytest.raises(QueueFullError):
             client.submit_many(_checks(2))  # there is room for one of them
         client.submit("uploads", "a.jpg")
     assert broker.llen("image-checks") == 1000
@@ -94,7 +94,7 @@ def test_a_broker_that_cannot_be_reached_is_named() -> None:
             threads.submit(client.submit_many, _checks(2)),
         )
         for submitted in (one, many):
-            with pytest.raises(QueueUnreachable):
+            with pytest.raises(QueueUnreachableError):
                 submitted.result()
 
 
@@ -103,7 +103,7 @@ def test_a_check_of_which_nothing_is_heard_is_submitted_again_under_its_id(
 ) -> None:
     """After the time that was set and then after twice as much; one named by its id alone is only awaited."""
     lost, *_ = _checks(1)
-    with Client(settings) as client, pytest.raises(NoVerdict) as failed:
+    with Client(settings) as client, pytest.raises(NoVerdictError) as failed:
         client.wait_for(
             lost, "by-id", timeout_seconds=2.5, resubmit_after_seconds=0.5, queue="image-checks.urgent"
         )
@@ -126,7 +126,7 @@ def test_a_consumer_resumes_under_its_name_and_another_claims_what_it_left(
             worker="test",
             metadata={},
             reason="empty",
-            sentence="The file is empty.",
+            detail="The file is empty.",
         )
         results.publish(RejectionEvent(id=f"{number}", source="test", subject="s3://bucket/key", data=data))
     results.close()

@@ -15,7 +15,7 @@ from tests.broken_broker import full_disk, valkey_on_a_small_disk
 from worker.broker.dead_letters import DeadLetters, letter_of_call
 from worker.cli import main
 from worker.client import Client
-from worker.contract.messages import UncheckableMessage
+from worker.contract.messages import InvalidMessageError
 from worker.embedded.services import EmbeddedServices, Valkey
 from worker.embedded.startup import free_ports
 from worker.operations.doctor.check import Check
@@ -198,7 +198,7 @@ def test_what_waits_on_the_broker_is_told(environment: dict[str, str]) -> None:
         client.submit("uploads", "a.jpg")
         client.submit("uploads", "b.jpg")
     letters = DeadLetters.connect(settings)
-    letters.bury(letter_of_call([{}], {}, None, UncheckableMessage("malformed_message", "No."), 0))
+    letters.bury(letter_of_call([{}], {}, None, InvalidMessageError("malformed_message", "No."), 0))
     letters.close()
     with Celery("another", broker=url) as other:
         other.send_task("theirs")

@@ -23,10 +23,10 @@ from worker.checks.attempts import Deliveries
 from worker.client import Client
 from worker.contract.messages import (
     ImageCheck,
+    InvalidMessageError,
     Model,
     PictureFacts,
     Thumbnail,
-    UncheckableMessage,
     Verdict,
     VerdictEvent,
     event_id,
@@ -172,7 +172,7 @@ def test_what_is_remembered_of_a_check_takes_what_the_plan_says(
 def test_a_dead_letter_takes_what_the_plan_says(settings: Settings, memory: Memory) -> None:
     """With the mark by which a message has one letter."""
     letters = DeadLetters.connect(settings)
-    refused = UncheckableMessage("storage_unavailable", "The store did not answer within 10 seconds.")
+    refused = InvalidMessageError("storage_unavailable", "The store did not answer within 10 seconds.")
     for _ in range(CHECKS):
         message = _check().model_dump(mode="json")
         letters.bury(letter_of_call([message], {}, DEFAULT_QUEUE, refused, deliveries=21))

@@ -73,9 +73,9 @@ def test_a_fault_is_told_once_with_what_to_do_and_once_when_it_is_mended(
             watch.look()
             watch.look()
     told, mended = lines
-    assert (told["event"], told["log_level"], told["fault"]) == ("broker_unsafe", "error", fault)
-    assert advice in told["sentence"]
-    assert (mended["event"], mended["fault"]) == ("broker_mended", fault)
+    assert (told["event"], told["log_level"], told["fault"]) == ("broker_fault_found", "error", fault)
+    assert advice in told["detail"]
+    assert (mended["event"], mended["fault"]) == ("broker_recovered", fault)
 
 
 def test_a_full_disk_is_told_from_the_health_check_that_it_refuses(
@@ -124,4 +124,4 @@ def test_a_broker_that_does_not_answer_is_no_fault_of_its_own(tmp_path: Path) ->
         server.start()
         watch.look()
     server.stop()
-    assert [(line["event"], line.get("fault")) for line in lines] == [("broker_unsafe", "not_durable")]
+    assert [(line["event"], line.get("fault")) for line in lines] == [("broker_fault_found", "not_durable")]

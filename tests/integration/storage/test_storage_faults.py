@@ -32,7 +32,7 @@ from tests.faulty_store import (
 from worker.client import Client
 from worker.contract.messages import ImageCheck
 from worker.settings import Settings
-from worker.storage import Storage, StorageRejected, StorageUnavailable
+from worker.storage import Storage, StorageRejectedError, StorageUnavailableError
 
 DEADLINE_SECONDS = 4.0
 
@@ -85,7 +85,7 @@ def test_what_passes_is_tried_again_and_waited_for_within_the_deadline(
     """Throttled, failed, cut, silent, trickling or damaged: no verdict on the upload, and no endless wait."""
     store.behaviours = [behaviour]
     began = time.monotonic()
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(StorageUnavailableError):
         _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert time.monotonic() - began < DEADLINE_SECONDS * PATIENCE
 
@@ -95,7 +95,7 @@ def test_what_passes_is_tried_again_and_waited_for_within_the_deadline(
 )
 def test_a_store_that_is_not_there_is_tried_again(endpoint: str) -> None:
     """No name, and no listener; what is said of it stands in dead letters too, without a password."""
-    with pytest.raises(StorageUnavailable) as unavailable:
+    with pytest.raises(StorageUnavailableError) as unavailable:
         _storage(endpoint).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert "user:********@" in str(unavailable.value)
 
@@ -118,7 +118,7 @@ def test_what_will_not_pass_is_rejected_after_one_request(
 ) -> None:
     """Also without the body that S3 would send."""
     store.behaviours = [answer(status, code)]
-    with pytest.raises(StorageRejected) as rejected:
+    with pytest.raises(StorageRejectedError) as rejected:
         _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg", etag="e"))
     assert rejected.value.reason == reason
     assert store.requests == 1
@@ -139,7 +139,7 @@ def test_an_upload_beyond_the_limit_is_rejected_whether_its_length_is_said_or_no
 ) -> None:
     """No more than the limit is read of chunks, not even of those that have no end; at the limit all is."""
     store.behaviours = [behaviour]
-    with pytest.raises(StorageRejected) as rejected:
+    with pytest.raises(StorageRejectedError) as rejected:
         _storage(store.url, max_bytes=len(BODY) - 1).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert rejected.value.reason == "too_large"
     store.behaviours = [in_chunks]
@@ -150,11 +150,11 @@ def test_of_an_upload_that_says_it_is_too_long_nothing_is_read(store: FaultyStor
     """Nothing comes after its length here, which for a shorter one is a fault of the store."""
     storage, check = _storage(store.url, max_bytes=5000), ImageCheck(bucket="uploads", key="a.jpg")
     store.behaviours = [announce(5001)]
-    with pytest.raises(StorageRejected) as rejected:
+    with pytest.raises(StorageRejectedError) as rejected:
         storage.fetch(check)
     assert rejected.value.reason == "too_large"
     store.behaviours = [announce(5000)]
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(StorageUnavailableError):
         storage.fetch(check)
 
 
@@ -182,13 +182,13 @@ def test_a_worker_waits_out_a_store_that_throttles_and_buries_what_it_never_gets
         judged = client.submit(bucket, "a.jpg")
         event = client.wait_for(judged, timeout_seconds=60 * PATIENCE)[judged]
         assert event.envelope.type == "image.verdict.v1"
-        postponed = worker.wait_for_event("check_postponed", check_id=judged, count=2)
+        postponed = worker.wait_for_event("check_retried", check_id=judged, count=2)
         assert all(0 < line["seconds"] <= 5 / 4 for line in postponed)
         store.behaviours = [answer(503, "SlowDown")]
         buried = client.submit(bucket, "b.jpg")
-        (letter,) = worker.wait_for_event("dead_letter_written", check_id=buried)
+        (letter,) = worker.wait_for_event("check_dead_lettered", check_id=buried)
     assert letter["reason"] == "storage_unavailable"
-    assert len(worker.wait_for_event("check_postponed", check_id=buried)) == 8
+    assert len(worker.wait_for_event("check_retried", check_id=buried)) == 8
     with redis.Redis.from_url(service_environment["DNF_REDIS_URL"]) as broker:
         events = [json.loads(fields[b"event"]) for _, fields in broker.xrange("verdicts")]  # type: ignore[union-attr]
     assert buried not in {event["data"]["check_id"] for event in events}

@@ -13,7 +13,7 @@ from worker.contract.messages import ImageCheck
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import HOST
 from worker.settings import Settings
-from worker.storage import Storage, StorageRejected, StorageUnavailable
+from worker.storage import Storage, StorageRejectedError, StorageUnavailableError
 
 KEYS: Any = {"s3_access_key_id": "key", "s3_secret_access_key": "of a test"}
 REDIRECTED = b"<Error><Code>PermanentRedirect</Code></Error>"
@@ -40,7 +40,7 @@ def settings(services: EmbeddedServices) -> Callable[..., Settings]:
 def _outcome(settings: Settings, bucket: str, key: str) -> str:
     try:
         return Storage(settings).fetch(ImageCheck(bucket=bucket, key=key)).decode()
-    except StorageRejected as rejected:
+    except StorageRejectedError as rejected:
         return rejected.reason
 
 
@@ -152,7 +152,7 @@ def test_a_store_that_redirects_to_another_host_is_not_followed(
     headers = {"Location": f"{other.url}/uploads/a.jpg", "x-amz-bucket-region": "eu-west-1"}
     store = serve(status, headers, body)
     settings = Settings(s3_endpoint_url=store.url, **KEYS)
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(StorageUnavailableError):
         Storage(settings).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert store.paths
     assert other.paths == []
@@ -170,7 +170,7 @@ def test_amazon_does_not_send_a_worker_to_another_region() -> None:
 
     # Stands in for the network; the worker's own refusal was registered before and is asked first.
     storage.client.meta.events.register("before-send.s3", answer)
-    with pytest.raises(StorageUnavailable, match=r"redirects to uploads\.s3\.eu-west-1\.amazonaws\.com"):
+    with pytest.raises(StorageUnavailableError, match=r"redirects to uploads\.s3\.eu-west-1\.amazonaws\.com"):
         storage.fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert asked
     assert all("eu-west-1" not in url for url in asked)

@@ -8,7 +8,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.nn.functional import conv2d, group_norm, silu
 
-from detector.acceleration.kernels import CpuKernels, KernelsUnavailable, cpu_kernels, packed_weights
+from detector.acceleration.kernels import CpuKernels, KernelsUnavailableError, cpu_kernels, packed_weights
 from detector.acceleration.networks import (
     FusedResidualBlock,
     WinogradConvolution,
@@ -28,7 +28,7 @@ def compiled() -> CpuKernels:
     """Provide the kernels; a machine without the compiler or the instructions cannot test them."""
     try:
         return cpu_kernels()
-    except KernelsUnavailable as reason:
+    except KernelsUnavailableError as reason:
         pytest.skip(str(reason))
 
 

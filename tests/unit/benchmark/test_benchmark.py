@@ -235,7 +235,7 @@ def test_the_comparison_is_printed_with_its_spread(tiny_bundle: Path, tmp_path: 
     ],
 )
 def test_wrong_usage_is_refused_with_a_reason(options: list[str], reason: str) -> None:
-    """Exit status 2 and a sentence, never a traceback."""
+    """Exit status 2 and a detail, never a traceback."""
     result = CliRunner().invoke(bench, options)
     assert result.exit_code == 2
     assert reason in result.output

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from detector.acceleration.memory import free_memory_after
-from worker.checks.batching import BatcherClosed, MicroBatcher, OutOfMemory
+from worker.checks.batching import BatcherClosedError, MicroBatcher, OutOfMemoryError
 
 
 class _Doubler:
@@ -120,7 +120,7 @@ def test_closing_finishes_what_waits_and_takes_no_more() -> None:
     futures = [batcher.submit(item) for item in range(7)]
     batcher.close()
     assert [future.result(0).result for future in futures] == [2 * item for item in range(7)]
-    with pytest.raises(BatcherClosed):
+    with pytest.raises(BatcherClosedError):
         batcher.submit(1)
 
 
@@ -177,7 +177,7 @@ def test_without_memory_for_one_alone_its_error_says_so() -> None:
         raise MemoryError("none at all")
 
     batcher = MicroBatcher(run, max_batch=4, wait_seconds=0, out_of_memory=lambda _: True)
-    with pytest.raises(OutOfMemory, match="none at all"):
+    with pytest.raises(OutOfMemoryError, match="none at all"):
         batcher.submit(1).result(30)
     batcher.close()
 
@@ -283,7 +283,7 @@ def test_whatever_is_submitted_while_the_batcher_closes_is_done_or_refused() -> 
             began: threading.Barrier = began,
         ) -> None:
             began.wait(30)
-            with suppress(BatcherClosed):
+            with suppress(BatcherClosedError):
                 futures.extend(batcher.submit(1, timeout_seconds=30) for _ in range(20))
 
         threads = [threading.Thread(target=submit) for _ in range(4)]

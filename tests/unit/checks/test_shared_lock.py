@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from worker.checks.shared_lock import Crowded, SharedLock
+from worker.checks.shared_lock import LockTimeoutError, SharedLock
 
 
 def test_many_share_it() -> None:
@@ -66,9 +66,9 @@ def test_whoever_waits_to_be_alone_goes_before_newcomers(wait_until: Callable[..
 def test_nobody_waits_longer_than_it_asked_to() -> None:
     """A lock that is not to be had in time says so, and is as free afterwards as before."""
     lock = SharedLock()
-    with lock.shared(1), pytest.raises(Crowded), lock.alone(0.05):
+    with lock.shared(1), pytest.raises(LockTimeoutError), lock.alone(0.05):
         pass
-    with lock.alone(1), pytest.raises(Crowded), lock.shared(0.05):
+    with lock.alone(1), pytest.raises(LockTimeoutError), lock.shared(0.05):
         pass
     with lock.alone(1):
         pass

@@ -11,7 +11,7 @@ from kombu.utils.json import loads
 
 from worker.broker.app import create_app
 from worker.contract.envelope import MAX_ENTRY_BYTES, admit, entry_of
-from worker.contract.messages import CHECK_IMAGE, ImageCheck, UncheckableMessage
+from worker.contract.messages import CHECK_IMAGE, ImageCheck, InvalidMessageError
 from worker.settings import Settings
 
 QUEUE = "image-checks"
@@ -137,16 +137,16 @@ UNREADABLE: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_an_entry_that_is_no_celery_message_is_refused(name: str) -> None:
-    """Whatever it is, it is refused with the reason and a sentence, and raises nothing else."""
-    with pytest.raises(UncheckableMessage) as refused:
+    """Whatever it is, it is refused with the reason and a detail, and raises nothing else."""
+    with pytest.raises(InvalidMessageError) as refused:
         _admitted(UNREADABLE[name]())
     assert refused.value.reason == "unreadable_entry"
     assert str(refused.value).endswith(".")
 
 
 def test_a_task_that_is_not_ours_is_refused_by_its_name() -> None:
-    """The sentence names the task."""
-    with pytest.raises(UncheckableMessage, match=r"no task 'os\.system'") as refused:
+    """The detail names the task."""
+    with pytest.raises(InvalidMessageError, match=r"no task 'os\.system'") as refused:
         _admitted(_with("headers.task", "os.system"))
     assert refused.value.reason == "unknown_task"
 
@@ -161,7 +161,7 @@ def test_a_task_that_is_not_ours_is_refused_by_its_name() -> None:
 )
 def test_a_call_that_would_be_lost_in_part_or_come_many_times_is_refused(entry: bytes) -> None:
     """Callbacks would never be called; a wait beyond the visibility timeout would multiply the message."""
-    with pytest.raises(UncheckableMessage) as refused:
+    with pytest.raises(InvalidMessageError) as refused:
         _admitted(entry)
     assert refused.value.reason == "malformed_message"
 
@@ -170,6 +170,6 @@ def test_an_entry_is_read_up_to_the_limit_and_not_beyond() -> None:
     """A good entry is one as long as it may be; with a byte more it is not looked into."""
     shortest = len(_with("other", ""))
     assert _admitted(_with("other", "x" * (MAX_ENTRY_BYTES - shortest)))
-    with pytest.raises(UncheckableMessage, match=f"the limit is {MAX_ENTRY_BYTES}") as refused:
+    with pytest.raises(InvalidMessageError, match=f"the limit is {MAX_ENTRY_BYTES}") as refused:
         _admitted(_with("other", "x" * (MAX_ENTRY_BYTES - shortest + 1)))
     assert refused.value.reason == "unreadable_entry"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from detector.corpus.corpus import CorpusRejected, Sample, grouped_split, read_corpus, readable
+from detector.corpus.corpus import CorpusRejectedError, Sample, grouped_split, read_corpus, readable
 
 Touch = Callable[..., Path]
 
@@ -35,7 +35,7 @@ def test_only_the_chosen_split_must_be_on_disk(touch: Touch) -> None:
         touch("a.jpg"), "path,split,label,family", "a.jpg,train,real,camera", "b.jpg,test,real,camera"
     )
     assert [sample.path.name for sample in read_corpus(folder, "train")] == ["a.jpg"]
-    with pytest.raises(CorpusRejected, match=r"row 3: there is no file b\.jpg"):
+    with pytest.raises(CorpusRejectedError, match=r"row 3: there is no file b\.jpg"):
         read_corpus(folder)
 
 
@@ -57,20 +57,20 @@ def test_only_the_chosen_split_must_be_on_disk(touch: Touch) -> None:
 def test_a_wrong_row_is_named(touch: Touch, rows: list[str], complaint: str) -> None:
     """The message has the row's number, as a spreadsheet counts, and what is wrong with it."""
     folder = _manifest(touch("a.jpg", "b.jpg"), *rows)
-    with pytest.raises(CorpusRejected, match=complaint):
+    with pytest.raises(CorpusRejectedError, match=complaint):
         read_corpus(folder)
 
 
 def test_a_manifest_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    """Bytes that are no UTF-8 give a sentence, not a traceback."""
+    """Bytes that are no UTF-8 give a detail, not a traceback."""
     (tmp_path / "manifest.csv").write_bytes(b"path,label,family\n\xff\xfe\x00")
-    with pytest.raises(CorpusRejected, match="no CSV file in UTF-8"):
+    with pytest.raises(CorpusRejectedError, match="no CSV file in UTF-8"):
         read_corpus(tmp_path)
 
 
 def test_the_layout_manifest_needs_a_manifest(touch: Touch) -> None:
     """Folders are not read in its place."""
-    with pytest.raises(CorpusRejected, match="cannot be read: No such file"):
+    with pytest.raises(CorpusRejectedError, match="cannot be read: No such file"):
         read_corpus(touch("real/a.jpg"), layout="manifest")
 
 
@@ -78,10 +78,10 @@ def test_a_split_that_is_not_there_is_refused(touch: Touch) -> None:
     """A corpus without splits serves as training data, and never under the name of a test set."""
     folder = touch("real/a.jpg", "generated/sd/b.jpg")
     assert len(read_corpus(folder, "train")) == 2
-    with pytest.raises(CorpusRejected, match="no splits, so 'test-unseen' cannot be chosen"):
+    with pytest.raises(CorpusRejectedError, match="no splits, so 'test-unseen' cannot be chosen"):
         read_corpus(folder, "test-unseen")
     _manifest(folder, "path,split,label,family", "real/a.jpg,val,real,camera")
-    with pytest.raises(CorpusRejected, match="no pictures of split 'train'; its splits: val"):
+    with pytest.raises(CorpusRejectedError, match="no pictures of split 'train'; its splits: val"):
         read_corpus(folder, "train")
 
 
@@ -127,5 +127,5 @@ def test_one_broken_picture_is_skipped_and_named(tmp_path: Path, make_picture: C
 
 def test_a_corpus_of_broken_pictures_is_refused(touch: Touch) -> None:
     """Nothing can be learned from it."""
-    with pytest.raises(CorpusRejected, match="none of the 1 pictures"):
+    with pytest.raises(CorpusRejectedError, match="none of the 1 pictures"):
         readable(read_corpus(touch("real/a.jpg")))

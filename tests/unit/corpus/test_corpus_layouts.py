@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from detector.corpus.corpus import CorpusRejected, Layout, read_corpus
+from detector.corpus.corpus import CorpusRejectedError, Layout, read_corpus
 
 Touch = Callable[..., Path]
 
@@ -100,7 +100,7 @@ def test_genimage_is_read_as_released(touch: Touch) -> None:
     ]
     reals = [sample for sample in read_corpus(folder, "train") if not sample.generated]
     assert reals[0].group == reals[1].group, "one photograph beside two generators is one group"
-    with pytest.raises(CorpusRejected, match="no pictures of split 'test'; its splits: train, val"):
+    with pytest.raises(CorpusRejectedError, match="no pictures of split 'test'; its splits: train, val"):
         read_corpus(folder, "test")
 
 
@@ -130,7 +130,7 @@ def test_diffusionforensics_is_read_as_published(touch: Touch) -> None:
 
 def test_a_folder_of_no_layout_is_refused_with_what_was_looked_for(touch: Touch) -> None:
     """The message names each layout and a picture that it has no place for."""
-    with pytest.raises(CorpusRejected) as caught:
+    with pytest.raises(CorpusRejectedError) as caught:
         read_corpus(touch("cats/real/1.jpg", "cats/fake/2.jpg"))
     for part in ("manifest.csv", "generated/[FAMILY/]", "{0_real,1_fake}", "{nature,ai}", "cats/fake/2.jpg"):
         assert part in str(caught.value)
@@ -149,14 +149,14 @@ def test_a_folder_of_no_layout_is_refused_with_what_was_looked_for(touch: Touch)
 )
 def test_a_picture_without_a_place_is_not_guessed_at(touch: Touch, paths: list[str]) -> None:
     """One picture that does not fit is enough to refuse the corpus."""
-    with pytest.raises(CorpusRejected, match="no place for"):
+    with pytest.raises(CorpusRejectedError, match="no place for"):
         read_corpus(touch(*paths))
 
 
 def test_an_ambiguous_folder_is_refused_until_its_layout_is_named(touch: Touch) -> None:
     """A folder copied into itself reads as two layouts, which call the picture different things."""
     folder = touch("stylegan/cat/1_fake/stylegan/real/1.png")
-    with pytest.raises(CorpusRejected, match="read as cnndetection and as diffusionforensics"):
+    with pytest.raises(CorpusRejectedError, match="read as cnndetection and as diffusionforensics"):
         read_corpus(folder)
     assert set(_read(folder, layout="cnndetection").values()) == {"generated stylegan"}
     assert set(_read(folder, layout="diffusionforensics").values()) == {"generated cat"}
@@ -164,7 +164,7 @@ def test_an_ambiguous_folder_is_refused_until_its_layout_is_named(touch: Touch) 
 
 def test_pictures_in_a_split_are_not_mixed_with_others(touch: Touch) -> None:
     """Half of a corpus in train/ and half beside it is nobody's intention."""
-    with pytest.raises(CorpusRejected, match="belong to a split"):
+    with pytest.raises(CorpusRejectedError, match="belong to a split"):
         read_corpus(touch("train/real/1.jpg", "generated/sd/2.jpg"))
 
 
@@ -174,9 +174,11 @@ def test_a_named_layout_is_held_to(touch: Touch) -> None:
     (folder / "manifest.csv").write_text("path,label,family\nreal/1.jpg,real,camera\n")
     assert len(read_corpus(folder)) == 1
     assert len(read_corpus(folder, layout="folders")) == 2
-    with pytest.raises(CorpusRejected, match="not laid out as genimage"):
+    with pytest.raises(CorpusRejectedError, match="not laid out as genimage"):
         read_corpus(folder, layout="genimage")
-    with pytest.raises(CorpusRejected, match="no layout 'imagenet'; choose one of auto, manifest, folders"):
+    with pytest.raises(
+        CorpusRejectedError, match="no layout 'imagenet'; choose one of auto, manifest, folders"
+    ):
         read_corpus(folder, layout="imagenet")  # type: ignore[arg-type]
 
 

@@ -16,7 +16,7 @@ from detector.evaluation.controls import AS_IS, CONTROLS
 from detector.evaluation.evaluation import Plan, evaluate_split
 from detector.evaluation.figures import family_figures, figures
 from detector.evaluation.robustness import DEGRADATIONS, Degradation
-from detector.evaluation.scoring import Scored, ScoringFailed, limited, score_samples
+from detector.evaluation.scoring import Scored, ScoringError, limited, score_samples
 from detector.images.decode import decode
 from detector.policy import Thresholds
 
@@ -178,7 +178,7 @@ def test_a_score_that_is_not_a_number_ends_the_evaluation(
     save_file(weights, broken / "classifier.safetensors")
     manifest = open_bundle(tiny_bundle).manifest
     detector = Detector.load(write_manifest(broken, manifest), device="cpu", dtype="float32")
-    with pytest.raises(ScoringFailed, match="not a number"):
+    with pytest.raises(ScoringError, match="not a number"):
         score_samples(detector, samples)
 
 
@@ -220,5 +220,5 @@ def test_pictures_of_one_class_give_no_figures(tiny_bundle: Path, samples: list[
     """The error names the split."""
     detector = Detector.load(tiny_bundle, device="cpu", dtype="float32")
     reals = [sample for sample in samples if not sample.generated]
-    with pytest.raises(ScoringFailed, match="test-x"):
+    with pytest.raises(ScoringError, match="test-x"):
         evaluate_split("test-x", detector, reals, Plan())

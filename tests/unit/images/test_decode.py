@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from detector.images.decode import ImageLimits, ImageReason, ImageRejected, decode
+from detector.images.decode import ImageLimits, ImageReason, ImageRejectedError, decode
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -46,8 +46,8 @@ def test_the_bad_inputs_cover_the_closed_list() -> None:
 
 @pytest.mark.parametrize("reason", BAD)
 def test_each_bad_input_is_rejected_with_its_reason(reason: str) -> None:
-    """The reason is from the closed list and the sentence is for people."""
-    with pytest.raises(ImageRejected) as rejected:
+    """The reason is from the closed list and the detail is for people."""
+    with pytest.raises(ImageRejectedError) as rejected:
         decode(BAD[reason])
     assert rejected.value.reason == reason
     assert str(rejected.value).endswith(".")
@@ -64,7 +64,7 @@ HOSTILE = {
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
 def test_whatever_a_decoder_raises_is_a_rejection(data: bytes) -> None:
     """A picture at fault is no fault of the worker, which would try it again and again."""
-    with pytest.raises(ImageRejected) as rejected:
+    with pytest.raises(ImageRejectedError) as rejected:
         decode(data)
     assert rejected.value.reason in {"truncated", "corrupt"}
     assert rejected.value.__cause__ is not None
@@ -175,7 +175,7 @@ def test_every_orientation_is_turned_upright(orientation: int) -> None:
 def test_the_limits_are_those_that_were_given() -> None:
     """A picture just over the pixel limit is rejected, one at the limit is read."""
     decode(PNG, ImageLimits(max_pixels=64 * 48))
-    with pytest.raises(ImageRejected, match="limit"):
+    with pytest.raises(ImageRejectedError, match="limit"):
         decode(PNG, ImageLimits(max_pixels=64 * 48 - 1))
 
 
@@ -189,7 +189,7 @@ def test_damage_anywhere_gives_pixels_or_a_reason(place: int, value: int, end: i
         outcome: object
         try:
             outcome = decode(bytes(damaged)).pixels.dtype.name
-        except ImageRejected as rejected:
+        except ImageRejectedError as rejected:
             outcome = rejected.reason
         assert outcome in {"uint8", *get_args(ImageReason)}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image, ImageCms
 
-from detector.images.decode import ImageRejected, decode
+from detector.images.decode import ImageRejectedError, decode
 from detector.images.metadata import MAX_JPEG_SCANS, MAX_METADATA_BYTES, MAX_PARTS, MAX_PNG_CHUNKS
 
 
@@ -83,7 +83,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_metadata_beyond_the_limits_is_rejected(name: str) -> None:
     """Each would cost a decoder seconds, minutes or memory; each is an otherwise good picture."""
-    with pytest.raises(ImageRejected) as rejected:
+    with pytest.raises(ImageRejectedError) as rejected:
         decode(HOSTILE[name]())
     assert rejected.value.reason == "too_much_metadata"
     assert str(rejected.value).endswith(".")

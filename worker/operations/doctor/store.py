@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from worker.operations.doctor.check import Check, fault, ok, warning
 from worker.settings import Settings
-from worker.storage import Storage, StorageUnavailable
+from worker.storage import Storage, StorageUnavailableError
 
 # A signature is refused when the clocks are 15 minutes apart.
 _SIGNATURE_SECONDS = 15 * 60
@@ -48,7 +48,7 @@ def _readable(storage: Storage, entry: str) -> tuple[Check, str | None]:
             body.read(1)
     except ClientError as error:
         return _told(name, bucket, entry, error), _date(error.response)
-    except (BotoCoreError, StorageUnavailable) as error:
+    except (BotoCoreError, StorageUnavailableError) as error:
         return fault(
             name, "no answer", str(error), "a DNF_S3_ENDPOINT_URL that can be reached from here"
         ), None

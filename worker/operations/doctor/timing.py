@@ -85,7 +85,7 @@ def _store(settings: Settings) -> Check:
 def _publish_once(settings: Settings) -> Check:
     name = "publish once"
     tries = (settings.max_retries + 1) * (settings.check_deadline_seconds + settings.longest_retry_seconds)
-    longest = tries + settings.max_deliveries * settings.visibility_timeout_seconds
+    longest = tries + settings.max_attempts * settings.visibility_timeout_seconds
     ttl = settings.publish_once_ttl_seconds
     seen = f"a check id is remembered for {ttl} s; a check may live for {longest:.0f} s"
     if ttl < longest:

@@ -97,7 +97,7 @@ class QueueCollector(Collector):
                 self._throughput.note(seen.at, published=seen.published, alive=seen.alive, waiting=waiting)
             self._taken = time.monotonic()
             if self.fault != fault:
-                log.info("redis_asked", fault=self.fault)
+                log.info("redis_state_changed", fault=self.fault)
             return self._snapshot
 
 
