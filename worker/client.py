@@ -44,13 +44,16 @@ class NoVerdictError(Exception):
     """
 
     def __init__(
-        self, found: Mapping[str, Event], letters: Mapping[str, DeadLetter], missing: Collection[str]
+        self, found: Mapping[str, Event], dead_letters: Mapping[str, DeadLetter], missing: Collection[str]
     ) -> None:
-        parts = [f"{check_id}: {letter.reason} ({letter.detail})" for check_id, letter in letters.items()]
+        parts = [
+            f"{check_id}: {dead_letter.reason} ({dead_letter.detail})"
+            for check_id, dead_letter in dead_letters.items()
+        ]
         parts += [f"{check_id}: no verdict in time" for check_id in missing]
         super().__init__("; ".join(parts))
         self.found = found
-        self.letters = letters
+        self.dead_letters = dead_letters
         self.missing = frozenset(missing)
 
 
@@ -74,7 +77,7 @@ class Client:
         self.settings = settings or Settings()
         self._app = create_app(self.settings)
         self._results = Results(self.settings)
-        self._letters = DeadLetters.connect(self.settings)
+        self._dead_letters = DeadLetters.connect(self.settings)
         self._redis = connect(self.settings)
         self._storage: Storage | None = None
 
@@ -198,7 +201,7 @@ class Client:
         patience = resubmit_after_seconds or float("inf")
         awaited = {check if isinstance(check, str) else check.check_id for check in checks}
         found: dict[str, Event] = {}
-        letters: dict[str, DeadLetter] = {}
+        dead_letters: dict[str, DeadLetter] = {}
         # Both streams take their ids from one server's clock.
         read = since
         with closing(self._results.tail(since, block_seconds=0.2)) as tail:
@@ -207,11 +210,15 @@ class Client:
                     if event.check_id in awaited:
                         found[event.check_id] = event
                 else:
-                    for kept in self._letters.read(read):
-                        read = kept.entry_id
-                        if kept.letter and kept.letter.check_id in awaited:
-                            letters[str(kept.letter.check_id)] = kept.letter
-                dead = {check_id: letter for check_id, letter in letters.items() if check_id not in found}
+                    for stored in self._dead_letters.read(read):
+                        read = stored.entry_id
+                        if stored.dead_letter and stored.dead_letter.check_id in awaited:
+                            dead_letters[str(stored.dead_letter.check_id)] = stored.dead_letter
+                dead = {
+                    check_id: dead_letter
+                    for check_id, dead_letter in dead_letters.items()
+                    if check_id not in found
+                }
                 missing = awaited - found.keys() - dead.keys()
                 if not missing and not dead:
                     return found
@@ -240,7 +247,7 @@ class Client:
         """Close the connections."""
         self._redis.close()
         self._results.close()
-        self._letters.close()
+        self._dead_letters.close()
         self._app.close()
 
     def __enter__(self) -> Self:

@@ -76,7 +76,7 @@ def examples() -> dict[str, Any]:
         "check_id": check.check_id,
         "policy": check.policy,
         "durations_ms": {"queue_wait": 12.0, "fetch": 8.5, "decode": 4.0, "dnf": 210.0, "total": 241.0},
-        "delivery": 1,
+        "attempt": 1,
         "worker": "worker-1",
         "metadata": check.metadata,
     }
@@ -97,13 +97,13 @@ def examples() -> dict[str, Any]:
         batch_size=4,
     )
     rejection = Rejection(**outcome, reason="truncated", detail="The file ends before the picture does.")
-    letter = DeadLetter(
+    dead_letter = DeadLetter(
         check_id=check.check_id,
         message=check.model_dump_json(),
         queue="image-checks",
         reason="storage_unavailable",
         detail="The store did not answer.",
-        deliveries=1,
+        attempts=1,
         time=_NOON,
     )
     entry = json.loads(entry_of([check.model_dump(mode="json")], {}, "image-checks"))
@@ -115,7 +115,7 @@ def examples() -> dict[str, Any]:
         "image-check": check.model_dump(mode="json"),
         "image-verdict-v1": VerdictEvent(**envelope, data=verdict).model_dump(mode="json"),
         "image-rejected-v1": RejectionEvent(**envelope, data=rejection).model_dump(mode="json"),
-        "dead-letter": letter.model_dump(mode="json"),
+        "dead-letter": dead_letter.model_dump(mode="json"),
     }
 
 

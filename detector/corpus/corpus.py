@@ -64,9 +64,9 @@ def read_corpus(folder: Path, split: str | None = None, layout: Layout = "auto")
     """List a corpus's pictures, sorted by path, those of `split` where the corpus has splits.
 
     With `layout` "auto" a manifest.csv is read if there is one, else the folders say which layout they
-    follow. A corpus without splits is read whole, for None and "train" only. Raises `CorpusRejectedError` when
-    the layout is unknown or ambiguous, a row of the manifest is wrong, the split is not there, or a family
-    has pictures of both classes.
+    follow. A corpus without splits is read whole, for None and "train" only. Raises
+    `CorpusRejectedError` when the layout is unknown or ambiguous, a row of the manifest is wrong, the split
+    is not there, or a family has pictures of both classes.
     """
     if layout not in LAYOUTS:
         raise CorpusRejectedError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
@@ -92,7 +92,8 @@ def read_corpus(folder: Path, split: str | None = None, layout: Layout = "auto")
 def readable(samples: Iterable[Sample]) -> tuple[list[Sample], list[SkippedPicture]]:
     """Decode every picture once; return the samples that a training can use, and the others with reasons.
 
-    Each skipped picture is also a warning event `picture_skipped`. Raises `CorpusRejectedError` when none is left.
+    Each skipped picture is also a warning event `picture_skipped`. Raises
+    `CorpusRejectedError` when none is left.
     """
     kept: list[Sample] = []
     skipped: list[SkippedPicture] = []

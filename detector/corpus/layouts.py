@@ -86,8 +86,8 @@ class _LayoutMismatchError(Exception):
 def read_layout(folder: Path, layout: FolderLayout | None = None) -> list[PlacedPicture]:
     """Place every picture below `folder` by `layout`, or by the one layout that all of them fit.
 
-    Links are followed; hidden files are left out. Raises `CorpusRejectedError` when there are no pictures, when
-    no layout has a place for each of them, when several have, and when only some belong to a split.
+    Links are followed; hidden files are left out. Raises `CorpusRejectedError` when there are no pictures,
+    when no layout has a place for each of them, when several have, and when only some belong to a split.
     """
     pictures = sorted(_pictures(folder))
     if not pictures:

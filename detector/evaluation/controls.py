@@ -9,7 +9,7 @@ from detector.images.degradations import Pixels, downscaled, jpeg
 
 @dataclass(frozen=True)
 class Control:
-    """One way to hand the pictures on: its `name`, a detail on what it does, and what does it.
+    """One way to hand the pictures on: its `name`, a `detail` on what it does, and what does it.
 
     `rescaled` says that it changes the scale too, so that its shift is not the format's alone.
     """

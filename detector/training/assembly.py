@@ -90,7 +90,8 @@ def fuse(
     """Write a bundle with the networks of several as towers, weighed and calibrated on `calibration`.
 
     Their features are `dnf`, then `npr`, `rgb` or both. The weights of the logits are those of a logistic
-    regression on the pictures that also calibrate. Raises `FusionRejectedError` when they do not fit together.
+    regression on the pictures that also calibrate. Raises `FusionRejectedError` when they do not fit
+    together.
     """
     manifests = [bundle.manifest for bundle in bundles]
     first = manifests[0]

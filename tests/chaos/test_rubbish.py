@@ -72,11 +72,11 @@ KINDS: list[Callable[[int, random.Random], bytes]] = [
 
 
 @pytest.fixture
-def letters(client: Client) -> Iterator[DeadLetters]:
+def dead_letters(client: Client) -> Iterator[DeadLetters]:
     """Provide the stream of dead letters."""
-    letters = DeadLetters.connect(client.settings)
-    yield letters
-    letters.close()
+    dead_letters = DeadLetters.connect(client.settings)
+    yield dead_letters
+    dead_letters.close()
 
 
 def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_lives(
@@ -85,7 +85,7 @@ def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_live
     *,
     stored_picture: str,
     valkey: Valkey,
-    letters: DeadLetters,
+    dead_letters: DeadLetters,
     report: Report,
 ) -> None:
     """Each has one letter, a check behind all of them has its verdict, and the process is the same."""
@@ -102,7 +102,7 @@ def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_live
     checks = submit(client, [stored_picture], count=1)
     outcome = wait_for_all(client, workers, checks, seconds=0.06 * count, supervise=False)
     took = time.monotonic() - began
-    found = [kept.letter for kept in letters.read()]
+    found = [kept.dead_letter for kept in dead_letters.read()]
     report.add(
         "malformed messages on the queue",
         "one dead letter each; the worker lives",
@@ -115,7 +115,7 @@ def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_live
     assert outcome.once_each
     assert workers.pids() == pids
     assert len(found) == len(entries)
-    assert {letter.reason for letter in found if letter} == {
+    assert {dead_letter.reason for dead_letter in found if dead_letter} == {
         "unreadable_entry",
         "unknown_task",
         "malformed_message",
@@ -128,7 +128,7 @@ def test_a_picture_that_kills_the_process_takes_nobody_along(
     *,
     stored_picture: str,
     services: EmbeddedServices,
-    letters: DeadLetters,
+    dead_letters: DeadLetters,
     report: Report,
 ) -> None:
     """One among sixty good ones: sixty verdicts, one dead letter, no more deaths than are allowed."""
@@ -143,7 +143,7 @@ def test_a_picture_that_kills_the_process_takes_nobody_along(
     began = time.monotonic()
     outcome = wait_for_all(client, workers, good, seconds=120)
     took = time.monotonic() - began
-    found = [kept.letter for kept in letters.read() if kept.letter]
+    found = [kept.dead_letter for kept in dead_letters.read() if kept.dead_letter]
     report.add(
         "a picture that kills the process, among 60 good ones",
         f"60 verdicts, one dead letter, {MAX_DELIVERIES} deaths at most ({len(workers.deaths)} seen)",
@@ -154,26 +154,26 @@ def test_a_picture_that_kills_the_process_takes_nobody_along(
         delay_since="until all are answered",
     )
     assert outcome.once_each
-    (letter,) = found
-    assert (letter.check_id, letter.reason) == (poisonous, "too_many_attempts")
-    assert letter.deliveries == MAX_DELIVERIES
+    (dead_letter,) = found
+    assert (dead_letter.check_id, dead_letter.reason) == (poisonous, "too_many_attempts")
+    assert dead_letter.attempts == MAX_DELIVERIES
     assert len(workers.deaths) == MAX_DELIVERIES
     isolated = workers.events("check_isolated")
     assert poisonous in {line["check_id"] for line in isolated}
 
 
 def test_letters_that_are_put_back_after_the_store_was_mended_have_one_verdict_each(
-    fleet: StartFleet, client: Client, stored_picture: str, letters: DeadLetters
+    fleet: StartFleet, client: Client, stored_picture: str, dead_letters: DeadLetters
 ) -> None:
     """Two operators put all of them back at once, and a worker that reaches the store judges each once."""
     checks = submit(client, [stored_picture], count=20)
     away = fleet(1, DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{free_ports(1)[0]}", DNF_MAX_RETRIES="0")
     away.workers[0].wait_for_event("check_dead_lettered", count=len(checks))
     away.stop()
-    found = list(letters.read())
-    assert {kept.letter and kept.letter.reason for kept in found} == {"storage_unavailable"}
+    found = list(dead_letters.read())
+    assert {kept.dead_letter and kept.dead_letter.reason for kept in found} == {"storage_unavailable"}
     for kept in found * 2:
         with suppress(RedriveRefusedError):
-            letters.redrive(kept)
+            dead_letters.redrive(kept)
     assert wait_for_all(client, fleet(1), checks, seconds=60).once_each
-    assert list(letters.read()) == []
+    assert list(dead_letters.read()) == []

@@ -43,7 +43,7 @@ class Broker:
 
     def begun(self, check_ids: list[str]) -> Counter[str]:
         """Return how often each check was begun."""
-        counts = {check_id: self.redis.hget(f"deliveries:{check_id}", "count") for check_id in check_ids}
+        counts = {check_id: self.redis.hget(f"attempts:{check_id}", "count") for check_id in check_ids}
         return Counter({check_id: int(count) for check_id, count in counts.items() if count})
 
 

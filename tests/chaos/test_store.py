@@ -74,6 +74,6 @@ def test_a_store_with_errors_delays_resets_and_an_outage_has_no_upload_rejected_
     assert not outcome.rejections
     assert store_proxy.errors > 0.1 * len(checks)
     assert store_proxy.cuts > 0.02 * len(checks)
-    letters = DeadLetters.connect(client.settings)
-    assert list(letters.read()) == []
-    letters.close()
+    dead_letters = DeadLetters.connect(client.settings)
+    assert list(dead_letters.read()) == []
+    dead_letters.close()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ValidationError
 
-from worker.checks.attempts import deliveries_key
+from worker.checks.attempts import attempts_key
 from worker.contract.envelope import entry_of
-from worker.contract.messages import CHECK_ID, DeadLetter, InvalidMessageError, LetterForm
+from worker.contract.messages import CHECK_ID, DeadLetter, DeadLetterForm, InvalidMessageError
 from worker.telemetry.metrics import DEAD_LETTERS
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ _REMEMBERED_SECONDS = 7 * 86400
 
 # The newest letter of a message takes the place of the one before: whoever waits at the stream's end sees it.
 # In both scripts what a server without memory or rights refuses comes first: the rest is then left undone.
-_BURY = """
-local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'letter', ARGV[2])
+_WRITE = """
+local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'dead_letter', ARGV[2])
 local before = redis.call('GET', KEYS[2])
 if before then redis.call('XDEL', KEYS[1], before) end
 redis.call('SET', KEYS[2], id, 'EX', ARGV[3])
@@ -45,7 +45,7 @@ redis.call('DEL', KEYS[2], KEYS[3])
 return 1
 """
 
-RedriveReason = Literal["gone", "cut", "queue_unknown", "malformed"]
+RedriveReason = Literal["gone", "truncated", "queue_unknown", "malformed"]
 
 
 class RedriveRefusedError(Exception):
@@ -57,11 +57,11 @@ class RedriveRefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredDeadLetter:
     """A dead letter on the stream, with its `entry_id`; an unreadable entry of the stream has no `letter`."""
 
     entry_id: str
-    letter: DeadLetter | None
+    dead_letter: DeadLetter | None
 
     @property
     def age_seconds(self) -> float:
@@ -92,12 +92,12 @@ class DeadLetters:
         """Close the connections."""
         self._redis.close()
 
-    def bury(self, letter: DeadLetter) -> str:
+    def write(self, dead_letter: DeadLetter) -> str:
         """Write a letter, in the place of an earlier one of the same message; return its entry id."""
-        keys = [self._stream, self._mark(letter)]
-        text = letter.model_dump_json()
-        entry_id = self._redis.eval(_BURY, len(keys), *keys, self._max_length, text, _REMEMBERED_SECONDS)
-        DEAD_LETTERS.labels(letter.reason).inc()
+        keys = [self._stream, self._mark(dead_letter)]
+        text = dead_letter.model_dump_json()
+        entry_id = self._redis.eval(_WRITE, len(keys), *keys, self._max_length, text, _REMEMBERED_SECONDS)
+        DEAD_LETTERS.labels(dead_letter.reason).inc()
         return _text(entry_id)
 
     def read(
@@ -107,7 +107,7 @@ class DeadLetters:
         reasons: frozenset[str] = frozenset(),
         older_than_seconds: float | None = None,
         newer_than_seconds: float | None = None,
-    ) -> Iterator[Kept]:
+    ) -> Iterator[StoredDeadLetter]:
         """Yield the letters after the entry `since`, oldest first; no reasons means any.
 
         Ages are measured by the server's clock at the time of the call.
@@ -120,57 +120,59 @@ class DeadLetters:
             entries: Any = self._redis.xrange(self._stream, min=f"({since}", max=last, count=200)
             for entry_id, fields in entries:
                 since = _text(entry_id)
-                kept = Kept(since, _parsed(fields))
-                if not reasons or (kept.letter and kept.letter.reason in reasons):
-                    yield kept
+                stored = StoredDeadLetter(since, _parsed(fields))
+                if not reasons or (stored.dead_letter and stored.dead_letter.reason in reasons):
+                    yield stored
             if not entries:
                 return
 
-    def get(self, entry_id: str) -> Kept | None:
+    def get(self, entry_id: str) -> StoredDeadLetter | None:
         """Return one letter, or None when it is not there (any more)."""
         entries: Any = self._redis.xrange(self._stream, min=entry_id, max=entry_id)
-        return Kept(entry_id, _parsed(entries[0][1])) if entries else None
+        return StoredDeadLetter(entry_id, _parsed(entries[0][1])) if entries else None
 
-    def drop(self, kept: Kept) -> bool:
+    def drop(self, stored: StoredDeadLetter) -> bool:
         """Delete a letter; return whether it was still there."""
         with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.xdel(self._stream, kept.entry_id)
-            if kept.letter:
-                pipeline.delete(self._mark(kept.letter))
+            pipeline.xdel(self._stream, stored.entry_id)
+            if stored.dead_letter:
+                pipeline.delete(self._mark(stored.dead_letter))
             return bool(pipeline.execute()[0])
 
-    def redrive(self, kept: Kept) -> None:
+    def redrive(self, stored: StoredDeadLetter) -> None:
         """Put a letter's message back on its queue, its deliveries forgotten, and delete the letter.
 
-        However often and from wherever it is called, the message is put back once. Raises `RedriveRefusedError`.
+        However often and from wherever it is called, it is put back once. Raises `RedriveRefusedError`.
         """
-        letter = kept.letter
-        if letter is None:
-            raise RedriveRefusedError("malformed", f"The entry {kept.entry_id} is no dead letter.")
-        if letter.cut:
-            raise RedriveRefusedError("cut", f"The message of {kept.entry_id} was too long to be kept whole.")
-        if not letter.queue:
-            raise RedriveRefusedError("queue_unknown", f"The queue of {kept.entry_id} is not known.")
-        message = _entry(letter, letter.queue)
+        dead_letter = stored.dead_letter
+        if dead_letter is None:
+            raise RedriveRefusedError("malformed", f"The entry {stored.entry_id} is no dead letter.")
+        if dead_letter.truncated:
+            raise RedriveRefusedError(
+                "truncated", f"The message of {stored.entry_id} was too long to be kept whole."
+            )
+        if not dead_letter.queue:
+            raise RedriveRefusedError("queue_unknown", f"The queue of {stored.entry_id} is not known.")
+        message = _entry(dead_letter, dead_letter.queue)
         # Without a check id there is no count to forget; the name is then that of no key.
-        counted = deliveries_key(letter.check_id or "")
-        keys = [self._stream, self._mark(letter), counted, letter.queue]
-        if not self._redis.eval(_REDRIVE, len(keys), *keys, kept.entry_id, message):
-            raise RedriveRefusedError("gone", f"There is no dead letter {kept.entry_id} any more.")
+        counted = attempts_key(dead_letter.check_id or "")
+        keys = [self._stream, self._mark(dead_letter), counted, dead_letter.queue]
+        if not self._redis.eval(_REDRIVE, len(keys), *keys, stored.entry_id, message):
+            raise RedriveRefusedError("gone", f"There is no dead letter {stored.entry_id} any more.")
 
     def _now_ms(self) -> int:
         seconds, microseconds = self._redis.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    def _mark(self, letter: DeadLetter) -> str:
-        digest = hashlib.sha256(f"{letter.form}\n{letter.message}".encode()).hexdigest()
+    def _mark(self, dead_letter: DeadLetter) -> str:
+        digest = hashlib.sha256(f"{dead_letter.form}\n{dead_letter.message}".encode()).hexdigest()
         # The braces keep the mark in the stream's hash slot of a Redis Cluster.
         return f"{{{self._stream}}}:of:{digest}"
 
 
-def letter_of_entry(entry: bytes, queue: str, refused: InvalidMessageError) -> DeadLetter:
+def dead_letter_of_entry(entry: bytes, queue: str, refused: InvalidMessageError) -> DeadLetter:
     """Return the letter of a queue entry that Celery never saw."""
-    form: LetterForm = "entry"
+    form: DeadLetterForm = "entry"
     try:
         text = entry[: MAX_KEPT + 4].decode("utf-8", "strict" if len(entry) <= MAX_KEPT else "ignore")
     except UnicodeDecodeError:
@@ -178,16 +180,16 @@ def letter_of_entry(entry: bytes, queue: str, refused: InvalidMessageError) -> D
     return DeadLetter(
         message=text if form == "entry_base64" else text[:MAX_KEPT],
         form=form,
-        cut=len(entry) > MAX_KEPT,
+        truncated=len(entry) > MAX_KEPT,
         queue=queue,
         reason=refused.reason,
         detail=str(refused),
-        deliveries=0,
+        attempts=0,
     )
 
 
-def letter_of_call(
-    args: list[Any], kwargs: dict[str, Any], queue: str | None, refused: InvalidMessageError, deliveries: int
+def dead_letter_of_call(
+    args: list[Any], kwargs: dict[str, Any], queue: str | None, refused: InvalidMessageError, attempts: int
 ) -> DeadLetter:
     """Return the letter of a call of the task that could not be carried out."""
     single = len(args) == 1 and not kwargs
@@ -197,11 +199,11 @@ def letter_of_call(
         check_id=check_id_in(message),
         message=text[:MAX_KEPT],
         form="check" if single else "arguments",
-        cut=len(text) > MAX_KEPT,
+        truncated=len(text) > MAX_KEPT,
         queue=queue,
         reason=refused.reason,
         detail=str(refused) or refused.reason,
-        deliveries=deliveries,
+        attempts=attempts,
     )
 
 
@@ -212,22 +214,22 @@ def check_id_in(message: object) -> str | None:
     return check_id if isinstance(check_id, str) and CHECK_ID.fullmatch(check_id) else None
 
 
-def _entry(letter: DeadLetter, queue: str) -> bytes:
-    match letter.form:
+def _entry(dead_letter: DeadLetter, queue: str) -> bytes:
+    match dead_letter.form:
         case "entry":
-            return letter.message.encode()
+            return dead_letter.message.encode()
         case "entry_base64":
-            return base64.b64decode(letter.message)
+            return base64.b64decode(dead_letter.message)
         case "check":
-            return entry_of([json.loads(letter.message)], {}, queue)
+            return entry_of([json.loads(dead_letter.message)], {}, queue)
         case "arguments":
-            called = json.loads(letter.message)
+            called = json.loads(dead_letter.message)
             return entry_of(called["args"], called["kwargs"], queue)
 
 
 def _parsed(fields: dict[bytes, bytes]) -> DeadLetter | None:
     try:
-        return DeadLetter.model_validate_json(fields[b"letter"])
+        return DeadLetter.model_validate_json(fields[b"dead_letter"])
     except (KeyError, ValidationError):
         return None
 

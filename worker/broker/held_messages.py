@@ -156,5 +156,5 @@ class HeldMessages(stock.QoS):
                 noted = server.hget(self.unacked_key, tag) or b""
                 entry, _, queue = noted[1:-1].rpartition(BETWEEN)
                 refused = InvalidMessageError("unreadable_entry", f"It cannot be put back: {error}"[:300])
-                self.channel.bury(entry or noted, queue.decode().strip('"'), refused)
+                self.channel.write_dead_letter(entry or noted, queue.decode().strip('"'), refused)
                 self._remove_from_indices(tag).execute()

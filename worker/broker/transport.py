@@ -24,7 +24,7 @@ import redis
 from kombu.transport import redis as stock
 from kombu.utils.json import dumps
 
-from worker.broker.dead_letters import DeadLetters, letter_of_entry
+from worker.broker.dead_letters import DeadLetters, dead_letter_of_entry
 from worker.broker.held_messages import BETWEEN, HeldMessages
 from worker.contract.envelope import MAX_ENTRY_BYTES, admit
 from worker.contract.messages import InvalidMessageError
@@ -82,13 +82,13 @@ class Channel(stock.Channel):
             with suppress(Empty):
                 self._brpop_read()
 
-    def bury(self, entry: bytes, queue: str, refused: InvalidMessageError) -> None:
+    def write_dead_letter(self, entry: bytes, queue: str, refused: InvalidMessageError) -> None:
         """Write the dead letter of an entry. Raises redis.RedisError."""
         with self.conn_or_acquire() as client:
-            letters = DeadLetters(
+            dead_letters = DeadLetters(
                 client, stream=self.dead_letter_stream, max_length=self.dead_letter_stream_max_length
             )
-            letters.bury(letter_of_entry(entry, queue, refused))
+            dead_letters.write(dead_letter_of_entry(entry, queue, refused))
         log.error("check_dead_lettered", reason=refused.reason, detail=str(refused), queue=queue)
 
     def _connparams(self, asynchronous: bool = False) -> Any:
@@ -158,7 +158,7 @@ class Channel(stock.Channel):
                 return payload
             refused = InvalidMessageError("unreadable_entry", "The entry is no JSON that Redis can read.")
         # Buried first and removed then: whatever happens between the two, there is one letter.
-        self.bury(entry, queue, refused)
+        self.write_dead_letter(entry, queue, refused)
         if tag:
             self.qos._remove_from_indices(tag).execute()  # noqa: SLF001 - it was never appended
         else:

@@ -46,14 +46,14 @@ return {number, others, lost}
 
 
 @dataclass(frozen=True)
-class Delivery:
+class Attempt:
     """One beginning of a check: its `number`, 1 at the first, and whether it runs `alone` in its process."""
 
     number: int
     alone: bool
 
 
-class Deliveries:
+class Attempts:
     """The beginnings of every check, each forgotten some days after its last one."""
 
     def __init__(self, client: redis.Redis, settings: "Settings") -> None:
@@ -70,7 +70,7 @@ class Deliveries:
         self._redis.close()
 
     @contextmanager
-    def begin(self, check_id: str) -> Iterator[Delivery]:
+    def begin(self, check_id: str) -> Iterator[Attempt]:
         """Run the block as one delivery of a check: beside others, or alone if a process was lost at it.
 
         Raises `InvalidMessageError` when `max_attempts` processes were lost at it, `LockTimeoutError`, and
@@ -79,23 +79,23 @@ class Deliveries:
         self._tell()
         patience = self._settings.check_deadline_seconds
         with self._lock.shared(patience):
-            if delivery := self._begun(check_id, alone=False):
+            if attempt := self._begun(check_id, alone=False):
                 with self._ending(check_id):
-                    yield delivery
+                    yield attempt
                 return
         # A process that was lost took along what it had beside: this check gets no company.
         with self._lock.alone(patience):
-            if delivery := self._begun(check_id, alone=True):
+            if attempt := self._begun(check_id, alone=True):
                 with self._ending(check_id):
-                    yield delivery
+                    yield attempt
                 return
         raise AssertionError("unreachable: alone, a check is begun or refused")
 
     def total(self, check_id: str) -> int:
         """Return how often a check was begun."""
-        return int(self._redis.hget(deliveries_key(check_id), "count") or 0)
+        return int(self._redis.hget(attempts_key(check_id), "count") or 0)
 
-    def _begun(self, check_id: str, *, alone: bool) -> Delivery | None:
+    def _begun(self, check_id: str, *, alone: bool) -> Attempt | None:
         settings = self._settings
         arguments = (
             self._process,
@@ -104,14 +104,14 @@ class Deliveries:
             settings.max_attempts,
             settings.publish_once_ttl_seconds,
         )
-        number, others, lost = self._redis.eval(_BEGIN, 1, deliveries_key(check_id), *arguments)
+        number, others, lost = self._redis.eval(_BEGIN, 1, attempts_key(check_id), *arguments)
         if number < 0:
             raise InvalidMessageError(
                 "too_many_attempts", f"{lost} worker processes ended during this check."
             )
         if others and alone:
-            log.warning("check_isolated", check_id=check_id, delivery=number, processes_lost=others)
-        return Delivery(number, alone) if number else None
+            log.warning("check_isolated", check_id=check_id, attempt=number, processes_lost=others)
+        return Attempt(number, alone) if number else None
 
     @contextmanager
     def _ending(self, check_id: str) -> Iterator[None]:
@@ -131,13 +131,13 @@ class Deliveries:
             ended, self._untold = self._untold, set()
         try:
             for check_id in list(ended):
-                self._redis.hdel(deliveries_key(check_id), f"by:{self._process}")
+                self._redis.hdel(attempts_key(check_id), f"by:{self._process}")
                 ended.discard(check_id)
         finally:
             with self._untold_lock:
                 self._untold |= ended
 
 
-def deliveries_key(check_id: str) -> str:
+def attempts_key(check_id: str) -> str:
     """Return the name of the hash that holds a check's beginnings."""
-    return f"deliveries:{check_id}"
+    return f"attempts:{check_id}"

@@ -78,9 +78,9 @@ def check_observed(request: Any, message: object, worker: str) -> Iterator[None]
             clear_contextvars()
 
 
-def delivery_observed(number: int) -> None:
+def attempt_observed(number: int) -> None:
     """Note that the check of this thread is begun for the `number`th time."""
-    bind_contextvars(delivery=number)
-    tracing.describe(**{"dnf.delivery": number})
+    bind_contextvars(attempt=number)
+    tracing.describe(**{"dnf.attempt": number})
     if number > 1:
         REDELIVERIES.inc()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import redis
 from celery.exceptions import Reject
 
-from worker.broker.dead_letters import check_id_in, letter_of_call
+from worker.broker.dead_letters import check_id_in, dead_letter_of_call
 from worker.broker.transport import REFUSED_SECONDS
 from worker.checks.batching import ModelFailedError, OutOfMemoryError
 from worker.checks.shared_lock import LockTimeoutError
@@ -27,13 +27,15 @@ log = get_logger(__name__)
 MODEL_RETRIES = 2
 
 
-def postpone_or_bury(task: "Task[Any, None]", service: "Service", message: object, error: Exception) -> None:
+def retry_or_dead_letter(
+    task: "Task[Any, None]", service: "Service", message: object, error: Exception
+) -> None:
     """Try a check again that could not be carried out, or keep it as a dead letter when it had its tries."""
     if isinstance(error, LockTimeoutError):
         _put_back(error)
     if isinstance(error, redis.RedisError):
         # Redis cannot be told the outcome yet: the check waits for as long as it takes.
-        _postpone(task, service, error)
+        _retry(task, service, error)
     most = service.settings.max_retries
     reason: DeadLetterReason
     match error:
@@ -50,11 +52,11 @@ def postpone_or_bury(task: "Task[Any, None]", service: "Service", message: objec
             log.error("check_failed", exc_info=error)
     retries = task.request.retries
     if retries < tries:
-        _postpone(task, service, error)
+        _retry(task, service, error)
     try:
-        _bury(task, service, message, InvalidMessageError(reason, str(error) or type(error).__name__))
+        _dead_letter(task, service, message, InvalidMessageError(reason, str(error) or type(error).__name__))
     except redis.RedisError as unreachable:
-        _postpone(task, service, unreachable)
+        _retry(task, service, unreachable)
 
 
 def _put_back(crowded: LockTimeoutError) -> NoReturn:
@@ -69,7 +71,7 @@ def retry_delay(retries: int, longest_seconds: float) -> float:
     return random.uniform(0.1, max(0.1, min(longest_seconds, 2.0 ** min(retries, 16))))
 
 
-def _postpone(task: "Task[Any, None]", service: "Service", error: Exception) -> NoReturn:
+def _retry(task: "Task[Any, None]", service: "Service", error: Exception) -> NoReturn:
     retries = task.request.retries
     RETRIES.labels(_retry_reason(error)).inc()
     seconds = retry_delay(retries, service.settings.longest_retry_seconds)
@@ -101,19 +103,21 @@ def _retry_reason(error: Exception) -> RetryReason:
             return "internal_error"
 
 
-def _bury(task: "Task[Any, None]", service: "Service", message: object, refused: InvalidMessageError) -> None:
+def _dead_letter(
+    task: "Task[Any, None]", service: "Service", message: object, refused: InvalidMessageError
+) -> None:
     check_id = check_id_in(message)
-    letter = letter_of_call(
+    dead_letter = dead_letter_of_call(
         list(task.request.args or ()),
         dict(task.request.kwargs or {}),
         (task.request.delivery_info or {}).get("routing_key"),
         refused,
-        service.deliveries.total(check_id) if check_id else 0,
+        service.attempts.total(check_id) if check_id else 0,
     )
-    service.dead_letters.bury(letter)
+    service.dead_letters.write(dead_letter)
     log.error(
         "check_dead_lettered",
-        reason=letter.reason,
-        detail=letter.detail,
-        deliveries=letter.deliveries,
+        reason=dead_letter.reason,
+        detail=dead_letter.detail,
+        attempts=dead_letter.attempts,
     )

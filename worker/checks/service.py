@@ -14,7 +14,7 @@ from detector.detector import Detector, Finding
 from worker.broker.consumer import ChecksInWork
 from worker.broker.dead_letters import DeadLetters
 from worker.broker.verdict_stream import Results, connect
-from worker.checks.attempts import Deliveries
+from worker.checks.attempts import Attempts
 from worker.checks.batching import MicroBatcher
 from worker.checks.shadow import Shadow
 from worker.checks.verdict_cache import VerdictCache
@@ -34,7 +34,7 @@ class Service:
     storage: Storage
     results: Results
     verdict_cache: VerdictCache
-    deliveries: Deliveries
+    attempts: Attempts
     dead_letters: DeadLetters
     model: Model
     name: str
@@ -64,7 +64,7 @@ class Service:
             storage=Storage(settings),
             results=Results(settings),
             verdict_cache=VerdictCache.connect(settings, detector.bundle.digest),
-            deliveries=Deliveries(connect(settings), settings),
+            attempts=Attempts(connect(settings), settings),
             dead_letters=DeadLetters.connect(settings),
             model=Model(name=manifest.name, version=manifest.version, digest=detector.bundle.digest),
             name=f"{socket.gethostname()}:{os.getpid()}",
@@ -77,5 +77,5 @@ class Service:
         self.shadow.close()
         self.results.close()
         self.verdict_cache.close()
-        self.deliveries.close()
+        self.attempts.close()
         self.dead_letters.close()

@@ -10,8 +10,8 @@ from detector.images.decode import ImageLimits, ImageRejectedError, Picture, dec
 from detector.images.thumbnail import dnf_thumbnail
 from detector.policy import decide
 from worker.checks.batching import ModelFailedError
-from worker.checks.observation import check_observed, delivery_observed
-from worker.checks.retries import postpone_or_bury
+from worker.checks.observation import attempt_observed, check_observed
+from worker.checks.retries import retry_or_dead_letter
 from worker.checks.verdict_cache import Judged
 from worker.contract.messages import (
     CHECK_IMAGE,
@@ -49,19 +49,19 @@ log = get_logger(__name__)
 def check_image(service: "Service", message: object) -> None:
     """Judge one upload and publish what came of it, once.
 
-    Raises `InvalidMessageError`; and `StorageUnavailableError`, `ModelFailedError`, `LockTimeoutError` and redis.RedisError when
-    the check is to be tried again later.
+    Raises `InvalidMessageError`; and `StorageUnavailableError`, `ModelFailedError`, `LockTimeoutError` and
+    redis.RedisError when the check is to be retried.
     """
     check = _understood(message)
-    with service.deliveries.begin(check.check_id) as delivery:
-        delivery_observed(delivery.number)
-        if delivery.number > 1 and service.results.answered(check.check_id):
+    with service.attempts.begin(check.check_id) as attempt:
+        attempt_observed(attempt.number)
+        if attempt.number > 1 and service.results.answered(check.check_id):
             log.info("check_already_answered")
             return
-        _judge(service, check, delivery.number)
+        _judge(service, check, attempt.number)
 
 
-def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
+def _judge(service: "Service", check: ImageCheck, attempt: int) -> None:
     watch = Stopwatch()
     watch.add_queue_wait(check.submitted_at)
     try:
@@ -70,12 +70,12 @@ def _judge(service: "Service", check: ImageCheck, delivery: int) -> None:
         found = _found_before(service, check, data, watch)
         judged, batch_size, shadow = (found, 0, None) if found else _judged(service, data, watch)
     except (StorageRejectedError, ImageRejectedError) as rejected:
-        _publish_rejection(service, check, rejected, watch, delivery)
+        _publish_rejection(service, check, rejected, watch, attempt)
         return
     thresholds = service.detector.bundle.manifest.thresholds
     verdict = decide(judged.score, thresholds)
     outcome = Verdict(
-        **_outcome(service, check, watch, delivery),
+        **_outcome(service, check, watch, attempt),
         verdict=verdict,
         score=judged.score,
         thresholds=thresholds,
@@ -152,7 +152,7 @@ def register(app: "Celery", service: "Service") -> None:
             try:
                 check_image(service, message)
             except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it
-                postpone_or_bury(self, service, message, error)
+                retry_or_dead_letter(self, service, message, error)
 
 
 def _understood(message: object) -> ImageCheck:
@@ -193,10 +193,10 @@ def _publish_rejection(
     check: ImageCheck,
     rejected: StorageRejectedError | ImageRejectedError,
     watch: Stopwatch,
-    delivery: int,
+    attempt: int,
 ) -> None:
     outcome = Rejection(
-        **_outcome(service, check, watch, delivery), reason=rejected.reason, detail=str(rejected)
+        **_outcome(service, check, watch, attempt), reason=rejected.reason, detail=str(rejected)
     )
     with watch.stage("publish"):
         published = service.results.publish(RejectionEvent(**_envelope(service, check), data=outcome))
@@ -209,12 +209,12 @@ def _publish_rejection(
     )
 
 
-def _outcome(service: "Service", check: ImageCheck, watch: Stopwatch, delivery: int) -> dict[str, Any]:
+def _outcome(service: "Service", check: ImageCheck, watch: Stopwatch, attempt: int) -> dict[str, Any]:
     return {
         "check_id": check.check_id,
         "policy": check.policy,
         "durations_ms": watch.read(),
-        "delivery": delivery,
+        "attempt": attempt,
         "worker": service.name,
         "metadata": check.metadata,
     }

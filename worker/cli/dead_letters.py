@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from worker.broker.dead_letters import DeadLetters, Kept, RedriveRefusedError
+from worker.broker.dead_letters import DeadLetters, RedriveRefusedError, StoredDeadLetter
 from worker.cli.errors import plain_errors, settings_in_force
 from worker.contract.messages import DeadLetterReason
 
@@ -84,23 +84,23 @@ def list_letters(
 ) -> None:
     """List the letters, oldest first."""
     table = Table("Id", "Age", "Reason", "Deliveries", "Check", "Sentence")
-    with _letters() as letters:
-        found = letters.read(
+    with _store() as store:
+        found = store.read(
             reasons=frozenset(reasons), older_than_seconds=older_than, newer_than_seconds=newer_than
         )
-        for kept in found:
+        for stored in found:
             if as_json:
-                click.echo(_line(kept))
-            elif (letter := kept.letter) is None:
-                table.add_row(kept.entry_id, _age(kept), "", "", "", "no dead letter at all")
+                click.echo(_line(stored))
+            elif (dead_letter := stored.dead_letter) is None:
+                table.add_row(stored.entry_id, _age(stored), "", "", "", "no dead letter at all")
             else:
                 table.add_row(
-                    kept.entry_id,
-                    _age(kept),
-                    letter.reason,
-                    str(letter.deliveries),
-                    escape(letter.check_id or ""),
-                    escape(letter.detail),
+                    stored.entry_id,
+                    _age(stored),
+                    dead_letter.reason,
+                    str(dead_letter.attempts),
+                    escape(dead_letter.check_id or ""),
+                    escape(dead_letter.detail),
                 )
     if not as_json:
         Console().print(table if table.row_count else "No dead letters.")
@@ -111,16 +111,16 @@ def list_letters(
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 def show(*, entry_id: str, as_json: bool) -> None:
     """Show one letter whole, with its message."""
-    with _letters() as letters:
-        kept = letters.get(entry_id)
-    if kept is None:
+    with _store() as store:
+        stored = store.get(entry_id)
+    if stored is None:
         raise click.ClickException(f"There is no dead letter {entry_id}.")
     if as_json:
-        click.echo(_line(kept))
-    elif kept.letter is None:
+        click.echo(_line(stored))
+    elif stored.dead_letter is None:
         click.echo(f"{entry_id}: no dead letter at all")
     else:
-        for name, value in kept.letter.model_dump(mode="json").items():
+        for name, value in stored.dead_letter.model_dump(mode="json").items():
             click.echo(f"{name:<11} {'' if value is None else value}")
 
 
@@ -141,12 +141,12 @@ def redrive(
     """
     _refuse_nothing_chosen(entry_ids, everything, reasons, older_than, newer_than)
     failed = 0
-    with _letters() as letters:
-        for entry_id, kept in _each(letters, entry_ids, reasons, older_than, newer_than):
+    with _store() as store:
+        for entry_id, stored in _each(store, entry_ids, reasons, older_than, newer_than):
             try:
-                if kept is None:
+                if stored is None:
                     raise RedriveRefusedError("gone", f"There is no dead letter {entry_id}.")  # noqa: TRY301
-                letters.redrive(kept)
+                store.redrive(stored)
             except RedriveRefusedError as refused:
                 failed += 1
                 _say(entry_id, "not_put_back", refused.reason, str(refused), as_json=as_json)
@@ -173,9 +173,9 @@ def drop(
     """
     _refuse_nothing_chosen(entry_ids, everything, reasons, older_than, newer_than)
     failed = 0
-    with _letters() as letters:
-        for entry_id, kept in _each(letters, entry_ids, reasons, older_than, newer_than):
-            if kept and letters.drop(kept):
+    with _store() as store:
+        for entry_id, stored in _each(store, entry_ids, reasons, older_than, newer_than):
+            if stored and store.drop(stored):
                 _say(entry_id, "dropped", as_json=as_json)
             else:
                 failed += 1
@@ -185,26 +185,26 @@ def drop(
 
 
 @contextmanager
-def _letters() -> Iterator[DeadLetters]:
+def _store() -> Iterator[DeadLetters]:
     """Open the stream that the settings name."""
-    with plain_errors(), closing(DeadLetters.connect(settings_in_force())) as letters:
-        yield letters
+    with plain_errors(), closing(DeadLetters.connect(settings_in_force())) as store:
+        yield store
 
 
 def _each(
-    letters: DeadLetters,
+    store: DeadLetters,
     entry_ids: tuple[str, ...],
     reasons: tuple[str, ...],
     older_than: float | None,
     newer_than: float | None,
-) -> list[tuple[str, Kept | None]]:
+) -> list[tuple[str, StoredDeadLetter | None]]:
     """Return the letters that were named, or that pass the filters; None for one that is not there."""
     if entry_ids:
-        return [(entry_id, letters.get(entry_id)) for entry_id in dict.fromkeys(entry_ids)]
-    found = letters.read(
+        return [(entry_id, store.get(entry_id)) for entry_id in dict.fromkeys(entry_ids)]
+    found = store.read(
         reasons=frozenset(reasons), older_than_seconds=older_than, newer_than_seconds=newer_than
     )
-    return [(kept.entry_id, kept) for kept in found]
+    return [(stored.entry_id, stored) for stored in found]
 
 
 def _refuse_nothing_chosen(
@@ -226,13 +226,15 @@ def _say(entry_id: str, outcome: str, reason: str | None = None, detail: str = "
         click.echo(f"{entry_id}  {outcome.replace('_', ' ')}" + (f": {detail}" if detail else ""))
 
 
-def _line(kept: Kept) -> str:
-    letter = kept.letter.model_dump(mode="json") if kept.letter else None
-    return json.dumps({"id": kept.entry_id, "age_seconds": round(kept.age_seconds, 1), "letter": letter})
+def _line(stored: StoredDeadLetter) -> str:
+    dead_letter = stored.dead_letter.model_dump(mode="json") if stored.dead_letter else None
+    return json.dumps(
+        {"id": stored.entry_id, "age_seconds": round(stored.age_seconds, 1), "dead_letter": dead_letter}
+    )
 
 
-def _age(kept: Kept) -> str:
-    seconds = max(0.0, kept.age_seconds)
+def _age(stored: StoredDeadLetter) -> str:
+    seconds = max(0.0, stored.age_seconds)
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"

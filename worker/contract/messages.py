@@ -38,7 +38,7 @@ DeadLetterReason = Literal[
     "internal_error",
     "too_many_attempts",
 ]
-LetterForm = Literal["check", "arguments", "entry", "entry_base64"]
+DeadLetterForm = Literal["check", "arguments", "entry", "entry_base64"]
 Stage = Literal[
     "queue_wait", "fetch", "cache", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail", "total"
 ]
@@ -133,7 +133,7 @@ class _Outcome(_Contract):
         description="Milliseconds by stage; `dnf` and `classify` are those of the whole batch, `total` runs"
         " from the start of the check and leaves out `queue_wait`."
     )
-    delivery: int = Field(ge=1, description="1 at the first delivery.")
+    attempt: int = Field(ge=1, description="1 at the first delivery.")
     worker: str
     metadata: dict[str, JsonValue]
 
@@ -176,16 +176,16 @@ class DeadLetter(_Contract):
 
     check_id: str | None = Field(default=None, description="If the message names one.")
     message: str = Field(description="The original message, as `form` says.")
-    form: LetterForm = Field(
+    form: DeadLetterForm = Field(
         default="check",
         description="`check`: the task's argument as JSON text; `arguments`: an object with `args` and"
         " `kwargs`; `entry`: the queue entry itself; `entry_base64`: the same of one that is no text.",
     )
-    cut: bool = Field(default=False, description="Whether the message was too long to be kept whole.")
+    truncated: bool = Field(default=False, description="Whether the message was too long to be kept whole.")
     queue: str | None = Field(default=None, description="Where the message was taken from, if known.")
     reason: DeadLetterReason
     detail: str
-    deliveries: int = Field(ge=0, description="How often the check was begun; 0 if it never was.")
+    attempts: int = Field(ge=0, description="How often the check was begun; 0 if it never was.")
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 

@@ -67,7 +67,7 @@ class ContactSheet:
     thresholds: Thresholds
 
     def summary(self) -> str:
-        """Return the counts in one detail."""
+        """Return the counts in one sentence."""
         counts = [
             f"{sum(item.verdict == verdict for item in self.judged)} {word}"
             for verdict, word in WORDS.items()
@@ -75,7 +75,7 @@ class ContactSheet:
         return f"{len(self.judged)} pictures judged: {', '.join(counts)}. Rejected: {len(self.rejected)}."
 
     def reading_guide(self) -> str:
-        """Return the detail that says what the numbers mean."""
+        """Return the sentence that says what the numbers mean."""
         low, high = self.thresholds.review_from, self.thresholds.generated_from
         return (
             f"Score: the estimated probability that the picture is generated. Review from {low:.2f}, "

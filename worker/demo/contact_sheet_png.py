@@ -104,7 +104,9 @@ def _fitted(encoded: bytes, size: tuple[int, int]) -> Image.Image:
 def _cut(text: str, size: int, width: float) -> str:
     """Shorten a text to `width` pixels; Pillow's own font has no accented letters, so accents go."""
     text = "".join(
-        letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter)
+        dead_letter
+        for dead_letter in unicodedata.normalize("NFKD", text)
+        if not unicodedata.combining(dead_letter)
     )
     font = _font(size)
     if font.getlength(text) <= width:

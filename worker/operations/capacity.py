@@ -19,7 +19,7 @@ REMEMBERED_BYTES = 133 + 173
 #: Of an event on the stream with its thumbnail of 128 pixels.
 EVENT_BYTES = 46_000
 #: Of a dead letter on its stream.
-LETTER_BYTES = 900
+DEAD_LETTER_BYTES = 900
 
 #: Checks a second that one Valkey server may be given (docs/capacity.md says what was measured).
 CHECKS_A_SECOND_A_BROKER = 500.0
@@ -142,7 +142,7 @@ def _redis(demand: Demand, settings: Settings, *, waiting: float, workers: int, 
         "unacknowledged": workers * settings.threads * UNACKED_BYTES,
         "remembered": remembered * REMEMBERED_BYTES,
         "verdict_stream": brokers * settings.verdict_stream_max_length * EVENT_BYTES,
-        "dead_letters": brokers * settings.dead_letter_stream_max_length * LETTER_BYTES,
+        "dead_letters": brokers * settings.dead_letter_stream_max_length * DEAD_LETTER_BYTES,
     }
     total = sum(parts.values())
     return RedisMemory(**parts, total=total, of_one_server=total / brokers)

@@ -22,7 +22,7 @@ _PATIENCE_SECONDS = 10
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of a probe: whether all is well, the `reason` in a detail, and figures that explain it."""
+    """The answer of a probe: whether all is well, the `reason` in words, and figures that explain it."""
 
     ok: bool
     reason: str

@@ -109,10 +109,10 @@ def test_each_user_does_its_whole_job(  # noqa: PLR0917 - fixtures
         figures = {metric.name: metric for metric in collector.collect()}
     assert figures
     operator = settings_of("operator")
-    with closing(DeadLetters.connect(operator)) as letters:
-        first, second = letters.read(newer_than_seconds=3600)
-        letters.redrive(first)
-        letters.drop(second)
+    with closing(DeadLetters.connect(operator)) as dead_letters:
+        first, second = dead_letters.read(newer_than_seconds=3600)
+        dead_letters.redrive(first)
+        dead_letters.drop(second)
     worker.wait_for_event("check_dead_lettered", count=3)
     assert {check.name for check in check_broker(operator) if check.outcome == "fault"} == set()
     assert all("not to be seen" not in check.seen for check in check_broker(operator))
@@ -132,7 +132,7 @@ REFUSED: dict[str, list[str]] = {
         "SET {verdicts}:published:check-0 1",
         "GET verdict-cache:of-another",
         "SET verdict-cache:of-another forged",
-        "HSET deliveries:check-0 by:nobody 1",
+        "HSET attempts:check-0 by:nobody 1",
     ],
     "worker": ["XRANGE verdicts - +", "DEL verdicts", "XTRIM verdicts MAXLEN 0", "LRANGE image-checks 0 -1"],
     "consumer": [

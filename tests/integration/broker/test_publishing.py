@@ -44,7 +44,7 @@ def _event(check_id: str) -> RejectionEvent:
         check_id=check_id,
         policy="default",
         durations_ms={"total": 1.0},
-        delivery=1,
+        attempt=1,
         worker="test",
         metadata={},
         reason="empty",

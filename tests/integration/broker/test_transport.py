@@ -54,12 +54,12 @@ def app(valkey: Valkey) -> Iterator[Celery]:
 
 
 @pytest.fixture
-def letters(valkey: Valkey, broker: redis.Redis) -> Iterator[Callable[[], list[DeadLetter]]]:
+def dead_letters(valkey: Valkey, broker: redis.Redis) -> Iterator[Callable[[], list[DeadLetter]]]:
     """Provide a function that reads the dead letters."""
     settings = Settings(redis_url=valkey.url)
     assert broker.ping()
     stream = DeadLetters.connect(settings)
-    yield lambda: [kept.letter for kept in stream.read() if kept.letter]
+    yield lambda: [stored.dead_letter for stored in stream.read() if stored.dead_letter]
     stream.close()
 
 
@@ -279,7 +279,7 @@ def test_a_message_is_settled_by_one_thread_of_many(app: Celery, broker: redis.R
 
 
 def test_a_message_whose_return_the_server_refuses_is_no_dead_letter(
-    app: Celery, broker: redis.Redis, letters: Callable[[], list[DeadLetter]]
+    app: Celery, broker: redis.Redis, dead_letters: Callable[[], list[DeadLetter]]
 ) -> None:
     """Nothing is wrong with it: it stays noted, and the broker delivers it again after its time.
 
@@ -295,7 +295,7 @@ def test_a_message_whose_return_the_server_refuses_is_no_dead_letter(
                 taker.channel.qos.put_back(first)
             assert taker.channel.qos.held() == [first, second]
             taker.taken[0].requeue()
-        assert (letters(), broker.hlen("unacked")) == ([], 2)
+        assert (dead_letters(), broker.hlen("unacked")) == ([], 2)
         assert taker.channel.qos.held() == []
     finally:
         broker.execute_command("ACL", "SETUSER", "default", "+@all")
@@ -314,7 +314,7 @@ class _LostOnce(redis.Redis):
 
 
 def test_a_message_whose_return_is_lost_on_its_way_is_no_dead_letter(
-    app: Celery, broker: redis.Redis, valkey: Valkey, letters: Callable[[], list[DeadLetter]]
+    app: Celery, broker: redis.Redis, valkey: Valkey, dead_letters: Callable[[], list[DeadLetter]]
 ) -> None:
     """Nothing is wrong with it, though the broker answers again at the next question."""
     _push(broker, entry_of([{}], {}, QUEUE))
@@ -322,7 +322,7 @@ def test_a_message_whose_return_is_lost_on_its_way_is_no_dead_letter(
         taker.take()
         with pytest.raises(redis.ConnectionError):
             taker.channel.qos.restore_by_tag(taker.taken[0].delivery_tag, client=client)
-        assert (letters(), broker.hlen("unacked")) == ([], 1)
+        assert (dead_letters(), broker.hlen("unacked")) == ([], 1)
 
 
 def test_an_acknowledgement_on_its_way_is_waited_for(
@@ -379,7 +379,7 @@ def test_what_was_taken_and_not_acknowledged_goes_back_when_the_connection_close
     ids=lambda entry: repr(entry[:24]),
 )
 def test_an_entry_that_is_no_message_becomes_a_dead_letter_and_stops_nobody(
-    app: Celery, broker: redis.Redis, letters: Callable[[], list[DeadLetter]], entry: bytes
+    app: Celery, broker: redis.Redis, dead_letters: Callable[[], list[DeadLetter]], entry: bytes
 ) -> None:
     """It leaves the queue for the dead letters, and the message behind it is taken."""
     _push(broker, entry, entry_of([{}], {}, QUEUE))
@@ -388,8 +388,8 @@ def test_an_entry_that_is_no_message_becomes_a_dead_letter_and_stops_nobody(
         assert len(taker.taken) == 1
         assert _waiting(broker) == 0
         assert broker.hlen("unacked") == 1
-    (letter,) = letters()
-    assert (letter.reason, letter.queue, letter.deliveries) == ("unreadable_entry", QUEUE, 0)
+    (dead_letter,) = dead_letters()
+    assert (dead_letter.reason, dead_letter.queue, dead_letter.attempts) == ("unreadable_entry", QUEUE, 0)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_an_entry_that_is_no_message_becomes_a_dead_letter_and_stops_nobody(
     ids=["unreadable", "too long", "unknown"],
 )
 def test_an_entry_whose_dead_letter_the_server_refuses_is_kept(
-    app: Celery, broker: redis.Redis, letters: Callable[[], list[DeadLetter]], entry: bytes, place: str
+    app: Celery, broker: redis.Redis, dead_letters: Callable[[], list[DeadLetter]], entry: bytes, place: str
 ) -> None:
     """Where it was, or noted if it can be put back; it has its letter once the server takes that."""
     _push(broker, entry)
@@ -413,14 +413,14 @@ def test_an_entry_whose_dead_letter_the_server_refuses_is_kept(
             taker.channel.qos.restore_visible()
         finally:
             broker.execute_command("ACL", "SETUSER", "default", "+@all")
-        assert letters() == []
+        assert dead_letters() == []
         assert (_waiting(broker), broker.hlen("unacked")) == ((1, 0) if place == "queue" else (0, 1))
     with _taker(app) as taker:
         for tag in broker.hkeys("unacked"):  # type: ignore[union-attr]
             broker.zadd("unacked_index", {tag: 1})
         taker.channel.qos.restore_visible()
         taker.take()
-        assert (_waiting(broker), broker.hlen("unacked"), len(letters())) == (0, 0, 1)
+        assert (_waiting(broker), broker.hlen("unacked"), len(dead_letters())) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("how", ["ack", "requeue"])
@@ -443,7 +443,7 @@ def test_a_message_that_could_not_be_acknowledged_takes_no_place(
 
 
 def test_what_cannot_be_put_back_does_not_keep_the_others_from_it(
-    app: Celery, broker: redis.Redis, letters: Callable[[], list[DeadLetter]]
+    app: Celery, broker: redis.Redis, dead_letters: Callable[[], list[DeadLetter]]
 ) -> None:
     """One unreadable note in `unacked` becomes a dead letter; the message after it goes back to its queue."""
     good = entry_of([{}], {}, QUEUE).decode()
@@ -460,8 +460,8 @@ def test_what_cannot_be_put_back_does_not_keep_the_others_from_it(
             broker.execute_command("ACL", "SETUSER", "default", "+@all")
         taker.channel.qos.restore_visible(interval=1)
         assert (broker.hlen("unacked"), _waiting(broker)) == (0, 1)
-    (letter,) = letters()
-    assert (letter.message, letter.queue) == (bad, QUEUE)
+    (dead_letter,) = dead_letters()
+    assert (dead_letter.message, dead_letter.queue) == (bad, QUEUE)
 
 
 def test_a_worker_killed_in_its_sweep_holds_back_the_others_for_seconds(

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from worker.broker.verdict_stream import connect
-from worker.checks.attempts import Deliveries, deliveries_key
+from worker.checks.attempts import Attempts, attempts_key
 from worker.contract.messages import InvalidMessageError
 from worker.embedded.services import Valkey
 from worker.settings import Settings
@@ -20,30 +20,30 @@ DEADLINE = 0.2
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Provide a server of this module's own, which may be killed."""
-    server = Valkey(tmp_path_factory.mktemp("deliveries") / "valkey")
+    server = Valkey(tmp_path_factory.mktemp("attempts") / "valkey")
     server.start()
     yield server
     server.stop()
 
 
 @pytest.fixture
-def process(valkey: Valkey) -> Iterator[Callable[..., Deliveries]]:
+def process(valkey: Valkey) -> Iterator[Callable[..., Attempts]]:
     """Provide a function that gives what a new worker process has, each time."""
     settings = Settings(redis_url=valkey.url, check_deadline_seconds=DEADLINE, max_attempts=3)
     with connect(settings) as client:
         client.flushdb()
-    started: list[Deliveries] = []
+    started: list[Attempts] = []
 
-    def start(**changes: float) -> Deliveries:
-        started.append(Deliveries(connect(settings, retries=1), settings.model_copy(update=changes)))
+    def start(**changes: float) -> Attempts:
+        started.append(Attempts(connect(settings, retries=1), settings.model_copy(update=changes)))
         return started[-1]
 
     yield start
-    for deliveries in started:
-        deliveries.close()
+    for attempts in started:
+        attempts.close()
 
 
-def _die(process: Deliveries) -> None:
+def _die(process: Attempts) -> None:
     """Begin the check in a process that ends there and then."""
     child = os.fork()
     if not child:
@@ -54,21 +54,21 @@ def _die(process: Deliveries) -> None:
 
 
 def test_every_beginning_is_counted_and_those_that_end_never_add_up(
-    process: Callable[..., Deliveries],
+    process: Callable[..., Attempts],
 ) -> None:
     """Twenty deliveries that end, also by an error, leave the check as good as new."""
     one = process()
     for number in range(1, 21):
-        with suppress(RuntimeError), one.begin("c") as delivery:
-            assert (delivery.number, delivery.alone) == (number, False)
+        with suppress(RuntimeError), one.begin("c") as attempt:
+            assert (attempt.number, attempt.alone) == (number, False)
             raise RuntimeError
     assert one.total("c") == 20
-    with process().begin("c") as delivery:
-        assert (delivery.number, delivery.alone) == (21, False)
+    with process().begin("c") as attempt:
+        assert (attempt.number, attempt.alone) == (21, False)
 
 
 def test_a_check_at_which_three_processes_died_is_not_begun_again(
-    process: Callable[..., Deliveries],
+    process: Callable[..., Attempts],
 ) -> None:
     """Three begin it and never end; every later one is refused, in every process, with the reason."""
     for _ in range(3):
@@ -77,11 +77,11 @@ def test_a_check_at_which_three_processes_died_is_not_begun_again(
         with pytest.raises(InvalidMessageError, match="3 worker processes") as refused, process().begin("c"):
             pass
         assert refused.value.reason == "too_many_attempts"
-    with process().begin("another") as delivery:
-        assert delivery.number == 1
+    with process().begin("another") as attempt:
+        assert attempt.number == 1
 
 
-def test_a_check_at_which_a_process_died_runs_alone(process: Callable[..., Deliveries]) -> None:
+def test_a_check_at_which_a_process_died_runs_alone(process: Callable[..., Attempts]) -> None:
     """It waits until the others in its process have ended, and they wait for it."""
     _die(process())
     second, events = process(), list[str]()
@@ -97,14 +97,14 @@ def test_a_check_at_which_a_process_died_runs_alone(process: Callable[..., Deliv
     thread.start()
     assert bystander_began.wait(10)
     threading.Timer(DEADLINE / 4, bystander_may_end.set).start()
-    with second.begin("c") as delivery:
+    with second.begin("c") as attempt:
         events.append("began")
-        assert (delivery.number, delivery.alone) == (2, True)
+        assert (attempt.number, attempt.alone) == (2, True)
     thread.join(10)
     assert events == ["bystander ended", "began"]
 
 
-def test_duplicates_of_a_check_do_not_count_against_it(process: Callable[..., Deliveries]) -> None:
+def test_duplicates_of_a_check_do_not_count_against_it(process: Callable[..., Attempts]) -> None:
     """Messages that come again after lost connections are begun many times by living processes."""
     first, second = process(), process()
     for _ in range(10):
@@ -113,7 +113,7 @@ def test_duplicates_of_a_check_do_not_count_against_it(process: Callable[..., De
 
 
 def test_a_check_that_many_processes_are_at_is_not_taken_for_one_that_ends_them(
-    process: Callable[..., Deliveries],
+    process: Callable[..., Attempts],
 ) -> None:
     """Until its deadline a beginning without an end is a check at work, however many there are of it."""
     with ExitStack() as at_work:
@@ -123,28 +123,28 @@ def test_a_check_that_many_processes_are_at_is_not_taken_for_one_that_ends_them(
     assert numbers == [1, 2, 3, 4, 5]
 
 
-def test_a_check_that_one_process_has_twice_runs_beside_itself(process: Callable[..., Deliveries]) -> None:
+def test_a_check_that_one_process_has_twice_runs_beside_itself(process: Callable[..., Attempts]) -> None:
     """The process has not ended: nobody else in it waits for this check."""
     one = process(check_deadline_seconds=5)
     with one.begin("c") as first, one.begin("c") as second:
-        assert [(delivery.number, delivery.alone) for delivery in (first, second)] == [(1, False), (2, False)]
+        assert [(attempt.number, attempt.alone) for attempt in (first, second)] == [(1, False), (2, False)]
 
 
 def test_the_beginnings_of_a_check_are_forgotten_in_time(
-    process: Callable[..., Deliveries], valkey: Valkey
+    process: Callable[..., Attempts], valkey: Valkey
 ) -> None:
     """As its verdict is, after the same time."""
     with process().begin("c"), connect(Settings(redis_url=valkey.url)) as client:
-        assert 0 < client.ttl(deliveries_key("c")) <= Settings().publish_once_ttl_seconds  # type: ignore[operator]
+        assert 0 < client.ttl(attempts_key("c")) <= Settings().publish_once_ttl_seconds  # type: ignore[operator]
 
 
 def test_an_end_that_could_not_be_told_is_told_later(
-    process: Callable[..., Deliveries], valkey: Valkey
+    process: Callable[..., Attempts], valkey: Valkey
 ) -> None:
     """Redis was away when the check ended: the process says so before its next check."""
     one = process()
     with one.begin("c"):
         valkey.kill()
     valkey.start()
-    with one.begin("next"), process().begin("c") as delivery:
-        assert not delivery.alone
+    with one.begin("next"), process().begin("c") as attempt:
+        assert not attempt.alone

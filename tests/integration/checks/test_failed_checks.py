@@ -111,8 +111,8 @@ def test_a_check_is_tried_as_often_as_its_fault_is_worth_and_then_kept(
     client.wait_for(good, timeout_seconds=60 * PATIENCE)
     with pytest.raises(NoVerdictError) as failed:
         client.wait_for(raises, no_memory, fault, none, timeout_seconds=60 * PATIENCE)
-    letters = failed.value.letters.items()
-    assert {name: (letter.reason, letter.deliveries) for name, letter in letters} == {
+    dead_letters = failed.value.dead_letters.items()
+    assert {name: (dead_letter.reason, dead_letter.attempts) for name, dead_letter in dead_letters} == {
         raises: ("model_failed", 3),
         no_memory: ("model_failed", 1 + MAX_RETRIES),
         fault: ("internal_error", 3),
@@ -161,8 +161,8 @@ def test_a_dead_letter_that_the_broker_refuses_is_written_when_it_takes_it(
     with _in_the_way_of(broker, "dead-letters"):
         check_id = client.submit(services.bucket, "retries/96.jpg", policy="stricter")
         worker.wait_for_event("check_retried", check_id=check_id)
-    (letter,) = worker.wait_for_event("check_dead_lettered", check_id=check_id)
-    assert letter["reason"] == "unknown_policy"
+    (dead_letter,) = worker.wait_for_event("check_dead_lettered", check_id=check_id)
+    assert dead_letter["reason"] == "unknown_policy"
 
 
 def test_a_check_whose_retry_the_broker_refuses_goes_back_to_its_queue(

@@ -81,7 +81,7 @@ def test_two_hundred_pictures_submitted_at_once_have_two_hundred_verdicts(
     for line in lines:
         assert line["durations_ms"].keys() == STAGES
         assert line.keys() >= {"verdict", "score", "model", "bytes", "batch_size"}
-        assert line.keys() >= {"worker", "queue", "delivery"}
+        assert line.keys() >= {"worker", "queue", "attempt"}
         assert line["published"] is True
     assert max(line["batch_size"] for line in lines) > 1
 
@@ -130,7 +130,7 @@ def test_a_verdict_says_all_that_the_contract_promises(
     assert (data.picture.width, data.picture.height, data.picture.format) == (150, 90, "PNG")
     assert (data.picture.sha256, data.picture.bytes) == (digest, len(picture))
     assert data.durations_ms.keys() == STAGES
-    assert (data.delivery, data.batch_size) == (1, 1)
+    assert (data.attempt, data.batch_size) == (1, 1)
     assert event.thumbnail is not None
     assert hashlib.sha256(event.thumbnail).hexdigest() == data.thumbnail.sha256
     with Image.open(io.BytesIO(event.thumbnail)) as thumbnail:
@@ -150,7 +150,7 @@ def test_a_check_submitted_twice_is_judged_once_and_answered_once(
     client.submit_check(check)
     client.wait_for("twice")
     client.submit_check(check)
-    worker.wait_for_event("check_already_answered", check_id="twice", delivery=2)
+    worker.wait_for_event("check_already_answered", check_id="twice", attempt=2)
     assert [event.check_id for event in client.events(follow=False)].count("twice") == 1
     assert len(worker.wait_for_event("image_checked", check_id="twice")) == 1
 
@@ -195,9 +195,9 @@ def test_a_check_delivered_twice_at_the_same_time_is_published_once(
         events = list(client.events(follow=False))
     assert [line["batch_size"] for line in lines] == [2, 2]
     assert sorted(line["published"] for line in lines) == [False, True]
-    assert sorted(line["delivery"] for line in lines) == [1, 2]
+    assert sorted(line["attempt"] for line in lines) == [1, 2]
     assert [event.check_id for event in events] == ["both"]
-    assert events[0].envelope.data.delivery == next(line["delivery"] for line in lines if line["published"])
+    assert events[0].envelope.data.attempt == next(line["attempt"] for line in lines if line["published"])
     assert worker.stop() == 0
 
 

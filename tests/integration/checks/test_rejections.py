@@ -168,22 +168,22 @@ def test_a_malformed_message_becomes_a_dead_letter_and_is_kept(
 ) -> None:
     """The reason and the message stand in the stream of dead letters, and no event is published."""
     args, kwargs = arguments
-    letters = DeadLetters.connect(client.settings)
-    before, position = len(list(letters.read())), client.position()
+    dead_letters = DeadLetters.connect(client.settings)
+    before, position = len(list(dead_letters.read())), client.position()
     app = create_app(client.settings)
     app.send_task(CHECK_IMAGE, args=args, kwargs=kwargs)
-    wait_until(lambda: len(list(letters.read())) > before, "a dead letter")
-    letter = list(letters.read())[-1].letter
-    assert letter is not None
-    assert letter.reason == "malformed_message"
-    assert problem in letter.detail
+    wait_until(lambda: len(list(dead_letters.read())) > before, "a dead letter")
+    dead_letter = list(dead_letters.read())[-1].dead_letter
+    assert dead_letter is not None
+    assert dead_letter.reason == "malformed_message"
+    assert problem in dead_letter.detail
     whole = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
-    assert json.loads(letter.message) == whole
+    assert json.loads(dead_letter.message) == whole
     schema = json.loads((SCHEMAS / "dead-letter.json").read_text())
-    Draft202012Validator(schema).validate(letter.model_dump(mode="json"))
+    Draft202012Validator(schema).validate(dead_letter.model_dump(mode="json"))
     assert client.position() == position
     worker.wait_for_event("check_dead_lettered", count=before + 1)
-    letters.close()
+    dead_letters.close()
     app.close()
 
 
@@ -194,7 +194,7 @@ def test_a_check_under_an_unknown_policy_becomes_a_dead_letter(
     check_id = client.submit(services.bucket, GOOD, policy="stricter")
     with pytest.raises(NoVerdictError, match="unknown_policy") as failed:
         client.wait_for(check_id, timeout_seconds=60)
-    assert failed.value.letters[check_id].reason == "unknown_policy"
+    assert failed.value.dead_letters[check_id].reason == "unknown_policy"
     assert failed.value.missing == frozenset()
     worker.wait_for_event("check_dead_lettered", check_id=check_id)
 
@@ -223,9 +223,9 @@ def test_a_store_that_cannot_be_reached_is_tried_again_and_then_reported(
         check_id = client.submit(services.bucket, GOOD, queue="image-checks.urgent")
         with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
-        letter = failed.value.letters[check_id]
-    assert (letter.reason, letter.deliveries) == ("storage_unavailable", 3)
-    assert json.loads(letter.message)["check_id"] == check_id
+        dead_letter = failed.value.dead_letters[check_id]
+    assert (dead_letter.reason, dead_letter.attempts) == ("storage_unavailable", 3)
+    assert json.loads(dead_letter.message)["check_id"] == check_id
     postponed = worker.wait_for_event("check_retried", count=2, check_id=check_id)
     assert [line["retry"] for line in postponed] == [1, 2]
     assert all("StorageUnavailableError" in line["why"] for line in postponed)
@@ -246,8 +246,8 @@ def test_a_worker_with_wrong_keys_rejects_nobodys_upload(
         check_id = client.submit(services.bucket, GOOD)
         with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
-    assert failed.value.letters[check_id].reason == "storage_unavailable"
-    assert "SignatureDoesNotMatch" in failed.value.letters[check_id].detail
+    assert failed.value.dead_letters[check_id].reason == "storage_unavailable"
+    assert "SignatureDoesNotMatch" in failed.value.dead_letters[check_id].detail
     assert "not-the-right-one" not in worker.log.read_text()
 
 
@@ -273,8 +273,8 @@ def test_a_model_that_gives_no_number_calls_nobody_real(
         check_id = client.submit(services.bucket, GOOD)
         with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
-    letter = failed.value.letters[check_id]
-    assert (letter.reason, letter.deliveries) == ("model_failed", 3)
+    dead_letter = failed.value.dead_letters[check_id]
+    assert (dead_letter.reason, dead_letter.attempts) == ("model_failed", 3)
     assert worker.stop() == 0
 
 

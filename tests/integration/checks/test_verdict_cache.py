@@ -117,7 +117,7 @@ def test_other_bytes_are_not_found(
     check_id = client.submit(services.bucket, upload("cache/other.jpg", 2))
     with pytest.raises(NoVerdictError) as failed:
         client.wait_for(check_id)
-    assert "the model was asked for 1 pictures" in failed.value.letters[check_id].detail
+    assert "the model was asked for 1 pictures" in failed.value.dead_letters[check_id].detail
     assert not modelless.wait_for_event("image_checked", count=0, check_id=check_id)
 
 

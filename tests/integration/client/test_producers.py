@@ -122,7 +122,7 @@ def test_a_consumer_resumes_under_its_name_and_another_claims_what_it_left(
             check_id=f"left-{number}",
             policy="default",
             durations_ms={"total": 1.0},
-            delivery=1,
+            attempt=1,
             worker="test",
             metadata={},
             reason="empty",

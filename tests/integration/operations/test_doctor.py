@@ -12,7 +12,7 @@ from celery import Celery
 from click.testing import CliRunner
 
 from tests.broken_broker import full_disk, valkey_on_a_small_disk
-from worker.broker.dead_letters import DeadLetters, letter_of_call
+from worker.broker.dead_letters import DeadLetters, dead_letter_of_call
 from worker.cli import main
 from worker.client import Client
 from worker.contract.messages import InvalidMessageError
@@ -197,9 +197,11 @@ def test_what_waits_on_the_broker_is_told(environment: dict[str, str]) -> None:
     with Client(settings) as client:
         client.submit("uploads", "a.jpg")
         client.submit("uploads", "b.jpg")
-    letters = DeadLetters.connect(settings)
-    letters.bury(letter_of_call([{}], {}, None, InvalidMessageError("malformed_message", "No."), 0))
-    letters.close()
+    dead_letters = DeadLetters.connect(settings)
+    dead_letters.write(
+        dead_letter_of_call([{}], {}, None, InvalidMessageError("malformed_message", "No."), 0)
+    )
+    dead_letters.close()
     with Celery("another", broker=url) as other:
         other.send_task("theirs")
     found = _found(environment, **changes)

@@ -17,9 +17,9 @@ from detector.detector import Detector
 from detector.images.decode import decode
 from detector.images.thumbnail import dnf_thumbnail
 from worker.broker.app import DEFAULT_QUEUE, create_app
-from worker.broker.dead_letters import DeadLetters, letter_of_call
+from worker.broker.dead_letters import DeadLetters, dead_letter_of_call
 from worker.broker.verdict_stream import Results
-from worker.checks.attempts import Deliveries
+from worker.checks.attempts import Attempts
 from worker.client import Client
 from worker.contract.messages import (
     ImageCheck,
@@ -127,7 +127,7 @@ def _event(check: ImageCheck, thumbnail: bytes) -> VerdictEvent:
         check_id=check.check_id,
         policy=check.policy,
         durations_ms=dict.fromkeys(("queue_wait", "fetch", "decode", "dnf", "classify", "total"), 123.456),  # type: ignore[arg-type]
-        delivery=1,
+        attempt=1,
         worker="dnf-dnf-moderation-worker-6d5f7c9b8-x2x4z:7",
         metadata=check.metadata,
         verdict="review",
@@ -159,10 +159,10 @@ def test_what_is_remembered_of_a_check_takes_what_the_plan_says(
     """Its mark and its beginnings are left when its event has gone from the stream."""
     results = Results(settings)
     with redis.Redis.from_url(server.url) as broker:
-        deliveries = Deliveries(broker, settings)
+        attempts = Attempts(broker, settings)
         for _ in range(CHECKS):
             check = _check()
-            with deliveries.begin(check.check_id):
+            with attempts.begin(check.check_id):
                 assert results.publish(_event(check, b""))
         broker.delete(settings.verdict_stream)
     results.close()
@@ -171,10 +171,10 @@ def test_what_is_remembered_of_a_check_takes_what_the_plan_says(
 
 def test_a_dead_letter_takes_what_the_plan_says(settings: Settings, memory: Memory) -> None:
     """With the mark by which a message has one letter."""
-    letters = DeadLetters.connect(settings)
+    dead_letters = DeadLetters.connect(settings)
     refused = InvalidMessageError("storage_unavailable", "The store did not answer within 10 seconds.")
     for _ in range(CHECKS):
         message = _check().model_dump(mode="json")
-        letters.bury(letter_of_call([message], {}, DEFAULT_QUEUE, refused, deliveries=21))
-    letters.close()
-    assert memory.of_one(CHECKS) == pytest.approx(capacity.LETTER_BYTES, rel=TOLERANCE)
+        dead_letters.write(dead_letter_of_call([message], {}, DEFAULT_QUEUE, refused, attempts=21))
+    dead_letters.close()
+    assert memory.of_one(CHECKS) == pytest.approx(capacity.DEAD_LETTER_BYTES, rel=TOLERANCE)

@@ -186,8 +186,8 @@ def test_a_worker_waits_out_a_store_that_throttles_and_buries_what_it_never_gets
         assert all(0 < line["seconds"] <= 5 / 4 for line in postponed)
         store.behaviours = [answer(503, "SlowDown")]
         buried = client.submit(bucket, "b.jpg")
-        (letter,) = worker.wait_for_event("check_dead_lettered", check_id=buried)
-    assert letter["reason"] == "storage_unavailable"
+        (dead_letter,) = worker.wait_for_event("check_dead_lettered", check_id=buried)
+    assert dead_letter["reason"] == "storage_unavailable"
     assert len(worker.wait_for_event("check_retried", check_id=buried)) == 8
     with redis.Redis.from_url(service_environment["DNF_REDIS_URL"]) as broker:
         events = [json.loads(fields[b"event"]) for _, fields in broker.xrange("verdicts")]  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ log.info("thing_done", check_id="c-1", durations_ms={"fetch": 1.5})
 logging.getLogger("celery.worker").warning("lost %s", "redis://:hidden-one@10.0.0.1:6379/0")
 log.warning("elsewhere", url="amqp://guest:hidden-other@host//", password="hidden-four")
 warnings.warn("old ways")
-bind_contextvars(check_id="c-9", worker="w-1", delivery=2)
+bind_contextvars(check_id="c-9", worker="w-1", attempt=2)
 logging.getLogger("botocore.retries").warning("tried again")
 local = "a local variable"
 try:
@@ -65,12 +65,12 @@ def test_every_line_is_one_json_object_whoever_wrote_it() -> None:
 
 
 def test_what_a_check_is_at_is_named_in_every_line_that_is_written_meanwhile() -> None:
-    """Bound once, check, worker and delivery stand in our lines, in a library's and beside a traceback."""
+    """Bound once, check, worker and attempt stand in our lines, in a library's and beside a traceback."""
     lines = _lines()
     assert [line["event"] for line in lines[-2:]] == ["tried again", "thing_failed"]
     for line in lines[-2:]:
-        assert (line["check_id"], line["worker"], line["delivery"]) == ("c-9", "w-1", 2)
-    assert "delivery" not in lines[1]
+        assert (line["check_id"], line["worker"], line["attempt"]) == ("c-9", "w-1", 2)
+    assert "attempt" not in lines[1]
 
 
 def test_the_level_of_the_log_is_a_setting() -> None:

@@ -54,7 +54,7 @@ def _stay(name: str, client: redis.Redis, settings: Settings) -> Check:
     return ok(name, seen)
 
 
-def _letters(name: str, client: redis.Redis, settings: Settings) -> Check:
+def _dead_letters(name: str, client: redis.Redis, settings: Settings) -> Check:
     length = int(_number(client.xlen(settings.dead_letter_stream)))
     if length:
         return warning(
@@ -89,6 +89,6 @@ def _number(reply: Any) -> int:
 QUEUE_CHECKS: dict[str, Callable[[str, redis.Redis, Settings], Check]] = {
     "queues": _lengths,
     "verdict stream": _stay,
-    "dead letters": _letters,
+    "dead letters": _dead_letters,
     "other applications": _others,
 }
