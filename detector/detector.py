@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.bundle.bundle import Bundle, BundleError, resolve
+from detector.bundle.files import Bundle, BundleError, resolve
 from detector.bundle.manifest import needs_unet
 from detector.images.views import crops
 

@@ -8,11 +8,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.bundle.bundle import Bundle
-from detector.bundle.calibration import PlattScaling
+from detector.bundle.calibration import PlattScaling, Thresholds
+from detector.bundle.files import Bundle
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
 from detector.detector import Detector, Finding
-from detector.policy import Thresholds
 
 
 class NullDetector(Detector):

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from detector.policy import Thresholds
+from detector.bundle.calibration import Thresholds
 from worker.contract.envelope import Entry, entry_of
 from worker.contract.messages import (
     CHECK_IMAGE,

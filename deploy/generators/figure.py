@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.bundle.bundle import Bundle
+from detector.bundle.files import Bundle
 from detector.bundle.manifest import Feature, needs_unet
 from detector.detector import Detector
 from detector.images.decode import decode

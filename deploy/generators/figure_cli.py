@@ -28,7 +28,7 @@ def figure(
     from PIL import Image
 
     from deploy.generators.figure import draw_figure, examine_picture
-    from detector.bundle.bundle import BundleError
+    from detector.bundle.files import BundleError
     from detector.detector import Detector
     from detector.images.decode import ImageRejectedError
 

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detector.bundle.bundle import Bundle, BundleError, write_manifest
-from detector.bundle.calibration import PlattScaling
+from detector.bundle.calibration import PlattScaling, Thresholds
+from detector.bundle.files import Bundle, BundleError, write_manifest
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
 from detector.images.decode import decode
 from detector.images.thumbnail import saved_picture
-from detector.policy import Thresholds
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from detector.acceleration.precision import computes_bfloat16
-from detector.bundle.bundle import Bundle
+from detector.bundle.files import Bundle
 from detector.detector import Detector, Dtype, best_device
 from detector.images.decode import decode
 

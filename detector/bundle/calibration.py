@@ -1,34 +1,52 @@
-"""Logits to probabilities, and thresholds from a budget of false accusations."""
+"""Calibration: logits to probabilities (Platt scaling), and thresholds that keep a false positive budget."""
 
 import math
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
-
-from detector.policy import Thresholds
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class PlattScaling(BaseModel):
-    """`probability = sigmoid(slope * logit + offset)` (Platt 1999); 1 and 0 leave the logit as it is."""
+    """`probability = sigmoid(slope * logit + offset)` (Platt 1999); the defaults are the plain sigmoid."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: Positive, so that calibration keeps the order of the logits.
     slope: float = Field(default=1.0, gt=0)
+    #: Added to the scaled logit.
     offset: float = 0.0
 
     def probability(self, logit: float) -> float:
         """Return the calibrated probability of *generated*, in 0..1."""
         scaled = self.slope * logit + self.offset
+        # exp() of a large positive number would overflow, so each sign has its own formula.
         if scaled >= 0:
             return 1 / (1 + math.exp(-scaled))
         return math.exp(scaled) / (1 + math.exp(scaled))
 
 
-def fit_platt(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> PlattScaling:
-    """Fit Platt scaling on the log-loss, both classes weighted alike; see `fit_logistic`.
+class Thresholds(BaseModel):
+    """Two thresholds on the probability of *generated*, 0..1, with `review_from` <= `generated_from`."""
 
-    `logits` and `labels` (1 = generated) are of shape (N,). Raises ValueError when a class is missing.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: From here on a picture goes to a moderator; below it is *real*.
+    review_from: float = Field(ge=0, le=1)
+    #: From here on a picture is *generated*.
+    generated_from: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Thresholds":
+        if self.review_from > self.generated_from:
+            raise ValueError("review_from must not exceed generated_from")
+        return self
+
+
+def fit_platt(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> PlattScaling:
+    """Fit Platt scaling to `logits` (N,) and `labels` (N,), 1 = generated.
+
+    Both classes are weighted equally. Raises ValueError when a class is missing.
     """
     slope, offset = fit_logistic(logits[:, None], labels)
     return PlattScaling(slope=max(float(slope), 1e-3), offset=float(offset))
@@ -37,10 +55,11 @@ def fit_platt(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> PlattSc
 def fit_logistic(
     values: NDArray[np.float64], labels: NDArray[np.int64], *, rounds: int = 100
 ) -> NDArray[np.float64]:
-    """Return the weights (K + 1,) of a logistic regression, the offset last, both classes weighted alike.
+    """Return the K weights and the offset, (K + 1,), of a logistic regression with equally weighted classes.
 
-    Newton's method on the log-loss of `values` (N, K) against `labels` (N,), 1 = generated. A small ridge
-    keeps the weights finite when the classes are separable. Raises ValueError when a class is missing.
+    Newton's method on the log-loss of `values` (N, K) against `labels` (N,), 1 = generated; a small ridge
+    penalty keeps the weights finite when the classes are separable. Raises ValueError when a class is
+    missing.
     """
     if labels.min() == labels.max():
         raise ValueError("calibration needs pictures of both classes")
@@ -60,18 +79,18 @@ def fit_logistic(
 
 
 def thresholds_for_budget(
-    real_probabilities: NDArray[np.float64], *, accused: float = 0.01, reviewed: float = 0.10
+    photograph_probabilities: NDArray[np.float64], *, flagged: float = 0.01, reviewed: float = 0.10
 ) -> Thresholds:
-    """Choose the cuts so that at most these shares of real photographs are accused, or reach a person.
+    """Choose the lowest thresholds that keep the false positive budget on photographs.
 
-    `real_probabilities` (N,) are the calibrated scores of real photographs that were not trained on;
-    `accused` and `reviewed` are shares in 0..1. The cut lies just above the score that would break the
-    budget.
+    `photograph_probabilities` (N,) are calibrated scores of photographs outside the training set. At most
+    the share `flagged` (0..1) of them is called *generated*, and at most `reviewed` (0..1) is not *real*.
     """
-    ordered = np.sort(real_probabilities)[::-1]
+    ordered = np.sort(photograph_probabilities)[::-1]
 
-    def cut(share: float) -> float:
+    def threshold(share: float) -> float:
+        """Return the next float above the score that would exceed the budget."""
         allowed = math.floor(share * len(ordered))
         return min(float(np.nextafter(ordered[min(allowed, len(ordered) - 1)], 2.0)), 1.0)
 
-    return Thresholds(review_from=cut(max(accused, reviewed)), generated_from=cut(accused))
+    return Thresholds(review_from=threshold(max(flagged, reviewed)), generated_from=threshold(flagged))

@@ -5,8 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from detector.bundle.calibration import PlattScaling
-from detector.policy import Thresholds
+from detector.bundle.calibration import PlattScaling, Thresholds
 
 Feature = Literal["dnf", "dnf+npr", "dnf+rgb", "dnf+npr+rgb", "rgb", "npr"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from deploy.generators.figure_cli import figure
-from detector.bundle.bundle import Bundle, BundleError, resolve
+from detector.bundle.files import Bundle, BundleError, resolve
 from detector.cli.bench import bench
 from detector.cli.evaluate import evaluate
 from detector.cli.train import train

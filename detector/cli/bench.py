@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from detector.bundle.bundle import Bundle, BundleError, resolve
+from detector.bundle.files import Bundle, BundleError, resolve
 
 if TYPE_CHECKING:
     from detector.benchmark.speed import Comparison, Measurement

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from detector.bundle.bundle import Bundle
+    from detector.bundle.files import Bundle
     from detector.corpus.corpus import Sample
     from detector.detector import Detector, Dtype
     from detector.evaluation.evaluation import SplitEvaluation
@@ -187,7 +187,7 @@ def _splits_but_train(corpus: Path) -> list[str]:
 
 
 def _load(bundle: "Bundle | str", device: str, dtype: str) -> "Detector":
-    from detector.bundle.bundle import BundleError
+    from detector.bundle.files import BundleError
     from detector.detector import Detector
 
     try:
@@ -222,7 +222,7 @@ def _rivals(
 
 
 def _given_rival(name: str, reference: str) -> "Bundle":
-    from detector.bundle.bundle import BundleError, resolve
+    from detector.bundle.files import BundleError, resolve
 
     try:
         bundle = resolve(reference)
@@ -265,7 +265,7 @@ def _progress() -> Progress:
 
 
 def _record(bundle: "Bundle", name: str, results: list["SplitEvaluation"]) -> None:
-    from detector.bundle.bundle import record_figures
+    from detector.bundle.files import record_figures
 
     for result in results:
         under = name if len(results) == 1 else f"{name}_{result.split.replace('-', '_')}"

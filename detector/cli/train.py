@@ -11,7 +11,7 @@ from detector.bundle.manifest import FEATURES, needs_unet
 from detector.corpus.corpus import LAYOUTS
 
 if TYPE_CHECKING:
-    from detector.bundle.bundle import Bundle
+    from detector.bundle.files import Bundle
     from detector.bundle.manifest import Feature
     from detector.corpus.corpus import Sample, TrainingSplit
     from detector.networks.resnet import ResNet
@@ -197,7 +197,7 @@ def fuse(corpus: Path, *, bundles: tuple[str, ...], **options: Any) -> None:
 
     The bundles' features are dnf and one or both of npr and rgb, in this order.
     """
-    from detector.bundle.bundle import BundleError, resolve
+    from detector.bundle.files import BundleError, resolve
     from detector.training.assembly import FusionRejectedError
     from detector.training.assembly import fuse as fuse_bundles
 
@@ -295,7 +295,7 @@ def _train_classifier(
 
 
 def _start(bundle: str, recipe: "ClassifierTraining") -> "_Start":
-    from detector.bundle.bundle import BundleError, resolve
+    from detector.bundle.files import BundleError, resolve
     from detector.training.warm_start import CheckpointRejectedError, trained_network
 
     try:

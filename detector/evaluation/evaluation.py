@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detector.bundle.calibration import Thresholds
 from detector.corpus.corpus import Sample, SkippedPicture, readable
 from detector.detector import Detector
 from detector.evaluation.controls import AS_IS, CONTROLS
@@ -22,7 +23,7 @@ from detector.evaluation.robustness import DEGRADATIONS, Extent
 from detector.evaluation.scoring import Rewrite, Scored, ScoringError, limited, score_samples
 from detector.evaluation.stability import REENCODINGS, settled
 from detector.metrics import Interval, intervals, share
-from detector.policy import Thresholds, VerdictName, decide
+from detector.policy import VerdictName, decide
 
 Progress = Callable[[int], None]
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detector.bundle.calibration import Thresholds
 from detector.evaluation.evaluation import SplitEvaluation
 from detector.evaluation.figures import labels_of
 from detector.evaluation.scoring import Scored
 from detector.metrics import Interval, reliability, roc
-from detector.policy import Thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from typing import Any, cast
 from rich import box
 from rich.console import Console
 
-from detector.bundle.bundle import Bundle
+from detector.bundle.files import Bundle
 from detector.evaluation.evaluation import ControlResult, SplitEvaluation
 from detector.evaluation.plots import split_plots
 from detector.evaluation.scoring import Scored

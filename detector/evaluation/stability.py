@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from detector.bundle.calibration import Thresholds
 from detector.detector import Detector, Finding
 from detector.images.degradations import Pixels, downscaled, jpeg, webp
-from detector.policy import Thresholds, VerdictName, decide
+from detector.policy import VerdictName, decide
 
 
 @dataclass(frozen=True)

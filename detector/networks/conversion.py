@@ -9,10 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from detector.bundle.bundle import MODEL_CARD_FILE, Bundle, BundleError, write_manifest
-from detector.bundle.calibration import PlattScaling
+from detector.bundle.calibration import PlattScaling, Thresholds
+from detector.bundle.files import MODEL_CARD_FILE, Bundle, BundleError, write_manifest
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
-from detector.policy import Thresholds
 
 _CARD = """# {name}
 

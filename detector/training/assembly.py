@@ -13,8 +13,14 @@ from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 
 from detector.acceleration.precision import computes_bfloat16
-from detector.bundle.bundle import Bundle, write_manifest
-from detector.bundle.calibration import PlattScaling, fit_logistic, fit_platt, thresholds_for_budget
+from detector.bundle.calibration import (
+    PlattScaling,
+    Thresholds,
+    fit_logistic,
+    fit_platt,
+    thresholds_for_budget,
+)
+from detector.bundle.files import Bundle, write_manifest
 from detector.bundle.manifest import (
     FEATURES,
     Feature,
@@ -30,7 +36,6 @@ from detector.images.decode import decode
 from detector.networks.ensemble import Towers
 from detector.networks.resnet import ResNet
 from detector.networks.unet import Unet, save_unet
-from detector.policy import Thresholds
 from detector.training.augmentation import CodecChain
 from detector.training.recipe import ClassifierTraining
 
@@ -151,7 +156,7 @@ def _now() -> str:
 def _calibrated(manifest: Manifest, folder: Path, logits: Logits, labels: Labels) -> Bundle:
     calibration = fit_platt(logits, labels)
     reals = np.array([calibration.probability(logit) for logit in logits[labels == 0]])
-    thresholds = thresholds_for_budget(reals, accused=0.01, reviewed=0.10)
+    thresholds = thresholds_for_budget(reals, flagged=0.01, reviewed=0.10)
     return write_manifest(
         folder, manifest.model_copy(update={"calibration": calibration, "thresholds": thresholds})
     )

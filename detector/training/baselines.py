@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import JsonValue
 
-from detector.bundle.bundle import MANIFEST_FILE, Bundle, open_bundle
+from detector.bundle.files import MANIFEST_FILE, Bundle, open_bundle
 from detector.corpus.corpus import (
     CorpusRejectedError,
     TrainingSplit,

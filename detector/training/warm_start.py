@@ -4,7 +4,7 @@ from typing import cast
 
 from safetensors.torch import load_file
 
-from detector.bundle.bundle import Bundle
+from detector.bundle.files import Bundle
 from detector.networks.ensemble import Towers, build_classifier
 from detector.networks.resnet import ResNet
 from detector.training.recipe import ClassifierTraining

@@ -25,7 +25,7 @@ def bench(
     path against the detector alone: in turns, round by round, so that the ratios mean something on a busy
     machine.
     """
-    from detector.bundle.bundle import BundleError
+    from detector.bundle.files import BundleError
     from tests.benchmarks.queue import BenchmarkFailedError, against_bare_celery, against_bare_detector
     from worker.embedded.services import EmbeddedServices
     from worker.embedded.startup import EmbeddedServiceError

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from detector.bundle.bundle import resolve
+from detector.bundle.files import resolve
 from tests.deploy.documents import (
     ALERTS,
     PROMETHEUS,

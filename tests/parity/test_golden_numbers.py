@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from detector.bundle.bundle import Bundle, resolve
+from detector.bundle.files import Bundle, resolve
 from detector.cli import main
 from detector.detector import Detector
 from detector.networks.conversion import convert

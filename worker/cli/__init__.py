@@ -60,7 +60,7 @@ def run(*, processes: int | None, unsupervised: bool, descriptor: int | None) ->
 
 
 def _run_alone(settings: Settings, descriptor: int | None) -> int:
-    from detector.bundle.bundle import BundleError
+    from detector.bundle.files import BundleError
     from worker.broker.connection import BrokerRefusedError, refuse_distrust
     from worker.process.tether import Tether
     from worker.telemetry.http import EndpointsUnavailableError

@@ -14,8 +14,9 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from detector.bundle.calibration import Thresholds
 from detector.images.decode import ImageReason
-from detector.policy import Thresholds, VerdictName
+from detector.policy import VerdictName
 
 MAX_METADATA_BYTES = 4096
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 from PIL import Image
 
-from detector.policy import Thresholds, VerdictName
+from detector.bundle.calibration import Thresholds
+from detector.policy import VerdictName
 
 Truth = Literal["real", "generated"]
 

@@ -6,7 +6,8 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from detector.policy import Thresholds, VerdictName
+from detector.bundle.calibration import Thresholds
+from detector.policy import VerdictName
 from worker.demo.contact_sheet import NOTE, TRUTHS, WORDS, ContactSheet, JudgedPicture
 
 COLUMNS = 3

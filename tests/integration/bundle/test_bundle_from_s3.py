@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from detector.bundle.bundle import BundleError, resolve
+from detector.bundle.files import BundleError, resolve
 from worker.embedded.services import REGION, EmbeddedServices
 
 

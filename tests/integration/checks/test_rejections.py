@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from detector.bundle.bundle import open_bundle, write_manifest
+from detector.bundle.files import open_bundle, write_manifest
 from worker.broker.app import create_app
 from worker.broker.dead_letters import DeadLetters
 from worker.client import Client, NoVerdictError

@@ -21,7 +21,7 @@ from detector.benchmark.speed import (
     sample_files,
     usual_dtypes,
 )
-from detector.bundle.bundle import BundleError, open_bundle
+from detector.bundle.files import BundleError, open_bundle
 from detector.bundle.manifest import DnfConfig
 from detector.cli.bench import bench
 from detector.detector import Detector

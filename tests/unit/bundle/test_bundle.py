@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.bundle.bundle import MANIFEST_FILE, BundleError, open_bundle, resolve
+from detector.bundle.files import MANIFEST_FILE, BundleError, open_bundle, resolve
 from detector.detector import Detector
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from detector.bundle.calibration import PlattScaling, fit_platt, thresholds_for_budget
+from detector.bundle.calibration import PlattScaling, Thresholds, fit_platt, thresholds_for_budget
 from detector.metrics import auroc, average_precision, expected_calibration_error, tpr_at_fpr
-from detector.policy import Thresholds, decide
+from detector.policy import decide
 
 
 def test_the_verdict_follows_the_two_cuts() -> None:
@@ -49,7 +49,7 @@ def test_platt_scaling_recovers_the_slope_that_made_the_labels() -> None:
 def test_thresholds_keep_the_budget_of_false_accusations() -> None:
     """Of 200 real scores at most 1 % reach the accusing cut and at most 10 % the review band."""
     scores = np.random.default_rng(0).random(200)
-    cuts = thresholds_for_budget(scores, accused=0.01, reviewed=0.10)
+    cuts = thresholds_for_budget(scores, flagged=0.01, reviewed=0.10)
     assert (scores >= cuts.generated_from).sum() == 2
     assert (scores >= cuts.review_from).sum() == 20
 

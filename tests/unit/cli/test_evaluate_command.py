@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from detector.bundle.bundle import open_bundle, resolve, write_manifest
+from detector.bundle.files import open_bundle, resolve, write_manifest
 from detector.cli.evaluate import evaluate
 
 # What a careless page would take for markup.

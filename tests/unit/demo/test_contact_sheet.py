@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from detector.policy import Thresholds
+from detector.bundle.calibration import Thresholds
 from worker.demo.contact_sheet import ContactSheet, JudgedPicture, RejectedUpload, render_html
 from worker.demo.contact_sheet_png import render_png
 

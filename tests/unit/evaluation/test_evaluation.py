@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from detector.bundle.bundle import open_bundle, write_manifest
+from detector.bundle.calibration import Thresholds
+from detector.bundle.files import open_bundle, write_manifest
 from detector.corpus.corpus import Sample
 from detector.detector import Detector
 from detector.evaluation.controls import AS_IS, CONTROLS
@@ -18,7 +19,6 @@ from detector.evaluation.figures import family_figures, figures
 from detector.evaluation.robustness import DEGRADATIONS, Degradation
 from detector.evaluation.scoring import Scored, ScoringError, limited, score_samples
 from detector.images.decode import decode
-from detector.policy import Thresholds
 
 CUTS = Thresholds(review_from=0.4, generated_from=0.8)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detector.bundle.calibration import Thresholds
 from detector.detector import Detector
 from detector.evaluation.stability import REENCODINGS, settled, stable_verdict
-from detector.policy import Thresholds, VerdictName
+from detector.policy import VerdictName
 
 
 @pytest.fixture(scope="module")

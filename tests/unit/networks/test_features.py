@@ -12,15 +12,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detector.bundle.bundle import open_bundle, write_manifest
-from detector.bundle.calibration import PlattScaling, fit_logistic
+from detector.bundle.calibration import PlattScaling, Thresholds, fit_logistic
+from detector.bundle.files import open_bundle, write_manifest
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig
 from detector.cli import main
 from detector.detector import Detector
 from detector.networks.ensemble import Towers, build_classifier
 from detector.networks.features import compute_feature, neighbouring_pixel_residuals
 from detector.networks.resnet import ResNet
-from detector.policy import Thresholds
 from tests.tiny_bundle import make_tiny_bundle
 
 

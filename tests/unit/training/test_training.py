@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from detector.bundle.bundle import resolve
+from detector.bundle.files import resolve
 from detector.bundle.manifest import ResNetConfig
 from detector.cli import main
 from detector.corpus.corpus import Sample, grouped_split, read_corpus

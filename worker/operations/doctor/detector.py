@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from detector.bundle.bundle import BundleError, resolve
+from detector.bundle.files import BundleError, resolve
 from worker.operations.doctor.check import Check, fault, ok, warning
 from worker.settings import Settings
 
