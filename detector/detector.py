@@ -1,4 +1,4 @@
-"""The detector: a batch of pictures to findings. The model is loaded once a process."""
+"""The detector: a batch of pictures in, one finding for each picture out."""
 
 import time
 from collections.abc import Sequence
@@ -9,60 +9,60 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.acceleration.memory import to_device
 from detector.bundle.files import Bundle, BundleError, resolve
 from detector.bundle.manifest import needs_unet
-from detector.images.views import crops
+from detector.images.views import crops, network_input, squashed
 
 if TYPE_CHECKING:
     import torch
 
     from detector.networks.dnf import NoiseEstimator
-    from detector.networks.ensemble import Towers
-    from detector.networks.resnet import ResNet
+    from detector.networks.resnet import Ensemble, ResNet
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
-# A CPU works fastest on what its caches hold (`dnf-detector bench`), a GPU on what fills it.
+# A CPU is fastest on what fits its caches, a GPU on what fills it (`dnf-detector bench`).
 _VIEWS_AT_ONCE_ON_CPU, _VIEWS_AT_ONCE = 4, 64
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the detector says of one picture.
+    """The detector's result for one picture."""
 
-    `logit` is the mean over its views, positive for *generated*; `probability` is calibrated, 0..1; `dnf`
-    (C, S, S) float32 is the feature, unquantised, of the view with the highest logit (for a baseline, what
-    its classifier saw); `dnf_ms` and
-    `classify_ms` are the milliseconds that the whole batch took in each network.
-    """
-
+    #: Mean logit of the picture's views; positive means *generated*.
     logit: float
+    #: Calibrated probability of *generated*, 0..1.
     probability: float
+    #: Unquantised feature (C, S, S) of the view with the highest logit; for a baseline, the classifier's input.
     dnf: NDArray[np.float32]
+    #: Milliseconds in which the feature of the whole batch was computed.
     dnf_ms: float
+    #: Milliseconds in which the whole batch was classified.
     classify_ms: float
 
 
 class Detector:
-    """A loaded bundle on one device. `prepare` may run in many threads, `examine` in one at a time."""
+    """A loaded bundle on one device; `prepare` is thread-safe, `examine` is not."""
 
     def __init__(
         self,
         bundle: Bundle,
         unet: "NoiseEstimator | None",
-        classifier: "ResNet | Towers",
+        classifier: "ResNet | Ensemble",
         device: "torch.device",
         dtype: "torch.dtype",
         *,
         acceleration: str,
     ) -> None:
+        #: What was loaded, with its manifest and digest.
         self.bundle = bundle
+        #: Which layers the networks run on, for people.
+        self.acceleration = acceleration
         self._unet = unet
         self._classifier = classifier
         self._device = device
         self._dtype = dtype
-        #: Which layers the networks run on, in words.
-        self.acceleration = acceleration
         manifest = bundle.manifest
         self._dnf_channels = manifest.dnf.channels if needs_unet(manifest.feature) else 3
 
@@ -76,48 +76,50 @@ class Detector:
         threads: int | None = None,
         compiled: bool = False,
     ) -> Self:
-        """Load a bundle's networks.
+        """Load a bundle's networks; a bundle that is not one yet is resolved first.
 
-        `device` is auto, cpu, cuda, cuda:N or mps; `dtype` auto means bfloat16 on CUDA and float32
-        elsewhere; `threads` bounds the CPU threads of this process; `compiled` lets PyTorch compile the
-        U-Net, on its first batches. Raises `BundleError`.
+        `device` is auto, cpu, cuda, cuda:N or mps; the dtype "auto" is bfloat16 on CUDA and float32
+        elsewhere; `threads` limits the CPU threads of this process; `compiled` lets PyTorch compile the U-Net
+        on its first batches. Raises `BundleError`.
         """
         import torch
         from safetensors.torch import load_file
 
-        from detector.acceleration.networks import install
-        from detector.networks.ensemble import build_classifier
+        from detector.acceleration.inference import accelerate
+        from detector.networks.resnet import build_classifier
         from detector.networks.unet import UnetRejectedError, load_unet
 
         if not isinstance(bundle, Bundle):
             bundle = resolve(bundle)
         if threads is not None:
             torch.set_num_threads(threads)
-        place = torch.device(best_device() if device == "auto" else device)
-        kind = _torch_dtype(place, dtype)
-        classifier = build_classifier(bundle.manifest.classifier)
+        torch_device = torch.device(best_device() if device == "auto" else device)
+        torch_dtype = _torch_dtype(torch_device, dtype)
+        network = build_classifier(bundle.manifest.classifier)
         try:
             source, location = bundle.manifest.unet, bundle.unet_location
             unet = load_unet(location, source.revision) if source and location else None
             weights = load_file(bundle.classifier_path)
-            classifier.load_state_dict({name: _widened(value) for name, value in weights.items()})
+            network.load_state_dict({name: _widened(value) for name, value in weights.items()})
         except (UnetRejectedError, OSError, RuntimeError) as error:
             raise BundleError("malformed", f"The weights of {bundle.folder} do not fit: {error}") from error
-        estimator, classifier, acceleration = install(unet, classifier, place, kind, compiled=compiled)
-        return cls(bundle, estimator, classifier, place, kind, acceleration=acceleration)
+        estimator, classifier, acceleration = accelerate(
+            unet, network, torch_device, torch_dtype, compiled=compiled
+        )
+        return cls(bundle, estimator, classifier, torch_device, torch_dtype, acceleration=acceleration)
 
     @property
     def device(self) -> str:
-        """Where the networks are: cpu, cuda, cuda:N or mps."""
+        """The networks' device: cpu, cuda, cuda:N or mps."""
         return str(self._device)
 
     @property
     def dtype(self) -> str:
-        """What the networks compute in: float32 or bfloat16."""
+        """The type that the networks compute in: float32 or bfloat16."""
         return str(self._dtype).removeprefix("torch.")
 
     def warm_up(self, batch_size: int) -> None:
-        """Run one batch of grey pictures, so that the first real one does not pay for the start."""
+        """Examine one batch of grey pictures, so that the first real batch is as fast as the later ones."""
         size = self.bundle.manifest.preprocessing.size
         grey = np.full((size, size, 3), 128, dtype=np.uint8)
         self.examine([self.prepare(grey)] * batch_size)
@@ -125,67 +127,65 @@ class Detector:
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Turn pixels (H, W, 3) uint8 into the U-Net's input (views, 3, S, S) float32 in -1..1."""
         preprocessing = self.bundle.manifest.preprocessing
-        if preprocessing.mode == "crop":
-            views = crops(pixels, preprocessing.size, preprocessing.views).transpose(0, 3, 1, 2)
-            return views.astype(np.float32) / np.float32(127.5) - 1
-        return _squashed(pixels, preprocessing.size)
+        if preprocessing.mode == "squash":
+            return squashed(pixels, preprocessing.size)
+        return network_input(crops(pixels, preprocessing.size, preprocessing.views))
 
     def examine(self, prepared: Sequence[NDArray[np.float32]]) -> list[Finding]:
-        """Judge prepared pictures together; the findings come in their order."""
+        """Examine prepared pictures as one batch; the findings are in the order of the pictures."""
         import torch
+
+        from detector.networks.dnf import quantised
 
         if not prepared:
             return []
-        views = torch.from_numpy(np.concatenate(prepared))
+        manifest = self.bundle.manifest
         features: list[NDArray[np.float32]] = []
         logits: list[float] = []
         dnf_ms = classify_ms = 0.0
         with torch.inference_mode():
-            for chunk in views.split(_VIEWS_AT_ONCE_ON_CPU if self.device == "cpu" else _VIEWS_AT_ONCE):
-                began = time.perf_counter()
-                dnf = self.feature(chunk)
-                self._synchronise()
-                computed = time.perf_counter()
-                logits += self._judge(dnf)
-                classify_ms += (time.perf_counter() - computed) * 1000
-                dnf_ms += (computed - began) * 1000
+            all_views = torch.from_numpy(np.concatenate(prepared))  # (N, 3, S, S) in -1..1
+            for views in all_views.split(_VIEWS_AT_ONCE_ON_CPU if self.device == "cpu" else _VIEWS_AT_ONCE):
+                started = self._clock_ms()
+                dnf = self.feature(views)  # (n, C, S, S)
+                computed = self._clock_ms()
+                seen = quantised(dnf) if manifest.dnf.quantise else dnf
+                logits += self._classifier(seen.to(self._dtype)).float().flatten().tolist()
+                classified = self._clock_ms()
+                dnf_ms += computed - started
+                classify_ms += classified - computed
                 features += list(dnf.cpu().numpy())
         findings: list[Finding] = []
+        first = 0
         for picture in prepared:
-            own, logits = logits[: len(picture)], logits[len(picture) :]
-            own_features, features = features[: len(picture)], features[len(picture) :]
-            logit = float(np.mean(own))
-            probability = self.bundle.manifest.calibration.probability(logit)
-            strongest = own_features[int(np.argmax(own))][: self._dnf_channels]
+            own = slice(first, first + len(picture))
+            logit = float(np.mean(logits[own]))
+            probability = manifest.calibration.probability(logit)
+            strongest = features[own][int(np.argmax(logits[own]))][: self._dnf_channels]
             findings.append(Finding(logit, probability, strongest, dnf_ms, classify_ms))
+            first = own.stop
         return findings
 
     def feature(self, views: "torch.Tensor") -> "torch.Tensor":
         """Compute the feature of views (B, 3, S, S) in -1..1: (B, C, S, S) float32 on this device."""
-        from detector.acceleration.networks import to_device
         from detector.networks.features import compute_feature
 
         manifest = self.bundle.manifest
         return compute_feature(manifest.feature, self._unet, to_device(views, self._device), manifest.dnf)
 
-    def _judge(self, dnf: "torch.Tensor") -> list[float]:
-        from detector.networks.dnf import quantised
-
-        seen = quantised(dnf) if self.bundle.manifest.dnf.quantise else dnf
-        logits: list[float] = self._classifier(seen.to(self._dtype)).float().flatten().tolist()
-        return logits
-
-    def _synchronise(self) -> None:
+    def _clock_ms(self) -> float:
+        """Return the time in milliseconds once the device has finished its work."""
         import torch
 
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         elif self._device.type == "mps":
             torch.mps.synchronize()
+        return time.perf_counter() * 1000
 
 
 def best_device() -> str:
-    """Return the device that "auto" stands for: cuda, mps or cpu, the first that there is."""
+    """Return the device that "auto" stands for: the first available of cuda, mps and cpu."""
     import torch
 
     if torch.cuda.is_available():
@@ -203,11 +203,3 @@ def _torch_dtype(device: "torch.device", dtype: Dtype) -> "torch.dtype":
 
 def _widened(weight: "torch.Tensor") -> "torch.Tensor":
     return weight.float() if weight.is_floating_point() else weight
-
-
-def _squashed(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    import torch
-
-    picture = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float()
-    resized = torch.nn.functional.interpolate(picture, (size, size), mode="bicubic", antialias=True)
-    return (resized / 255 * 2 - 1).numpy()

@@ -1,15 +1,26 @@
-"""Memory of the device that ran out, told from other faults, and freed."""
+"""Device memory: pictures moved to it, and recovery after it ran out."""
 
 import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def to_device(views: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Move views (B, 3, S, S) to a device; to CUDA asynchronously, through pinned memory."""
+    if device.type == "cuda":
+        return views.pin_memory().to(device, non_blocking=True)
+    return views.to(device)
 
 
 def free_memory_after(error: Exception) -> bool:
-    """Say whether an error means that the device's memory ran out; if so, give back what nobody uses.
+    """Return whether an error means that the device ran out of memory; if so, release its unused memory.
 
-    What the failed pass had allocated is held by the frames of its traceback, which are cleared first. Other
-    processes on the same device may take what is given back.
+    The frames of the traceback keep the tensors of the failed pass alive, so they are cleared first. Other
+    processes on the device can use what is released.
     """
-    if not _ran_out(error):
+    if not _out_of_memory(error):
         return False
     import torch
 
@@ -21,10 +32,10 @@ def free_memory_after(error: Exception) -> bool:
     return True
 
 
-def _ran_out(error: Exception) -> bool:
+def _out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError):
         return True
-    # torch.OutOfMemoryError is one; Metal, cuDNN and the allocator of the CPU raise a plain one.
+    # torch.OutOfMemoryError is a RuntimeError; Metal, cuDNN and the CPU allocator raise a plain one.
     return isinstance(error, RuntimeError) and any(
         words in str(error).lower() for words in ("out of memory", "can't allocate memory", "alloc_failed")
     )

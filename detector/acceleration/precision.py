@@ -1,4 +1,4 @@
-"""Which devices compute in bfloat16; the others are several times slower in it than in float32."""
+"""Precision and memory layout: bfloat16 where a device has instructions for it, float32 elsewhere."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# What Linux calls the instructions: x86-64's two sets of them, and Arm's.
-_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
+# Linux's names of the instruction sets: two on x86-64, one on Arm.
+_BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def computes_bfloat16(device: "torch.device") -> bool:
-    """Return whether a CPU, or a CUDA device, has instructions for bfloat16; False for any other."""
+    """Return whether a CPU or CUDA device has bfloat16 instructions; False for every other device.
+
+    Without them bfloat16 is emulated and several times slower than float32.
+    """
     import torch
 
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and not _INSTRUCTIONS.isdisjoint(processor_features())
+    return device.type == "cpu" and not _BFLOAT16_INSTRUCTIONS.isdisjoint(processor_features())
 
 
 def training_precision(device: "torch.device") -> "torch.autocast":
@@ -27,14 +30,14 @@ def training_precision(device: "torch.device") -> "torch.autocast":
 
 
 def training_layout(device: str) -> "torch.memory_format":
-    """Return how a network that trains keeps its weights: channels last for tensor cores, else as usual."""
+    """Return the weights' memory layout in training: channels last on CUDA, contiguous elsewhere."""
     import torch
 
     return torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
 
 
 def processor_features() -> frozenset[str]:
-    """Return the features of this machine's CPU as Linux names them; none on another system."""
+    """Return the CPU features that Linux lists; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

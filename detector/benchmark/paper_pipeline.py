@@ -35,7 +35,7 @@ class PaperPipeline:
         import torch
         from safetensors.torch import load_file
 
-        from detector.networks.ensemble import build_classifier
+        from detector.networks.resnet import build_classifier
         from detector.networks.unet import load_unet
 
         location, source = bundle.unet_location, bundle.manifest.unet

@@ -226,7 +226,7 @@ def flops_a_picture(bundle: Bundle) -> int:
     """Count the floating-point operations of both networks on one picture, all its views and estimates."""
     import torch
 
-    from detector.networks.ensemble import build_classifier
+    from detector.networks.resnet import build_classifier
     from detector.networks.unet import load_unet
 
     manifest = bundle.manifest
@@ -300,7 +300,7 @@ def _usual_batch_sizes(detector: Detector) -> tuple[int, ...]:
         return (1, 4, 16)
     import torch
 
-    from detector.acceleration.networks import fitting_batch
+    from detector.acceleration.cuda_graphs import fitting_batch
 
     peaks: list[int] = []
     for size in (1, 5):

@@ -70,7 +70,7 @@ class ResNetConfig(_Frozen):
     """Which ResNet: `depth` 18 or 50; `width` channels after the stem; `stem_pool` the stem's max-pooling.
 
     64 and True are the published network. Without the pooling every stage works at twice the resolution,
-    which keeps fine residuals; at half the width it costs the same. With `towers` several such networks
+    which keeps fine residuals; at half the width it costs the same. With `branches` several such networks
     stand side by side: each sees that many of the channels, in turn, and a weighted sum of their logits
     decides.
     """
@@ -79,12 +79,12 @@ class ResNetConfig(_Frozen):
     width: int = Field(default=64, ge=8, le=128)
     stem_pool: bool = True
     in_channels: int = Field(default=3, ge=1)
-    towers: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    branches: tuple[Annotated[int, Field(ge=1)], ...] = ()
 
     @model_validator(mode="after")
-    def _towers_share_the_channels(self) -> "ResNetConfig":
-        if self.towers and sum(self.towers) != self.in_channels:
-            raise ValueError("the towers must share all channels")
+    def _branches_share_the_channels(self) -> "ResNetConfig":
+        if self.branches and sum(self.branches) != self.in_channels:
+            raise ValueError("the branches must share all channels")
         return self
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _WIDTH_OF_A_PIPE = 160
 _BASELINES = ("rgb", "npr")
-# A bundle with towers may also be set beside its own noise feature alone, and any beside the paper's recipe.
+# An ensemble may also be set beside its own noise feature alone, and any beside the paper's recipe.
 _RIVALS = (*_BASELINES, "dnf", "paper")
 _WHOLE = "all"
 

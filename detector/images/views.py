@@ -1,4 +1,4 @@
-"""Square views of a picture at its own scale."""
+"""Square views of a picture, and the U-Net's input made from them."""
 
 import math
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 
 def crops(pixels: NDArray[np.uint8], size: int, views: int) -> NDArray[np.uint8]:
-    """Cut `views` (a square number) squares, evenly spaced in a grid, one alone from the middle.
+    """Cut `views` squares (1, 4, 9 or 16) in an even grid at the picture's own scale; one alone from the middle.
 
     `pixels` is (H, W, 3); returns (views, size, size, 3). A picture smaller than `size` is mirrored at its
-    edges: its own scale is kept, since resizing would blur what the feature looks for.
+    edges, because resizing would blur the detail that the feature measures.
     """
     pixels = mirrored(pixels, size)
     count = math.isqrt(views)
-    tops, lefts = (_places(side - size, count) for side in pixels.shape[:2])
+    tops, lefts = (_offsets(side - size, count) for side in pixels.shape[:2])
     return np.stack([pixels[top : top + size, left : left + size] for top in tops for left in lefts])
 
 
@@ -26,7 +26,24 @@ def mirrored(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
 
 
-def _places(slack: int, count: int) -> list[int]:
+def network_input(views: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Convert views (V, S, S, 3) uint8 to (V, 3, S, S) float32 in -1..1."""
+    return views.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
+
+
+def squashed(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """Resize a whole picture (H, W, 3) to one square, as published: (1, 3, size, size) float32 around -1..1.
+
+    Bicubic with antialiasing, as PyTorch computes it; overshoot at edges is kept.
+    """
+    import torch
+
+    picture = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float()
+    resized = torch.nn.functional.interpolate(picture, (size, size), mode="bicubic", antialias=True)
+    return (resized / 255 * 2 - 1).numpy()
+
+
+def _offsets(slack: int, count: int) -> list[int]:
     if count == 1:
         return [slack // 2]
     return [round(slack * index / (count - 1)) for index in range(count)]

@@ -33,8 +33,7 @@ from detector.bundle.manifest import (
 from detector.corpus.corpus import Sample
 from detector.detector import Detector, Dtype, best_device
 from detector.images.decode import decode
-from detector.networks.ensemble import Towers
-from detector.networks.resnet import ResNet
+from detector.networks.resnet import Ensemble, ResNet
 from detector.networks.unet import Unet, save_unet
 from detector.training.augmentation import CodecChain
 from detector.training.recipe import ClassifierTraining
@@ -92,7 +91,7 @@ def assemble(
 def fuse(
     bundles: Sequence[Bundle], calibration: list[Sample], folder: Path, *, name: str, version: str
 ) -> Bundle:
-    """Write a bundle with the networks of several as towers, weighed and calibrated on `calibration`.
+    """Write a bundle with the networks of several as branches, weighed and calibrated on `calibration`.
 
     Their features are `dnf`, then `npr`, `rgb` or both. The weights of the logits are those of a logistic
     regression on the pictures that also calibrate. Raises `FusionRejectedError` when they do not fit
@@ -102,14 +101,14 @@ def fuse(
     first = manifests[0]
     feature, config = _fused(manifests)
     if {sample.generated for sample in calibration} != {True, False}:
-        raise FusionRejectedError("there are no held-out pictures of both classes to weigh the towers on")
+        raise FusionRejectedError("there are no held-out pictures of both classes to weigh the branches on")
     scored = [_logits(bundle, calibration) for bundle in bundles]
     values, labels = np.stack([logits for logits, _ in scored], axis=1), scored[0][1]
     *weights, offset = fit_logistic(values, labels)
-    network = Towers(config)
-    for tower, bundle in zip(network.towers, bundles, strict=True):
+    network = Ensemble(config)
+    for branch, bundle in zip(network.branches, bundles, strict=True):
         stored = load_file(bundle.classifier_path)
-        tower.load_state_dict({key: value.float() for key, value in stored.items()})
+        branch.load_state_dict({key: value.float() for key, value in stored.items()})
     network.mix.weight.data = torch.tensor([weights], dtype=torch.float32)
     network.mix.bias.data = torch.tensor([offset], dtype=torch.float32)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,9 +139,10 @@ def _fused(manifests: Sequence[Manifest]) -> tuple[Feature, ResNetConfig]:
         raise FusionRejectedError(f"the features must be dnf, then npr, rgb or both, not {name}")
     if first.dnf.quantise or any(m.preprocessing != first.preprocessing for m in manifests):
         raise FusionRejectedError("the bundles must cut pictures into the same views, and not quantise")
-    towers = feature_channels(feature, first.dnf)
+    branches = feature_channels(feature, first.dnf)
     configs = [
-        m.classifier.model_copy(update={"in_channels": sum(towers), "towers": towers}) for m in manifests
+        m.classifier.model_copy(update={"in_channels": sum(branches), "branches": branches})
+        for m in manifests
     ]
     if any(config != configs[0] for config in configs):
         raise FusionRejectedError("the bundles must have classifiers of one shape")
@@ -162,7 +162,7 @@ def _calibrated(manifest: Manifest, folder: Path, logits: Logits, labels: Labels
     )
 
 
-def _save_classifier(classifier: ResNet | Towers, folder: Path) -> None:
+def _save_classifier(classifier: ResNet | Ensemble, folder: Path) -> None:
     weights = {name: _half(value) for name, value in classifier.state_dict().items()}
     save_file(weights, folder / "classifier.safetensors")
 

@@ -33,7 +33,7 @@ def baseline_bundle(
 ) -> Bundle:
     """Train the baseline of a bundle on the corpus's train split, or reuse the one in `folder`.
 
-    The network (one tower of it), the views, the batch and the number of steps are those of `own`, from its
+    The network (one branch of it), the views, the batch and the number of steps are those of `own`, from its
     manifest and its provenance. An interrupted training is resumed. `measured` are the pictures of the
     evaluation, which must not be trained on; `device` is where to train. Raises `BaselineRejectedError`.
     """
@@ -65,7 +65,7 @@ def _budget(own: Bundle) -> dict[str, JsonValue]:
         "held_out_families": manifest.provenance.get("held_out_families", []),
         "seed": manifest.provenance.get("seed", 1),
         "preprocessing": manifest.preprocessing.model_dump(mode="json"),
-        "network": manifest.classifier.model_dump(mode="json", exclude={"in_channels", "towers"}),
+        "network": manifest.classifier.model_dump(mode="json", exclude={"in_channels", "branches"}),
     }
 
 
@@ -118,7 +118,7 @@ def _recipe(
     preprocessing = own.manifest.preprocessing
     recipe = ClassifierTraining(
         feature=feature,
-        network=own.manifest.classifier.model_copy(update={"in_channels": 3, "towers": ()}),
+        network=own.manifest.classifier.model_copy(update={"in_channels": 3, "branches": ()}),
         mode=preprocessing.mode,
         size=preprocessing.size,
         views=preprocessing.views,

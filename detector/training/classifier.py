@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from detector.acceleration.networks import install
+from detector.acceleration.inference import accelerate
 from detector.acceleration.precision import computes_bfloat16, training_layout, training_precision
 from detector.corpus.corpus import Sample
 from detector.images.decode import decode
@@ -132,7 +132,7 @@ class _FeatureSource:
         place = torch.device(recipe.device)
         dtype = torch.bfloat16 if computes_bfloat16(place) else torch.float32
         # The features of training are computed as a worker will compute them.
-        self._estimator, _, _ = install(deepcopy(unet), nn.Identity(), place, dtype)
+        self._estimator, _, _ = accelerate(deepcopy(unet), nn.Identity(), place, dtype)
         self._pictures = BalancedPictures(
             training, recipe.history, size=recipe.size, batch=recipe.batch, seed=recipe.seed
         )

@@ -8,15 +8,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.nn.functional import conv2d, group_norm, silu
 
+from detector.acceleration.cpu_layers import FusedResidualBlock, WinogradConvolution
+from detector.acceleration.cuda_graphs import fitting_batch, padded, padded_size
+from detector.acceleration.inference import accelerate
 from detector.acceleration.kernels import CpuKernels, KernelsUnavailableError, cpu_kernels, packed_weights
-from detector.acceleration.networks import (
-    FusedResidualBlock,
-    WinogradConvolution,
-    fitting_batch,
-    install,
-    padded,
-    padded_size,
-)
 from detector.acceleration.precision import processor_features
 from detector.bundle.manifest import ResNetConfig
 from detector.networks.resnet import ResNet
@@ -115,7 +110,7 @@ def test_in_bfloat16_on_a_cpu_both_networks_stay_close_to_float32(compiled: CpuK
     x, t = _random(2, 3, 64, 64).clamp(-1, 1), torch.zeros(2, dtype=torch.long)
     with torch.inference_mode():
         noise, logit = unet(x, t), classifier(x)
-        fast_unet, fast_classifier, how = install(
+        fast_unet, fast_classifier, how = accelerate(
             copy.deepcopy(unet), copy.deepcopy(classifier), torch.device("cpu"), torch.bfloat16
         )
         assert fast_unet is not None
@@ -135,7 +130,7 @@ def test_float32_stays_the_reference() -> None:
     kinds = [type(module) for module in (*unet.modules(), *classifier.modules())]
     with torch.inference_mode():
         before = unet(x, t), classifier(x)
-        found, judge, how = install(unet, classifier, torch.device("cpu"), torch.float32)
+        found, judge, how = accelerate(unet, classifier, torch.device("cpu"), torch.float32)
         assert found is not None
         assert torch.allclose(found(x, t), before[0], atol=1e-5)
         assert torch.allclose(judge(x), before[1], atol=1e-5)
@@ -152,7 +147,7 @@ def test_without_a_compiler_pytorchs_layers_are_used_and_the_reason_is_given(
     monkeypatch.setenv("PATH", "")
     cpu_kernels.cache_clear()
     classifier = ResNet(ResNetConfig(depth=18, width=16))
-    found = install(None, classifier, torch.device("cpu"), torch.bfloat16)
+    found = accelerate(None, classifier, torch.device("cpu"), torch.bfloat16)
     assert found[0] is None
     assert "no C++ compiler (g++)" in found[2]
     assert not any(isinstance(module, WinogradConvolution) for module in found[1].modules())
@@ -171,7 +166,7 @@ def test_folded_normalisations_compute_the_same(depth: int) -> None:
     x = _random(2, 3, 48, 48)
     with torch.inference_mode():
         exact = classifier(x)
-        found = install(None, copy.deepcopy(classifier), torch.device("cpu"), torch.bfloat16)[1]
+        found = accelerate(None, copy.deepcopy(classifier), torch.device("cpu"), torch.bfloat16)[1]
         assert not any(isinstance(module, nn.BatchNorm2d) for module in found.modules())
         assert (found(x.bfloat16()).float() - exact).abs().max() < 0.05 * max(1.0, float(exact.abs().max()))
 

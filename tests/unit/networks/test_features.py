@@ -17,9 +17,8 @@ from detector.bundle.files import open_bundle, write_manifest
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig
 from detector.cli import main
 from detector.detector import Detector
-from detector.networks.ensemble import Towers, build_classifier
 from detector.networks.features import compute_feature, neighbouring_pixel_residuals
-from detector.networks.resnet import ResNet
+from detector.networks.resnet import Ensemble, ResNet, build_classifier
 from tests.tiny_bundle import make_tiny_bundle
 
 
@@ -69,22 +68,22 @@ def test_residuals_are_what_nearest_neighbours_lose() -> None:
     torch.testing.assert_close(residual[0, 0, 2:, 2:], residual[0, 0, :2, :2])
 
 
-def test_towers_weigh_the_logits_of_networks_on_their_own_channels() -> None:
+def test_an_ensemble_weighs_the_logits_of_networks_on_their_own_channels() -> None:
     """The logit is the weighted sum of what each network says of its channels alone."""
     torch.manual_seed(0)
-    config = ResNetConfig(depth=18, width=8, in_channels=6, towers=(3, 3))
-    towers = build_classifier(config).eval()
-    assert isinstance(towers, Towers)
+    config = ResNetConfig(depth=18, width=8, in_channels=6, branches=(3, 3))
+    ensemble = build_classifier(config).eval()
+    assert isinstance(ensemble, Ensemble)
     x = torch.rand(2, 6, 32, 32)
-    first, second = (tower(part) for tower, part in zip(towers.towers, x.split(3, dim=1), strict=True))
-    weights, offset = towers.mix.weight[0], towers.mix.bias
-    torch.testing.assert_close(towers(x), weights[0] * first + weights[1] * second + offset)
+    first, second = (branch(part) for branch, part in zip(ensemble.branches, x.split(3, dim=1), strict=True))
+    weights, offset = ensemble.mix.weight[0], ensemble.mix.bias
+    torch.testing.assert_close(ensemble(x), weights[0] * first + weights[1] * second + offset)
 
 
-def test_towers_must_share_all_channels() -> None:
-    """A bundle whose towers leave a channel out is malformed."""
+def test_branches_must_share_all_channels() -> None:
+    """A bundle whose branches leave a channel out is malformed."""
     with pytest.raises(ValidationError, match="share all channels"):
-        ResNetConfig(in_channels=6, towers=(3,))
+        ResNetConfig(in_channels=6, branches=(3,))
 
 
 def test_logistic_regression_finds_the_weights_that_made_the_labels() -> None:
@@ -155,7 +154,7 @@ def test_two_bundles_are_fused_on_held_out_families(tmp_path: Path) -> None:
 
 
 def test_bundles_that_do_not_fit_are_not_fused(tmp_path: Path) -> None:
-    """Two noise features cannot be towers of one detector; the error says what is wanted."""
+    """Two noise features cannot be branches of one detector; the error says what is wanted."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     bundle = str(make_tiny_bundle(tmp_path / "dnf"))

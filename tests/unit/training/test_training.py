@@ -353,7 +353,7 @@ def test_the_classifier_goes_on_where_it_stopped(corpus: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_training_goes_on_from_a_bundles_network(corpus: Path, tmp_path: Path, *, fused: bool) -> None:
-    """One step at a rate of nearly nothing leaves the weights of the bundle, or of one of its towers."""
+    """One step at a rate of nearly nothing leaves the weights of the bundle, or of one of its branches."""
     train = ["train", "classifier", str(corpus), "--feature", "npr", "--size", "32", "--batch", "4"]
     first = [*train, "--work", str(tmp_path / "a"), "--out", str(tmp_path / "npr"), "--max-steps", "3"]
     assert CliRunner().invoke(main, first).exit_code == 0
