@@ -34,7 +34,7 @@ class Finding:
     logit: float
     #: Calibrated probability of *generated*, 0..1.
     probability: float
-    #: Unquantised feature (C, S, S) of the view with the highest logit; for a baseline, the classifier's input.
+    #: Unquantised feature (C, S, S) of the view with the highest logit; for a baseline, the network's input.
     dnf: NDArray[np.float32]
     #: Milliseconds in which the feature of the whole batch was computed.
     dnf_ms: float

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def crops(pixels: NDArray[np.uint8], size: int, views: int) -> NDArray[np.uint8]:
-    """Cut `views` squares (1, 4, 9 or 16) in an even grid at the picture's own scale; one alone from the middle.
+    """Cut `views` squares (1, 4, 9 or 16) in an even grid, at the picture's own scale; one from the middle.
 
     `pixels` is (H, W, 3); returns (views, size, size, 3). A picture smaller than `size` is mirrored at its
     edges, because resizing would blur the detail that the feature measures.
