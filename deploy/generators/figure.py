@@ -1,4 +1,7 @@
-"""One figure that shows what the feature is: pictures beside their DNF and its spectrum."""
+"""The figure of the documentation: pictures beside their noise feature and its spectrum.
+
+`python -m deploy.generators.figure BUNDLE --real FILE --generated FILE --out FILE` draws it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +10,16 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from detector.bundle.files import Bundle
+from detector.bundle.files import Bundle, BundleError
 from detector.bundle.manifest import Feature, needs_unet
 from detector.detector import Detector
-from detector.images.decode import decode
-from detector.images.views import crops
+from detector.images.decode import ImageRejectedError, decode
+from detector.images.views import crops, network_input
 from detector.policy import VerdictName, decide
 
 if TYPE_CHECKING:
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
 
 _INK, _QUIET, _LINE = "#16191d", "#5c6570", "#dfe3e8"
 _COLOURS: dict[VerdictName, str] = {"real": "#0f7b4f", "review": "#a15c00", "generated": "#c02637"}
-_WORDS: dict[VerdictName, str] = {"real": "real", "review": "needs review", "generated": "generated"}
+_VERDICT_LABELS: dict[VerdictName, str] = {"real": "real", "review": "needs review", "generated": "generated"}
 _HEADINGS = {False: "Photographs", True: "Generated pictures"}
 _DNF_TITLE = "The Diffusion Noise Feature (DNF)"
 _TITLES: dict[Feature, str] = {
@@ -45,29 +50,30 @@ _SIDE = 3 * _CELL + 2 * _GAP
 _WIDTH = 2 * _MARGIN + 2 * _SIDE + _MIDDLE
 
 _TILE = 64
-_LONGEST_NAME = 34
+_MAX_NAME_LENGTH = 34
 
 
 @dataclass(frozen=True)
 class ExaminedPicture:
-    """A picture with all that the figure shows of it.
+    """A picture and everything that the figure shows of it."""
 
-    `name` for its caption; `generated` its truth; `score` the calibrated probability of *generated*, 0..1,
-    of the whole picture; `middle` (R, R, 3) the part that is shown; `dnf` (C, R, R) the feature of it;
-    `spectrum` (T, T) the feature's magnitude spectrum in dB.
-    """
-
+    #: Caption, from the file's name.
     name: str
+    #: Ground truth.
     generated: bool
+    #: Calibrated probability of *generated* for the whole picture, 0..1.
     score: float
     verdict: VerdictName
+    #: The part of the picture that is shown, (R, R, 3).
     middle: NDArray[np.uint8]
+    #: Feature of this part, (3, R, R).
     dnf: NDArray[np.float32]
+    #: Magnitude spectrum of the feature in dB, (T, T).
     spectrum: NDArray[np.float64]
 
 
 def examine_picture(detector: Detector, path: Path, *, generated: bool) -> ExaminedPicture:
-    """Judge one file and compute the feature of its middle. Raises `ImageRejectedError` and OSError."""
+    """Score one file and compute the feature of its middle. Raises `ImageRejectedError` and OSError."""
     import torch
 
     pixels = decode(path.read_bytes()).pixels
@@ -75,18 +81,18 @@ def examine_picture(detector: Detector, path: Path, *, generated: bool) -> Exami
     prepared = detector.prepare(pixels)
     score = detector.examine([prepared])[0].probability
     if manifest.preprocessing.mode == "crop":
-        # Two views wide where the picture is, so that one sees what it shows.
+        # Two views wide where the picture allows it, so that its subject can be recognised.
         size = manifest.preprocessing.size
         size *= 2 if min(pixels.shape[:2]) >= 2 * size else 1
         middle = crops(pixels, size, 1)[0]
-        prepared = middle.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(127.5) - 1
+        prepared = network_input(middle[None])
     else:
         middle = np.clip((prepared[0].transpose(1, 2, 0) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
     with torch.inference_mode():
         dnf = detector.feature(torch.from_numpy(prepared))[0, :3].cpu().numpy()
     stem = path.stem.removeprefix("generated-" if generated else "real-").replace("-", " ").replace("_", " ")
     return ExaminedPicture(
-        name=stem if len(stem) <= _LONGEST_NAME else f"{stem[:_LONGEST_NAME]}…",
+        name=stem if len(stem) <= _MAX_NAME_LENGTH else f"{stem[:_MAX_NAME_LENGTH]}…",
         generated=generated,
         score=score,
         verdict=decide(score, manifest.thresholds),
@@ -99,8 +105,8 @@ def examine_picture(detector: Detector, path: Path, *, generated: bool) -> Exami
 def magnitude_spectrum(feature: NDArray[np.float32], tile: int = _TILE) -> NDArray[np.float64]:
     """Return the magnitude spectrum of a feature (C, R, R), R >= `tile`, as (tile, tile) in dB.
 
-    It is the root of the mean power over channels and over half-overlapping tiles (Welch's method, 1967),
-    the zero frequency in the middle; 0 dB is what white noise of unit deviation has.
+    Welch's method (1967): the mean power over channels and half-overlapping tiles, with the zero frequency in
+    the middle. White noise of unit standard deviation is at 0 dB.
     """
     window = np.outer(np.hanning(tile), np.hanning(tile))
     starts = range(0, feature.shape[-1] - tile + 1, tile // 2)
@@ -111,7 +117,7 @@ def magnitude_spectrum(feature: NDArray[np.float32], tile: int = _TILE) -> NDArr
 
 
 def radial_profile(spectrum: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average the power of a spectrum (T, T) over directions: cycles a pixel, to 0.5, and the means in dB."""
+    """Average a spectrum (T, T) over directions; return frequencies (cycles per pixel, up to 0.5) and dB."""
     size = len(spectrum)
     axis = np.arange(size) - size // 2
     rings = np.rint(np.hypot(axis[:, None], axis)).astype(int)
@@ -121,9 +127,9 @@ def radial_profile(spectrum: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
 
 
 def draw_figure(pictures: Sequence[ExaminedPicture], bundle: Bundle) -> bytes:
-    """Draw photographs on the left and generated pictures on the right, as PNG.
+    """Draw photographs on the left and generated pictures on the right; return the figure as PNG.
 
-    The spectra share one scale. Raises ImportError without matplotlib.
+    All spectra share one colour scale. Raises ImportError without matplotlib.
     """
     from matplotlib.figure import Figure
 
@@ -166,7 +172,7 @@ def _draw_row(
     feature.imshow(_contrasted(picture.dnf), interpolation="antialiased")
     spectrum.imshow(picture.spectrum, cmap="magma", vmin=levels[0], vmax=levels[1], interpolation="bilinear")
     below = top + _CELL + 0.16
-    words = f"score {picture.score:.3f}, {_WORDS[picture.verdict]}"
+    words = f"score {picture.score:.3f}, {_VERDICT_LABELS[picture.verdict]}"
     _write(figure, left, below, picture.name, size=11)
     _write(
         figure,
@@ -181,7 +187,7 @@ def _draw_row(
 
 
 def _contrasted(dnf: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Show the first estimate around grey, (R, R, 3) in 0..1; stronger than a thumbnail, for print."""
+    """Map the first estimate to (R, R, 3) in 0..1 around grey, with more contrast than a thumbnail."""
     first = dnf[:3].transpose(1, 2, 0)
     picture: NDArray[np.float64] = np.clip(0.5 + first / (5 * max(float(first.std()), 1e-6)), 0, 1)
     return picture
@@ -195,12 +201,12 @@ def _draw_profiles(figure: "Figure", pictures: Sequence[ExaminedPicture], top: f
     for picture in sorted(pictures, key=lambda picture: picture.generated):
         colour = _COLOURS["generated" if picture.generated else "real"]
         frequencies, means = radial_profile(picture.spectrum)
-        # The window smears the mean into the first two rings.
+        # The first two rings are left out: the window leaks the mean into them.
         axes.plot(
             frequencies[2:], means[2:], color=colour, linewidth=1.6, label=labels.pop(picture.generated, "_")
         )
     axes.set_xlim(0, 0.5)
-    axes.set_xlabel("spatial frequency, cycles a pixel: coarse on the left, fine on the right", fontsize=10.5)
+    axes.set_xlabel("spatial frequency, cycles per pixel: from coarse to fine", fontsize=10.5)
     axes.set_ylabel("magnitude, dB", fontsize=10.5)
     axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.01, 0.97), fontsize=10.5)
     axes.grid(color=_LINE, linewidth=0.7)
@@ -219,7 +225,7 @@ def _notes(bundle: Bundle) -> str:
     views = manifest.preprocessing.views
     seen = f"{views} view{'s' if views > 1 else ''} of {size} x {size} pixels"
     return (
-        f"Shown is {shown}. {feature}: grey is zero, and the contrast follows each one's own deviation. "
+        f"Shown is {shown}. {feature}: grey is zero; each is scaled by its own standard deviation. "
         "Spectrum: low frequencies in the middle, one scale for all; 0 dB is white noise of unit deviation. "
         f"Score: the calibrated probability of generated, from "
         f"{seen}, by {manifest.name} {manifest.version}. A score is a signal, not proof."
@@ -252,3 +258,52 @@ def _write(
 
 def _shown(feature: Feature) -> str:
     return "DNF" if needs_unet(feature) else feature.upper()
+
+
+_WEBP_QUALITY = 88
+
+_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("bundle")
+@click.option("--real", multiple=True, type=_file, metavar="FILE", help="A photograph; may be repeated.")
+@click.option(
+    "--generated", multiple=True, type=_file, metavar="FILE", help="A generated picture; may be repeated."
+)
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help=".png or .webp")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+def main(bundle: str, *, real: tuple[Path, ...], generated: tuple[Path, ...], out: Path, device: str) -> None:
+    """Draw pictures beside their noise feature and its spectrum, with BUNDLE's scores.
+
+    The n-th photograph and the n-th generated picture share a row.
+    """
+    if not real and not generated:
+        raise click.UsageError("give pictures with --real FILE and --generated FILE")
+    if out.suffix not in {".png", ".webp"}:
+        raise click.UsageError("--out must end in .png or .webp")
+    try:
+        detector = Detector.load(bundle, device=device)
+    except BundleError as error:
+        raise click.UsageError(f"{error.reason}: {error}") from error
+    pictures = []
+    for path, truth in [*((path, False) for path in real), *((path, True) for path in generated)]:
+        try:
+            pictures.append(examine_picture(detector, path, generated=truth))
+        except ImageRejectedError as error:
+            raise click.UsageError(f"{path}: {error.reason}: {error}") from error
+    try:
+        figure = draw_figure(pictures, detector.bundle)
+    except ImportError as error:
+        raise click.UsageError(f"{error.name} is missing: install the training extra") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".png":
+        out.write_bytes(figure)
+    else:
+        Image.open(BytesIO(figure)).convert("RGB").save(out, quality=_WEBP_QUALITY)
+    size = out.stat().st_size
+    click.echo(f"{out}: {len(real)} photographs, {len(generated)} generated pictures, {size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

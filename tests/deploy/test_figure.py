@@ -1,4 +1,4 @@
-"""The figure that explains the feature, and its command."""
+"""The figure of the documentation and the command that draws it."""
 
 import io
 from collections.abc import Callable
@@ -9,8 +9,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from deploy.generators.figure import draw_figure, examine_picture, magnitude_spectrum, radial_profile
-from deploy.generators.figure_cli import figure
+from deploy.generators.figure import draw_figure, examine_picture, magnitude_spectrum, main, radial_profile
 from detector.cli.checking import CheckedFile, check_files
 from detector.detector import Detector
 
@@ -19,7 +18,7 @@ MakePicture = Callable[..., bytes]
 
 @pytest.fixture
 def pictures(tmp_path: Path, make_picture: MakePicture) -> dict[str, Path]:
-    """Write a large picture, one smaller than a view and a file that is none."""
+    """Write a large picture, one smaller than a view and a file that is not a picture."""
     files = {
         "large": make_picture(1, size=(200, 150)),
         "small": make_picture(2, size=(40, 50)),
@@ -31,15 +30,15 @@ def pictures(tmp_path: Path, make_picture: MakePicture) -> dict[str, Path]:
 
 
 def test_white_noise_of_unit_deviation_is_at_zero_decibels() -> None:
-    """That is the spectrum's reference, at every frequency; half the deviation is 6.02 dB less."""
+    """White noise is the spectrum's reference at every frequency; half the deviation is 6.02 dB less."""
     noise = np.random.default_rng(0).normal(size=(3, 512, 512)).astype(np.float32)
     assert np.abs(radial_profile(magnitude_spectrum(noise))[1]).max() < 0.5
     halved = magnitude_spectrum(noise / 2) - magnitude_spectrum(noise)
     np.testing.assert_allclose(halved, 20 * np.log10(0.5), atol=1e-3)
 
 
-def test_a_wave_stands_at_its_frequency() -> None:
-    """A quarter of a cycle a pixel is the peak of the profile, and of the row through the middle."""
+def test_a_wave_peaks_at_its_frequency() -> None:
+    """A wave of 0.25 cycles per pixel is the peak of the profile and of the row through the middle."""
     wave = np.cos(np.pi / 2 * np.arange(128), dtype=np.float32)
     spectrum = magnitude_spectrum(np.tile(wave, (3, 128, 1)))
     assert set(np.argsort(spectrum[32])[-2:]) == {16, 48}
@@ -49,7 +48,7 @@ def test_a_wave_stands_at_its_frequency() -> None:
 
 
 def test_the_figure_shows_the_score_that_a_check_gives(tiny_bundle: Path, pictures: dict[str, Path]) -> None:
-    """Its middle is two views wide where the picture is, else one, and the feature has the same size."""
+    """The shown middle is two views wide if the picture is large enough, else one; the feature matches it."""
     detector = Detector.load(tiny_bundle, device="cpu")
     for name, side in [("large", 128), ("small", 64)]:
         shown = examine_picture(detector, pictures[name], generated=False)
@@ -62,7 +61,7 @@ def test_the_figure_shows_the_score_that_a_check_gives(tiny_bundle: Path, pictur
 
 
 def test_the_figure_grows_with_its_rows(tiny_bundle: Path, pictures: dict[str, Path]) -> None:
-    """Photographs and generated pictures share rows: one of each takes as much room as one alone."""
+    """A photograph and a generated picture share a row, so one of each is as high as one alone."""
     detector = Detector.load(tiny_bundle, device="cpu")
     real, generated = (
         examine_picture(detector, pictures["large"], generated=truth) for truth in (False, True)
@@ -75,20 +74,20 @@ def test_the_figure_grows_with_its_rows(tiny_bundle: Path, pictures: dict[str, P
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
-def test_the_command_writes_the_format_that_the_name_says(
+def test_the_command_writes_the_format_of_the_suffix(
     tiny_bundle: Path, pictures: dict[str, Path], tmp_path: Path, suffix: str
 ) -> None:
-    """Both options may be repeated, and the folder of the figure is made."""
+    """Both options can be repeated, and the output folder is created."""
     out = tmp_path / "made" / f"figure.{suffix}"
     options = ["--real", pictures["large"], "--real", pictures["small"], "--generated", pictures["large"]]
-    result = CliRunner().invoke(figure, [str(part) for part in [tiny_bundle, *options, "--out", out]])
+    result = CliRunner().invoke(main, [str(part) for part in [tiny_bundle, *options, "--out", out]])
     assert result.exit_code == 0, result.output
     assert "2 photographs, 1 generated pictures" in result.output
     assert Image.open(out).format == suffix.upper()
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
         (["--out", "x.png"], "give pictures with --real FILE and --generated FILE"),
         (["--real", "{large}", "--out", "x.jpg"], "--out must end in .png or .webp"),
@@ -96,18 +95,18 @@ def test_the_command_writes_the_format_that_the_name_says(
     ],
 )
 def test_wrong_usage_is_explained(
-    tiny_bundle: Path, pictures: dict[str, Path], options: list[str], complaint: str
+    tiny_bundle: Path, pictures: dict[str, Path], options: list[str], message: str
 ) -> None:
-    """Exit status 2 and a reason, not a traceback."""
+    """Exit status 2 and a reason, without a traceback."""
     filled = [option.format(**pictures) for option in options]
-    result = CliRunner().invoke(figure, [str(tiny_bundle), *filled])
+    result = CliRunner().invoke(main, [str(tiny_bundle), *filled])
     assert result.exit_code == 2
-    assert complaint in " ".join(result.output.split())
+    assert message in " ".join(result.output.split())
 
 
-def test_a_bundle_that_is_not_there_is_named(pictures: dict[str, Path], tmp_path: Path) -> None:
-    """The same reason as for every other command."""
+def test_a_missing_bundle_is_named(pictures: dict[str, Path], tmp_path: Path) -> None:
+    """The error names the bundle, as every other command's does."""
     arguments = [str(tmp_path / "nowhere"), "--real", str(pictures["large"]), "--out", "x.png"]
-    result = CliRunner().invoke(figure, arguments)
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert "nowhere" in result.output

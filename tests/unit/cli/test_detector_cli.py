@@ -1,9 +1,12 @@
-"""dnf-detector, from a person's side."""
+"""dnf-detector: output, exit statuses and errors of its commands."""
 
 import csv
 import json
+import re
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ from detector.cli import main
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make two pictures, one of them in a folder below, and a text file with a picture's name."""
+    """Make two pictures, one of them in a subfolder, and a text file with a picture's suffix."""
     root = tmp_path_factory.mktemp("pictures")
     (root / "below").mkdir()
     for seed, path in enumerate((root / "a.png", root / "below" / "b.jpg")):
@@ -32,7 +35,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_a_good_picture_gives_a_verdict_and_exit_zero(folder: Path, tiny_bundle: Path) -> None:
-    """One JSON object with the promised fields."""
+    """The output is one JSON object with the documented fields."""
     result = run("check", "--bundle", tiny_bundle, "--json", folder / "a.png")
     assert result.exit_code == 0
     record = json.loads(result.stdout)
@@ -43,7 +46,7 @@ def test_a_good_picture_gives_a_verdict_and_exit_zero(folder: Path, tiny_bundle:
 
 
 def test_a_rejected_file_gives_its_reason_and_exit_one(folder: Path, tiny_bundle: Path) -> None:
-    """The folder's good pictures are judged all the same."""
+    """The other pictures in the folder still get verdicts."""
     result = run("check", "--bundle", tiny_bundle, "--json", folder)
     assert result.exit_code == 1
     records = {Path(r["path"]).name: r for r in map(json.loads, result.stdout.splitlines())}
@@ -53,7 +56,7 @@ def test_a_rejected_file_gives_its_reason_and_exit_one(folder: Path, tiny_bundle
 
 
 def test_the_stability_check_keeps_the_scores_and_the_reasons(folder: Path, tiny_bundle: Path) -> None:
-    """It may only turn verdicts into review; a file that is no picture is rejected as ever."""
+    """The check may only turn verdicts into review; rejections stay the same."""
     plain, checked = (
         {
             r["path"]: r
@@ -72,7 +75,7 @@ def test_the_stability_check_keeps_the_scores_and_the_reasons(folder: Path, tiny
 def test_the_table_the_csv_and_the_thumbnails_are_written(
     folder: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """A person's table on standard output; path,score in the file; one PNG a judged picture."""
+    """A table on standard output, path and score in the CSV file, and one PNG per checked picture."""
     result = run(
         "check", "--bundle", tiny_bundle, "--csv", tmp_path / "s.csv", "--thumbnails", tmp_path / "t", folder
     )
@@ -95,18 +98,18 @@ def test_the_table_the_csv_and_the_thumbnails_are_written(
         ["convert", "--ddim", __file__],
     ],
 )
-def test_wrong_usage_is_told_in_a_line_and_exits_two(arguments: list[str]) -> None:
-    """Never a traceback."""
+def test_wrong_usage_is_explained_and_exits_two(arguments: list[str]) -> None:
+    """The output has an error line and no traceback."""
     result = run(*arguments)
     assert result.exit_code == 2
     assert "Error" in result.output
     assert "Traceback" not in result.output
 
 
-def test_the_feature_is_written_as_numbers_and_as_a_picture(
+def test_the_feature_is_written_as_an_array_and_as_a_picture(
     folder: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """The .npy is float32 (3, S, S), the .png has S x S pixels."""
+    """The .npy file holds float32 (3, S, S), the .png file S x S pixels."""
     for name in ("f.npy", "f.png"):
         result = run("dnf", "--bundle", tiny_bundle, folder / "a.png", "--out", tmp_path / name)
         assert result.exit_code == 0, result.output
@@ -116,15 +119,19 @@ def test_the_feature_is_written_as_numbers_and_as_a_picture(
 
 
 def test_inspect_shows_the_manifest_and_the_verified_digests(tiny_bundle: Path) -> None:
-    """For people, and as JSON."""
-    assert "classifier.safetensors" in run("inspect", tiny_bundle).stdout
+    """As text, with whole digests in a pipe, and as JSON."""
     shown = json.loads(run("inspect", "--json", tiny_bundle).stdout)
     assert shown["name"] == "tiny"
     assert len(shown["digest"]) == 64
+    text = run("inspect", tiny_bundle).stdout
+    assert shown["digest"] in text
+    for name, digest in shown["files"].items():
+        assert name in text
+        assert digest in text
 
 
 def test_a_pickle_that_runs_code_is_not_converted(tmp_path: Path) -> None:
-    """Checkpoints are read with weights only: a hostile one is refused in a line."""
+    """Checkpoints are read with `weights_only=True`; one that would run code is rejected."""
     hostile = tmp_path / "hostile.ckpt"
     hostile.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "owned").encode() + b"'\ntR.")
     config = tmp_path / "config.json"
@@ -137,10 +144,53 @@ def test_a_pickle_that_runs_code_is_not_converted(tmp_path: Path) -> None:
 
 
 def test_help_and_inspect_never_load_torch(tiny_bundle: Path) -> None:
-    """PyTorch is imported only when a model is loaded."""
+    """PyTorch is imported only to load a model."""
     code = (
         "import sys; from detector.cli import main\n"
         f"main(['inspect', {str(tiny_bundle)!r}], standalone_mode=False)\n"
         "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+def test_inspect_shows_a_bundle_without_a_u_net(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A baseline has no U-Net, and its manifest says so."""
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "baseline"))
+    manifest = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(manifest | {"feature": "rgb", "unet": None}))
+    result = run("inspect", folder)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^unet +none$", result.stdout, re.MULTILINE)
+
+
+def test_a_missing_bundle_is_one_line(folder: Path) -> None:
+    """Standard error names the reason and the bundle; standard output stays empty for a pipe."""
+    result = run("check", "--bundle", "no-such-bundle", folder)
+    assert result.stderr == "Error: not_found: There is no bundle at no-such-bundle.\n"
+    assert result.stdout == ""
+
+
+def test_a_path_is_never_read_as_markup(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """The table shows the whole path, over several lines if need be, and the brackets in it."""
+    picture = Path(shutil.copy(folder / "a.png", tmp_path / "[red]a.png"))
+    lines = run("check", "--bundle", tiny_bundle, picture).stdout.splitlines()
+    assert "".join(line.split("│")[1].strip() for line in lines if line.startswith("│")) == str(picture)
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["inspect"]])
+def test_a_pipe_gets_no_colours(folder: Path, tiny_bundle: Path, arguments: list[str]) -> None:
+    """Escape sequences are written only to a terminal."""
+    more = ["--bundle", tiny_bundle, folder / "a.png"] if arguments == ["check"] else [tiny_bundle]
+    assert "\x1b" not in run(*arguments, *more).output
+
+
+@pytest.mark.parametrize("command", ["check", "dnf", "inspect", "convert"])
+def test_the_help_of_each_command_has_an_example(command: str) -> None:
+    """The example begins with the program's name."""
+    text = run(command, "--help").stdout
+    assert f"dnf-detector {command} " in text[text.index("Example") :]
+
+
+def test_the_version_is_printed() -> None:
+    """`--version` prints the version of the installed package."""
+    assert run("--version").stdout.split()[-1] == version("dnf-moderation")
