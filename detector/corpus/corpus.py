@@ -1,4 +1,4 @@
-"""A labelled corpus on disk: a manifest.csv or one of the folder layouts, split so that nothing leaks."""
+"""A labelled corpus on disk, read from a manifest.csv or a folder layout and split without leaks."""
 
 import csv
 import os
@@ -23,6 +23,7 @@ __all__ = [
     "grouped_split",
     "read_corpus",
     "readable",
+    "split_names",
     "training_split",
 ]
 
@@ -31,23 +32,23 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 MANIFEST_FILE = "manifest.csv"
 _REQUIRED = ("path", "label", "family")
-# A corpus without splits is taken as training data, and never as somebody's test set.
-_WITHOUT_SPLITS = (None, "train")
+# A corpus without splits counts as training data, never as a test set.
+_SPLITS_OF_UNDIVIDED = (None, "train")
 
-log = structlog.get_logger()
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: `group` is shared by pictures that must fall on the same side of a validation split.
-
-    `pair` is shared by a generated picture and the photograph that it was made from, empty without one.
-    """
+    """One labelled picture."""
 
     path: Path
     generated: bool
+    #: The generator, or the source of photographs.
     family: str
+    #: Pictures of one group stay on the same side of a validation split.
     group: str
+    #: Shared by a generated picture and the photograph that it was made from; empty without a counterpart.
     pair: str = ""
 
 
@@ -61,26 +62,17 @@ class SkippedPicture:
 
 
 def read_corpus(folder: Path, split: str | None = None, layout: Layout = "auto") -> list[Sample]:
-    """List a corpus's pictures, sorted by path, those of `split` where the corpus has splits.
+    """Return the pictures of a corpus, or of one `split` of it, sorted by path.
 
-    With `layout` "auto" a manifest.csv is read if there is one, else the folders say which layout they
-    follow. A corpus without splits is read whole, for None and "train" only. Raises
-    `CorpusRejectedError` when the layout is unknown or ambiguous, a row of the manifest is wrong, the split
-    is not there, or a family has pictures of both classes.
+    With `layout` "auto" a manifest.csv is read where there is one; otherwise the layout is recognised from
+    the folders. A corpus without splits is read whole, for the splits None and "train" only. Raises
+    `CorpusRejectedError` when the layout is unknown or ambiguous, a row of the manifest is invalid, the split
+    is missing, or a family has pictures of both classes.
     """
-    if layout not in LAYOUTS:
-        raise CorpusRejectedError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
-    manifest = folder / MANIFEST_FILE
-    if layout == "manifest" or (layout == "auto" and manifest.exists()):
-        listed = list(_manifest_rows(manifest, split))
-    else:
-        listed = [
-            (Sample(p.path, p.generated, p.family, p.group or str(p.path)), p.split)
-            for p in read_layout(folder, None if layout == "auto" else layout)
-        ]
+    listed = _read(folder, split, layout)
     samples = sorted(_of_split(listed, split, folder), key=lambda sample: sample.path)
-    of_reals = {sample.family for sample in samples if not sample.generated}
-    both = of_reals.intersection(sample.family for sample in samples if sample.generated)
+    real_families = {sample.family for sample in samples if not sample.generated}
+    both = real_families.intersection(sample.family for sample in samples if sample.generated)
     if both:
         raise CorpusRejectedError(
             f"the family {min(both)} in {folder} has real and generated pictures: a family is one generator "
@@ -89,11 +81,19 @@ def read_corpus(folder: Path, split: str | None = None, layout: Layout = "auto")
     return samples
 
 
-def readable(samples: Iterable[Sample]) -> tuple[list[Sample], list[SkippedPicture]]:
-    """Decode every picture once; return the samples that a training can use, and the others with reasons.
+def split_names(folder: Path) -> list[str]:
+    """Return the names of a corpus's splits, sorted; none where it is undivided.
 
-    Each skipped picture is also a warning event `picture_skipped`. Raises
-    `CorpusRejectedError` when none is left.
+    Raises `CorpusRejectedError` as `read_corpus` does.
+    """
+    return sorted({split for _, split in _read(folder, None, "auto") if split})
+
+
+def readable(samples: Iterable[Sample]) -> tuple[list[Sample], list[SkippedPicture]]:
+    """Decode every picture once; return the samples that can be decoded, and the others with reasons.
+
+    Each skipped picture is also logged as the warning event `picture_skipped`. Raises `CorpusRejectedError`
+    when no picture can be decoded.
     """
     kept: list[Sample] = []
     skipped: list[SkippedPicture] = []
@@ -116,16 +116,16 @@ def readable(samples: Iterable[Sample]) -> tuple[list[Sample], list[SkippedPictu
 
 
 def grouped_split(samples: list[Sample], *, every: int = 12) -> tuple[list[Sample], list[Sample]]:
-    """Split into training and validation: within each family every `every`-th group is held out.
+    """Split into training and validation samples: of each family every `every`-th group is held out.
 
-    Pictures of a pair share a group and stay together.
+    Both pictures of a pair have the same group, so they stay together.
     """
     held_out: set[str] = set()
     for family in sorted({sample.family for sample in samples}):
         groups = sorted({sample.group for sample in samples if sample.family == family} - held_out)
-        paired = {sample.group for sample in samples if sample.family != family}
-        held_out.update([group for group in groups if group not in paired][every // 2 :: every])
-        held_out.update([group for group in groups if group in paired and _bucket(group, every) == 0])
+        shared = {sample.group for sample in samples if sample.family != family}
+        held_out.update([group for group in groups if group not in shared][every // 2 :: every])
+        held_out.update([group for group in groups if group in shared and _bucket(group, every) == 0])
     return (
         [sample for sample in samples if sample.group not in held_out],
         [sample for sample in samples if sample.group in held_out],
@@ -134,9 +134,10 @@ def grouped_split(samples: list[Sample], *, every: int = 12) -> tuple[list[Sampl
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """What to train on, and what to choose a checkpoint by and to calibrate on; no group is on both sides.
+    """Samples for training and for validation; no group is on both sides.
 
-    `validation` has held-out pictures of the families of training, and the families that were held out whole.
+    Validation samples choose the checkpoint and calibrate the score. They are held-out groups of the training
+    families and all pictures of the held-out families.
     """
 
     training: list[Sample]
@@ -144,9 +145,9 @@ class TrainingSplit:
 
 
 def training_split(samples: list[Sample], held_out_families: Collection[str] = ()) -> TrainingSplit:
-    """Split as `grouped_split` does, with whole families held out, and what shares a group with them.
+    """Split as `grouped_split` does, but hold out whole families, and exclude what shares a group with them.
 
-    Raises `CorpusRejectedError` when there is no such family.
+    Raises `CorpusRejectedError` when the corpus has no such family.
     """
     if unknown := set(held_out_families) - {sample.family for sample in samples}:
         raise CorpusRejectedError(f"there is no family {min(unknown)} to hold out")
@@ -160,9 +161,22 @@ def _bucket(group: str, buckets: int) -> int:
     return sum(group.encode()) % buckets
 
 
+def _read(folder: Path, split: str | None, layout: Layout) -> list[tuple[Sample, str | None]]:
+    """Return all samples with the names of their splits; only files of the chosen split must exist."""
+    if layout not in LAYOUTS:
+        raise CorpusRejectedError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+    manifest = folder / MANIFEST_FILE
+    if layout == "manifest" or (layout == "auto" and manifest.exists()):
+        return list(_manifest_rows(manifest, split))
+    return [
+        (Sample(p.path, p.generated, p.family, p.group or str(p.path)), p.split)
+        for p in read_layout(folder, None if layout == "auto" else layout)
+    ]
+
+
 def _of_split(listed: list[tuple[Sample, str | None]], split: str | None, folder: Path) -> list[Sample]:
     splits = sorted({own for _, own in listed if own})
-    if not splits and split not in _WITHOUT_SPLITS:
+    if not splits and split not in _SPLITS_OF_UNDIVIDED:
         raise CorpusRejectedError(f"{folder} has no splits, so {split!r} cannot be chosen")
     samples = [sample for sample, own in listed if split is None or not splits or own == split]
     if not samples:
@@ -173,7 +187,7 @@ def _of_split(listed: list[tuple[Sample, str | None]], split: str | None, folder
 
 
 def _manifest_rows(manifest: Path, split: str | None) -> Iterator[tuple[Sample, str | None]]:
-    """Yield the rows as samples with their split; files are looked for in the chosen split alone."""
+    """Yield the rows as samples with the names of their splits; only files of the chosen split must exist."""
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -184,35 +198,35 @@ def _manifest_rows(manifest: Path, split: str | None) -> Iterator[tuple[Sample, 
     except OSError as error:
         raise CorpusRejectedError(f"{manifest} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise CorpusRejectedError(f"{manifest} is no CSV file in UTF-8: {error}") from error
+        raise CorpusRejectedError(f"{manifest} is not a CSV file in UTF-8: {error}") from error
     if not rows:
-        raise CorpusRejectedError(f"{manifest} has no rows below the names of its columns")
+        raise CorpusRejectedError(f"{manifest} has no rows below its header")
     has_splits = any(row.get("split") for row in rows)
     seen: dict[Path, int] = {}
     samples: list[Sample] = []
-    # Row 1 holds the names of the columns, as a spreadsheet counts.
+    # Rows are numbered as in a spreadsheet: row 1 is the header.
     for number, row in enumerate(rows, start=2):
-        sample = _row(row, manifest, number)
+        sample = _parse_row(row, manifest, number)
         first = seen.setdefault(sample.path, number)
         if first != number:
             raise CorpusRejectedError(
-                f"{manifest}, row {number}: {row['path']} stands in row {first} already"
+                f"{manifest}, row {number}: {row['path']} is already listed in row {first}"
             )
         chosen = split is None or not has_splits or row.get("split") == split
         if chosen and not sample.path.is_file():
             raise CorpusRejectedError(f"{manifest}, row {number}: there is no file {row['path']}")
         samples.append(sample)
-    yield from zip(_joined(samples), [row.get("split") for row in rows], strict=True)
+    yield from zip(_with_linked_groups(samples), [row.get("split") for row in rows], strict=True)
 
 
-def _row(row: dict[str, str | None], manifest: Path, number: int) -> Sample:
-    place = f"{manifest}, row {number}"
+def _parse_row(row: dict[str, str | None], manifest: Path, number: int) -> Sample:
+    where = f"{manifest}, row {number}"
     path, label = row["path"] or "", row["label"]
     if label not in {"real", "generated"}:
-        raise CorpusRejectedError(f"{place}: the label {label!r} is neither real nor generated")
+        raise CorpusRejectedError(f"{where}: the label {label!r} is neither real nor generated")
     inside = Path(os.path.normpath(path))
     if not path or inside.is_absolute() or inside.parts[:1] == ("..",):
-        raise CorpusRejectedError(f"{place}: the path {path!r} is not inside {manifest.parent}")
+        raise CorpusRejectedError(f"{where}: the path {path!r} is not inside {manifest.parent}")
     pair = row.get("pair") or ""
     return Sample(
         path=manifest.parent / inside,
@@ -223,13 +237,13 @@ def _row(row: dict[str, str | None], manifest: Path, number: int) -> Sample:
     )
 
 
-def _joined(samples: list[Sample]) -> list[Sample]:
-    """Give pictures that are linked by a group or by a pair, directly or not, one group."""
+def _with_linked_groups(samples: list[Sample]) -> list[Sample]:
+    """Give one group to all pictures that a group or a pair links, directly or through others."""
     leader: dict[str, str] = {}
 
     def find(name: str) -> str:
-        while (above := leader.get(name, name)) != name:
-            name = above
+        while (parent := leader.get(name, name)) != name:
+            name = parent
         return name
 
     for sample in samples:

@@ -1,4 +1,4 @@
-"""Folder layouts: this project's own, CNNDetection, GenImage and DiffusionForensics, and what fits none."""
+"""Folder layouts: this project's own, CNNDetection, GenImage, DiffusionForensics, and folders that fit none."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ Touch = Callable[..., Path]
 
 @pytest.fixture
 def touch(tmp_path: Path) -> Touch:
-    """Provide a function that makes empty files below a folder `collection` and returns it."""
+    """Return a function that creates empty files below a folder `collection` and returns that folder."""
 
     def make(*paths: str) -> Path:
         for path in paths:
@@ -33,8 +33,8 @@ def _read(folder: Path, split: str | None = None, layout: Layout = "auto") -> di
     }
 
 
-def test_our_folders_may_stand_in_splits(touch: Touch) -> None:
-    """A split's folder holds both classes; without a split's name everything is read."""
+def test_our_layout_may_have_splits(touch: Touch) -> None:
+    """A split's folder holds both classes; all splits are read when none is named."""
     folder = touch("train/real/a.jpg", "train/generated/sd/x/b.webp", "val/real/lake/c.PNG", "val/notes.txt")
     assert _read(folder, "train") == {
         "train/generated/sd/x/b.webp": "generated sd",
@@ -45,7 +45,7 @@ def test_our_folders_may_stand_in_splits(touch: Touch) -> None:
 
 
 def test_cnndetection_is_read_as_published(touch: Touch) -> None:
-    """Its training set is ProGAN's by category; some of its test sets have categories, others have none."""
+    """Its training set is ProGAN sorted by category; some of its test sets have categories, others have none."""
     folder = touch(
         "train/airplane/0_real/1.png",
         "train/train/1_fake/2.png",
@@ -69,7 +69,7 @@ def test_cnndetection_is_read_as_published(touch: Touch) -> None:
 
 
 def test_one_test_set_or_training_set_of_cnndetection_is_read(touch: Touch) -> None:
-    """The family is the folder's own name where none stands in the path, ProGAN below a split's folder."""
+    """Without a generator in the path the family is the folder's own name, or ProGAN in a split's folder."""
     folder = touch("cyclegan/train/0_real/1.png", "cyclegan/horse/1_fake/2.png", "train/cat/1_fake/3.png")
     assert set(_read(folder / "cyclegan").values()) == {"real cyclegan-real", "generated cyclegan"}
     assert _read(folder / "cyclegan" / "horse") == {"1_fake/2.png": "generated horse"}
@@ -77,7 +77,7 @@ def test_one_test_set_or_training_set_of_cnndetection_is_read(touch: Touch) -> N
 
 
 def test_genimage_is_read_as_released(touch: Touch) -> None:
-    """The generator's folder, the release's, or both name the family; its splits are train and val."""
+    """The family comes from the generator's folder, the release's, or both; its splits are train and val."""
     folder = touch(
         "stable_diffusion_v_1_4/imagenet_ai_0419_sdv4/train/ai/1.png",
         "stable_diffusion_v_1_4/imagenet_ai_0419_sdv4/train/nature/n01440764_36.JPEG",
@@ -98,8 +98,8 @@ def test_genimage_is_read_as_released(touch: Touch) -> None:
         "generated stable_diffusion_v_1_5",
         "real nature",
     ]
-    reals = [sample for sample in read_corpus(folder, "train") if not sample.generated]
-    assert reals[0].group == reals[1].group, "one photograph beside two generators is one group"
+    photographs = [sample for sample in read_corpus(folder, "train") if not sample.generated]
+    assert photographs[0].group == photographs[1].group, "copies of one photograph form one group"
     with pytest.raises(CorpusRejectedError, match="no pictures of split 'test'; its splits: train, val"):
         read_corpus(folder, "test")
 
@@ -111,7 +111,7 @@ def test_one_release_of_genimage_is_read(touch: Touch) -> None:
 
 
 def test_diffusionforensics_is_read_as_published(touch: Touch) -> None:
-    """Reals are named by data set, generated ones by generator; reconstructions and errors are left out."""
+    """Photographs are named by data set, generated pictures by generator; reconstructions are ignored."""
     folder = touch(
         "images/train/lsun_bedroom/real/1.jpg",
         "images/train/lsun_bedroom/adm/2.png",
@@ -128,8 +128,8 @@ def test_diffusionforensics_is_read_as_published(touch: Touch) -> None:
     assert len(_read(folder)) == 4
 
 
-def test_a_folder_of_no_layout_is_refused_with_what_was_looked_for(touch: Touch) -> None:
-    """The message names each layout and a picture that it has no place for."""
+def test_a_folder_of_no_layout_is_rejected_with_the_layouts_that_were_tried(touch: Touch) -> None:
+    """The message names each layout and a picture that does not fit it."""
     with pytest.raises(CorpusRejectedError) as caught:
         read_corpus(touch("cats/real/1.jpg", "cats/fake/2.jpg"))
     for part in ("manifest.csv", "generated/[FAMILY/]", "{0_real,1_fake}", "{nature,ai}", "cats/fake/2.jpg"):
@@ -147,14 +147,14 @@ def test_a_folder_of_no_layout_is_refused_with_what_was_looked_for(touch: Touch)
         ["lsun/real/1.png", "lsun/generated/2.png"],
     ],
 )
-def test_a_picture_without_a_place_is_not_guessed_at(touch: Touch, paths: list[str]) -> None:
-    """One picture that does not fit is enough to refuse the corpus."""
+def test_one_picture_that_fits_no_layout_rejects_the_corpus(touch: Touch, paths: list[str]) -> None:
+    """Its label is not guessed."""
     with pytest.raises(CorpusRejectedError, match="no place for"):
         read_corpus(touch(*paths))
 
 
-def test_an_ambiguous_folder_is_refused_until_its_layout_is_named(touch: Touch) -> None:
-    """A folder copied into itself reads as two layouts, which call the picture different things."""
+def test_an_ambiguous_folder_is_rejected_unless_its_layout_is_named(touch: Touch) -> None:
+    """A folder copied into itself fits two layouts, which label the picture differently."""
     folder = touch("stylegan/cat/1_fake/stylegan/real/1.png")
     with pytest.raises(CorpusRejectedError, match="read as cnndetection and as diffusionforensics"):
         read_corpus(folder)
@@ -163,13 +163,13 @@ def test_an_ambiguous_folder_is_refused_until_its_layout_is_named(touch: Touch) 
 
 
 def test_pictures_in_a_split_are_not_mixed_with_others(touch: Touch) -> None:
-    """Half of a corpus in train/ and half beside it is nobody's intention."""
+    """A corpus that is half in train/ and half beside it is rejected as a mistake."""
     with pytest.raises(CorpusRejectedError, match="belong to a split"):
         read_corpus(touch("train/real/1.jpg", "generated/sd/2.jpg"))
 
 
-def test_a_named_layout_is_held_to(touch: Touch) -> None:
-    """A manifest is passed over for the folders that were asked for, and another layout is refused."""
+def test_a_named_layout_is_not_replaced_by_another(touch: Touch) -> None:
+    """A manifest is ignored when folders are asked for, and a layout that does not fit is rejected."""
     folder = touch("real/1.jpg", "generated/sd/2.jpg")
     (folder / "manifest.csv").write_text("path,label,family\nreal/1.jpg,real,camera\n")
     assert len(read_corpus(folder)) == 1
@@ -182,8 +182,8 @@ def test_a_named_layout_is_held_to(touch: Touch) -> None:
         read_corpus(folder, layout="imagenet")  # type: ignore[arg-type]
 
 
-def test_links_are_followed_once_and_hidden_files_left_out(touch: Touch) -> None:
-    """A linked folder counts, a loop of links ends, and what an archiver left behind does not count."""
+def test_links_are_followed_once_and_hidden_files_are_ignored(touch: Touch) -> None:
+    """A linked folder is read, a loop of links ends, and an archiver's leftovers are ignored."""
     folder = touch("real/1.jpg", "generated/sd/2.jpg", "real/._1.jpg", "__MACOSX/real/1.jpg", ".cache/3.jpg")
     (folder.parent / "elsewhere").mkdir()
     (folder.parent / "elsewhere" / "4.jpg").touch()
