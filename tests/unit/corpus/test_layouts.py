@@ -1,4 +1,4 @@
-"""Folder layouts: this project's own, CNNDetection, GenImage, DiffusionForensics, and folders that fit none."""
+"""Folder layouts: this project's own, CNNDetection, GenImage, DiffusionForensics, and none of them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_our_layout_may_have_splits(touch: Touch) -> None:
 
 
 def test_cnndetection_is_read_as_published(touch: Touch) -> None:
-    """Its training set is ProGAN sorted by category; some of its test sets have categories, others have none."""
+    """Its training set is ProGAN sorted by category; so are some of its test sets."""
     folder = touch(
         "train/airplane/0_real/1.png",
         "train/train/1_fake/2.png",
