@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from detector.bundle.files import Bundle
     from detector.corpus.corpus import Sample
     from detector.detector import Detector, Dtype
+    from detector.evaluation.conditions import Extent
     from detector.evaluation.evaluation import SplitEvaluation
-    from detector.evaluation.robustness import Extent
     from detector.training.baselines import Baseline
 
 _WIDTH_OF_A_PIPE = 160
@@ -94,9 +94,8 @@ def evaluate(
 
     from detector.corpus.corpus import CorpusRejectedError
     from detector.evaluation.evaluation import Plan, evaluate_split
-    from detector.evaluation.report import JSON_FILE, Evaluation, write_report
+    from detector.evaluation.report import JSON_FILE, Evaluation, split_tables, write_report
     from detector.evaluation.scoring import ScoringError
-    from detector.evaluation.tables import split_tables
 
     plan = Plan(robustness or ("quick" if out else "none"), stability, condition_limit)
     rivals_given = _given_bundles(given)
@@ -118,7 +117,7 @@ def evaluate(
             task = progress.add_task(split, total=plan.scores(chosen, len(rivals)))
             advance = partial(progress.advance, task)
             try:
-                result = evaluate_split(split, detector, chosen, plan, rivals=rivals, progress=advance)
+                result = evaluate_split(split, detector, chosen, plan, baselines=rivals, progress=advance)
             except (CorpusRejectedError, ScoringError) as error:
                 raise click.UsageError(str(error)) from error
             evaluation.splits.append(result)

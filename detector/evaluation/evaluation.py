@@ -1,4 +1,4 @@
-"""Measure a detector on one labelled split: families, format controls, robustness, rivals, stability."""
+"""Measure a detector on one labelled split: families, format controls, robustness, baselines, stability."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from detector.bundle.calibration import Thresholds
 from detector.corpus.corpus import Sample, SkippedPicture, readable
 from detector.detector import Detector
-from detector.evaluation.controls import AS_IS, CONTROLS
+from detector.evaluation.conditions import CONTROLS, DEGRADATIONS, Extent, Rewrite
 from detector.evaluation.figures import (
     FamilyFigures,
     Figures,
@@ -19,9 +19,8 @@ from detector.evaluation.figures import (
     policy_shares,
     ranking_of,
 )
-from detector.evaluation.robustness import DEGRADATIONS, Extent
-from detector.evaluation.scoring import Rewrite, Scored, ScoringError, limited, score_samples
-from detector.evaluation.stability import REENCODINGS, settled
+from detector.evaluation.scoring import Scored, ScoringError, limited, score_samples
+from detector.evaluation.stability import REENCODINGS, combined_verdict
 from detector.metrics import Interval, intervals, share
 from detector.policy import VerdictName, decide
 
@@ -32,38 +31,35 @@ _WARM_UP = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured beside the families and the format controls.
+    """What is measured besides the families and the format controls."""
 
-    Controls, curves and the stability check score at most `condition_limit` pictures, families in
-    proportion; all of them when it is None.
-    """
-
+    #: How many strengths of each degradation.
     robustness: Extent = "none"
+    #: Whether to measure the stability check.
     stability: bool = False
+    #: Controls, degradations and the stability check score at most this many pictures; None for all.
     condition_limit: int | None = None
 
-    def altered(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Choose the pictures that are scored once more in every condition."""
+    def condition_samples(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Choose the pictures that are scored again under every condition, stratified by family."""
         return limited(samples, self.condition_limit) if self.condition_limit else list(samples)
 
-    def scores(self, samples: Sequence[Sample], rivals: int) -> int:
-        """Return how many scores the plan takes, with so many rivals beside the bundle."""
+    def scores(self, samples: Sequence[Sample], baselines: int) -> int:
+        """Return the total number of scores, given the number of baselines."""
         curves = sum(len(each.strengths(self.robustness)) for each in DEGRADATIONS)
-        conditions = (1 + rivals) * len(CONTROLS) + curves + len(REENCODINGS) * self.stability
-        return (1 + rivals) * len(samples) + conditions * len(self.altered(samples))
+        conditions = (1 + baselines) * len(CONTROLS) + curves + len(REENCODINGS) * self.stability
+        return (1 + baselines) * len(samples) + conditions * len(self.condition_samples(samples))
 
 
 @dataclass(frozen=True)
 class ControlResult:
-    """One format control: its `auroc`, and the `shift` against the files as they are, picture by picture.
-
-    `rescaled` says that it changes more than the encoding.
-    """
+    """The figures under one format control; see `Control` for the first three fields."""
 
     name: str
     meaning: str
     rescaled: bool
     auroc: Interval
+    #: Change of the AUROC against the unchanged files, paired picture by picture.
     shift: Interval
 
 
@@ -78,7 +74,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """The figures over one kind of degradation, mildest first."""
+    """The figures over the strengths of one degradation, mildest first."""
 
     name: str
     title: str
@@ -87,52 +83,47 @@ class Curve:
 
 @dataclass(frozen=True)
 class PolicyShares:
-    """What a policy does, each in 0..1: of the reals, of the generated, and of all pictures (`reviewed`)."""
+    """Outcomes of a policy, as shares in 0..1; see `Figures` for the first four."""
 
-    real_accused: Interval
+    false_positive_rate: Interval
     real_reviewed: Interval
-    generated_found: Interval
+    detection_rate: Interval
     generated_reviewed: Interval
+    #: Of all pictures.
     reviewed: Interval
 
 
 @dataclass(frozen=True)
 class StabilityResult:
-    """What the stability check changes: the shares without and with it.
-
-    `overturned` is the share of verdicts that it turned into review, `time_ratio` the scoring time with it,
-    over that without it, in this run.
-    """
+    """What the stability check changes."""
 
     reencodings: tuple[str, ...]
+    #: Outcomes without the check, and with it.
     without: PolicyShares
     checked: PolicyShares
+    #: Share of verdicts that the check turned into review, 0..1.
     overturned: float
+    #: Scoring time with the check over that without it, in this run.
     time_ratio: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A detector in the comparison; `margin` is by how much this bundle's AUROC is higher, None for itself.
-
-    `largest_shift` is that of the AUROC by a format control, without its sign.
-    """
+    """One detector in the comparison with the baselines."""
 
     name: str
     digest: str
     auroc: Interval
     tpr_at_fpr_5: Interval
+    #: Largest absolute shift of the AUROC under a format control.
     largest_shift: float
+    #: How much higher the AUROC of the evaluated bundle is; None for that bundle itself.
     margin: Interval | None
 
 
 @dataclass(frozen=True)
 class SplitEvaluation:
-    """Everything measured on one split; `scored` and `rivals_scored` are of the files as they are.
-
-    The controls, the curves and the stability check are measured on `altered_pictures` of the pictures, whose
-    AUROC before any change is `as_is_auroc`.
-    """
+    """Everything measured on one split."""
 
     split: str
     overall: Figures
@@ -141,22 +132,24 @@ class SplitEvaluation:
     curves: list[Curve]
     stability: StabilityResult | None
     comparison: list[Comparison]
+    #: The scores of the unchanged files, by this bundle and by the baselines.
     scored: list[Scored]
-    rivals_scored: dict[str, list[Scored]]
+    baselines_scored: dict[str, list[Scored]]
     unreadable: list[SkippedPicture]
-    altered_pictures: int
+    #: Number of pictures behind controls, curves and stability, and their AUROC when unchanged.
+    condition_pictures: int
     as_is_auroc: Interval
 
     @property
     def largest_shift(self) -> ControlResult:
-        """The format control that moves the AUROC most, in either direction."""
+        """The format control that shifts the AUROC most, in either direction."""
         return max(self.controls, key=lambda control: abs(control.shift.value))
 
     @property
     def largest_shift_by_encoding(self) -> ControlResult:
-        """The same among the controls that change the encoding and nothing else."""
-        kept = [control for control in self.controls if not control.rescaled]
-        return max(kept, key=lambda control: abs(control.shift.value))
+        """The same among the controls that change only the encoding."""
+        by_encoding = [control for control in self.controls if not control.rescaled]
+        return max(by_encoding, key=lambda control: abs(control.shift.value))
 
 
 def evaluate_split(
@@ -165,67 +158,61 @@ def evaluate_split(
     samples: Sequence[Sample],
     plan: Plan,
     *,
-    rivals: Mapping[str, Detector] | None = None,
+    baselines: Mapping[str, Detector] | None = None,
     progress: Progress = lambda _: None,
 ) -> SplitEvaluation:
-    """Measure a detector, and its `rivals` by name, on the samples of one split.
+    """Measure a detector, and the `baselines` by name, on the samples of one split.
 
-    Files that cannot be decoded are left out. `progress` is told how many scores were done. Raises
+    Files that cannot be decoded are skipped. `progress` is called with numbers of finished scores. Raises
     `ScoringError`, and `CorpusRejectedError` when no file can be decoded.
     """
-    rivals = rivals or {}
+    baselines = baselines or {}
     thresholds = detector.bundle.manifest.thresholds
     chosen, unreadable = readable(samples)
     if {sample.generated for sample in chosen} != {True, False}:
         raise ScoringError(f"{split}: figures need readable pictures of both classes")
-    progress(plan.scores(samples, len(rivals)) - plan.scores(chosen, len(rivals)))
-    altered = plan.altered(chosen)
-    paths = {sample.path for sample in altered}
+    progress(plan.scores(samples, len(baselines)) - plan.scores(chosen, len(baselines)))
+    repeated = plan.condition_samples(chosen)
+    paths = {sample.path for sample in repeated}
 
-    def score(who: Detector, rewrite: Rewrite) -> list[Scored]:
-        return score_samples(who, altered, rewrite, progress=progress)
+    def score(detector: Detector, rewrite: Rewrite) -> list[Scored]:
+        return score_samples(detector, repeated, rewrite, progress=progress)
 
-    def as_is(scored: list[Scored]) -> list[Scored]:
-        return [one for one, sample in zip(scored, chosen, strict=True) if sample.path in paths]
+    def unchanged(scored: list[Scored]) -> list[Scored]:
+        return [item for item in scored if item.path in paths]
 
     detector.warm_up(_WARM_UP)
     began = time.perf_counter()
-    scored = score_samples(detector, chosen, AS_IS.rewrite, progress=progress)
-    seconds = (time.perf_counter() - began) * len(altered) / len(chosen)
-    controls = _controls(detector, as_is(scored), score)
-    rivals_scored = {
-        name: score_samples(rival, chosen, AS_IS.rewrite, progress=progress) for name, rival in rivals.items()
-    }
-    rivals_controls = {name: _controls(rivals[name], as_is(rivals_scored[name]), score) for name in rivals}
+    scored = score_samples(detector, chosen, progress=progress)
+    seconds = (time.perf_counter() - began) * len(repeated) / len(chosen)
+    controls = _controls(detector, unchanged(scored), score)
+    comparison = [_compared("this bundle", detector, scored, controls, against=None)] if baselines else []
+    baselines_scored: dict[str, list[Scored]] = {}
+    for name, baseline in baselines.items():
+        own = baselines_scored[name] = score_samples(baseline, chosen, progress=progress)
+        own_controls = _controls(baseline, unchanged(own), score)
+        comparison.append(_compared(name, baseline, own, own_controls, against=scored))
     return SplitEvaluation(
         split=split,
         overall=figures(scored, thresholds),
         families=family_figures(scored, thresholds),
         controls=controls,
-        curves=_curves(detector, as_is(scored), plan.robustness, score),
-        stability=_stability(detector, as_is(scored), seconds, score) if plan.stability else None,
-        comparison=[
-            _compared("this bundle", detector, scored, controls, against=None),
-            *(
-                _compared(name, rivals[name], rivals_scored[name], rivals_controls[name], against=scored)
-                for name in rivals
-            ),
-        ]
-        if rivals
-        else [],
+        curves=_curves(detector, unchanged(scored), plan.robustness, score),
+        stability=_stability(detector, unchanged(scored), seconds, score) if plan.stability else None,
+        comparison=comparison,
         scored=scored,
-        rivals_scored=rivals_scored,
+        baselines_scored=baselines_scored,
         unreadable=unreadable,
-        altered_pictures=len(altered),
-        as_is_auroc=_ranked(as_is(scored))["auroc"],
+        condition_pictures=len(repeated),
+        as_is_auroc=_ranked(unchanged(scored))["auroc"],
     )
 
 
 _Score = Callable[[Detector, Rewrite], list[Scored]]
 
 
-def _controls(detector: Detector, as_is: list[Scored], score: _Score) -> list[ControlResult]:
-    before = ranking_of(as_is)
+def _controls(detector: Detector, unchanged: list[Scored], score: _Score) -> list[ControlResult]:
+    before = ranking_of(unchanged)
     results: list[ControlResult] = []
     for control in CONTROLS:
         after = ranking_of(score(detector, control.rewrite))
@@ -234,26 +221,23 @@ def _controls(detector: Detector, as_is: list[Scored], score: _Score) -> list[Co
                 "auroc": after.auroc,
                 "shift": lambda counts, after=after: after.auroc(counts) - before.auroc(counts),  # type: ignore[misc]
             },
-            labels_of(as_is),
+            labels_of(unchanged),
         )
         results.append(ControlResult(control.name, control.meaning, control.rescaled, **measured))
     return results
 
 
-def _curves(detector: Detector, as_is: list[Scored], extent: Extent, score: _Score) -> list[Curve]:
+def _curves(detector: Detector, unchanged: list[Scored], extent: Extent, score: _Score) -> list[Curve]:
     curves: list[Curve] = []
     for degradation in DEGRADATIONS if extent != "none" else ():
-        points = [] if degradation.untouched is None else [_point(degradation.untouched, as_is)]
-        points += [
-            _point(strength, score(detector, degradation.at(strength)))
-            for strength in degradation.strengths(extent)
-        ]
+        points = []
+        if degradation.identity is not None:
+            points.append(CurvePoint(degradation.identity, **_ranked(unchanged)))
+        for strength in degradation.strengths(extent):
+            degraded = score(detector, degradation.at(strength))
+            points.append(CurvePoint(strength, **_ranked(degraded)))
         curves.append(Curve(degradation.name, degradation.title, tuple(points)))
     return curves
-
-
-def _point(strength: float, scored: list[Scored]) -> CurvePoint:
-    return CurvePoint(strength, **_ranked(scored))
 
 
 def _ranked(scored: list[Scored]) -> dict[str, Interval]:
@@ -264,20 +248,20 @@ def _ranked(scored: list[Scored]) -> dict[str, Interval]:
     )
 
 
-def _stability(detector: Detector, as_is: list[Scored], seconds: float, score: _Score) -> StabilityResult:
+def _stability(detector: Detector, unchanged: list[Scored], seconds: float, score: _Score) -> StabilityResult:
     thresholds = detector.bundle.manifest.thresholds
     began = time.perf_counter()
     reencoded = [score(detector, lambda pixels, _, each=each: each.apply(pixels)) for each in REENCODINGS]  # type: ignore[misc]
-    more_seconds = time.perf_counter() - began
-    first = _verdicts(as_is, thresholds)
+    added_seconds = time.perf_counter() - began
+    first = _verdicts(unchanged, thresholds)
     others = zip(*(_verdicts(scored, thresholds) for scored in reencoded), strict=True)
-    checked = [settled(own, other) for own, other in zip(first, others, strict=True)]
+    checked = [combined_verdict(verdict, other) for verdict, other in zip(first, others, strict=True)]
     return StabilityResult(
         reencodings=tuple(each.name for each in REENCODINGS),
-        without=_shares(as_is, first),
-        checked=_shares(as_is, checked),
-        overturned=float(np.mean([own != held for own, held in zip(first, checked, strict=True)])),
-        time_ratio=(seconds + more_seconds) / seconds,
+        without=_shares(unchanged, first),
+        checked=_shares(unchanged, checked),
+        overturned=float(np.mean([before != after for before, after in zip(first, checked, strict=True)])),
+        time_ratio=(seconds + added_seconds) / seconds,
     )
 
 
@@ -301,8 +285,8 @@ def _compared(
 ) -> Comparison:
     margin = None
     if against is not None:
-        own, rival = ranking_of(against), ranking_of(scored)
-        formula = {"margin": lambda counts: own.auroc(counts) - rival.auroc(counts)}
+        own, baseline = ranking_of(against), ranking_of(scored)
+        formula = {"margin": lambda counts: own.auroc(counts) - baseline.auroc(counts)}
         margin = intervals(formula, labels_of(scored))["margin"]
     return Comparison(
         name=name,

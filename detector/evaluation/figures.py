@@ -1,4 +1,4 @@
-"""The figures of a labelled set of scored pictures: over all, and family by family."""
+"""Figures of a labelled set of scored pictures: overall and by family."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,39 +16,41 @@ _MIDDLE = 0.5
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures over a set of pictures, in 0..1, each with its interval; `real` and `generated` count them.
+    """Figures over a set of pictures, in 0..1, each with its 95 % interval.
 
-    Shares of one class have Wilson's interval, the others a bootstrap interval, each class resampled.
-    Accuracies take a probability of one half as the cut. `real_accused` is the share of photographs called
-    generated at the bundle's thresholds, `generated_found` that of generated pictures called so; the
-    `reviewed` ones are the shares sent to a person. `calibration_error` takes the set as it is,
-    `balanced_calibration_error` weighs both classes alike.
+    Shares of one class have Wilson's interval, the others a bootstrap interval, stratified by class.
     """
 
+    #: Numbers of pictures.
     real: int
     generated: int
     auroc: Interval
     average_precision: Interval
+    #: Accuracies are those at a probability of one half.
     balanced_accuracy: Interval
-    accuracy_on_reals: Interval
+    accuracy_on_real: Interval
     accuracy_on_generated: Interval
+    #: Detection rates at a false positive rate of at most 1 and 5 %, the threshold chosen on this set.
     tpr_at_fpr_1: Interval
     tpr_at_fpr_5: Interval
+    #: Expected calibration error on the set as it is, and with both classes at the same weight.
     calibration_error: Interval
     balanced_calibration_error: Interval
-    real_accused: Interval
+    #: At the bundle's thresholds: photographs flagged as generated, or sent to review.
+    false_positive_rate: Interval
     real_reviewed: Interval
-    generated_found: Interval
+    #: At the bundle's thresholds: generated pictures detected, or sent to review.
+    detection_rate: Interval
     generated_reviewed: Interval
 
     @property
     def reviewed(self) -> float:
-        """The share of all pictures that is sent to a person, 0..1."""
+        """The share of all pictures that goes to review, 0..1."""
         real, generated = self.real_reviewed.value, self.generated_reviewed.value
         return (real * self.real + generated * self.generated) / (self.real + self.generated)
 
     def rounded(self) -> dict[str, float]:
-        """Return the counts and values by name, to three places, with the AUROC's interval."""
+        """Return the counts and values by name, rounded to three decimals, with the AUROC's interval."""
         flat: dict[str, float] = {}
         for field in fields(self):
             figure = getattr(self, field.name)
@@ -58,7 +60,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class FamilyFigures:
-    """The figures of one family against the other class; `pictures` counts the family's own."""
+    """The figures of one family of `pictures` against all pictures of the other class."""
 
     family: str
     is_generated: bool
@@ -77,17 +79,17 @@ def ranking_of(scored: Sequence[Scored]) -> Ranking:
 
 
 def figures(scored: Sequence[Scored], thresholds: Thresholds) -> Figures:
-    """Compute the figures of scored pictures. Raises ValueError when a class is missing."""
+    """Return the figures of scored pictures. Raises ValueError when a class is missing."""
     labels = labels_of(scored)
     ranking = ranking_of(scored)
     probabilities = np.array([item.probability for item in scored])
-    right = (probabilities >= _MIDDLE) == (labels == 1)
+    correct = (probabilities >= _MIDDLE) == (labels == 1)
     real, generated = labels == 0, labels == 1
     measured = intervals(
         {
             "auroc": ranking.auroc,
             "average_precision": ranking.average_precision,
-            "balanced_accuracy": lambda counts: _balanced(right, labels, counts),
+            "balanced_accuracy": lambda counts: _balanced_accuracy(correct, labels, counts),
             "tpr_at_fpr_1": lambda counts: ranking.tpr_at_fpr(counts, 0.01),
             "tpr_at_fpr_5": lambda counts: ranking.tpr_at_fpr(counts, 0.05),
             "calibration_error": lambda counts: calibration_errors(probabilities, labels, counts),
@@ -100,17 +102,17 @@ def figures(scored: Sequence[Scored], thresholds: Thresholds) -> Figures:
     return Figures(
         real=int(real.sum()),
         generated=int(generated.sum()),
-        accuracy_on_reals=share(int(right[real].sum()), int(real.sum())),
-        accuracy_on_generated=share(int(right[generated].sum()), int(generated.sum())),
+        accuracy_on_real=share(int(correct[real].sum()), int(real.sum())),
+        accuracy_on_generated=share(int(correct[generated].sum()), int(generated.sum())),
         **measured,
         **policy_shares(labels, [decide(item.probability, thresholds) for item in scored]),
     )
 
 
 def family_figures(scored: Sequence[Scored], thresholds: Thresholds) -> list[FamilyFigures]:
-    """Return the figures by family, generated ones first, each group by name.
+    """Return the figures by family, generators first, then sources of photographs, each sorted by name.
 
-    A generated family is measured against all reals, a real source against all generated pictures.
+    A generator is measured against all photographs, a source of photographs against all generated pictures.
     """
     families = sorted({(item.generated, item.family) for item in scored}, key=lambda f: (not f[0], f[1]))
     return [
@@ -127,22 +129,22 @@ def family_figures(scored: Sequence[Scored], thresholds: Thresholds) -> list[Fam
 
 
 def policy_shares(labels: Labels, verdicts: Sequence[VerdictName]) -> dict[str, Interval]:
-    """Return the shares of verdicts (N,) by label (N,): reals accused, generated found, both reviewed."""
+    """Return the shares of verdicts (N,) within each class of `labels` (N,), by their names in `Figures`."""
     decided = np.array(verdicts)
 
     def of(label: int, verdict: VerdictName) -> Interval:
-        own = decided[labels == label]
-        return share(int((own == verdict).sum()), len(own))
+        verdicts_of_class = decided[labels == label]
+        return share(int((verdicts_of_class == verdict).sum()), len(verdicts_of_class))
 
     return {
-        "real_accused": of(0, "generated"),
+        "false_positive_rate": of(0, "generated"),
         "real_reviewed": of(0, "review"),
-        "generated_found": of(1, "generated"),
+        "detection_rate": of(1, "generated"),
         "generated_reviewed": of(1, "review"),
     }
 
 
-def _balanced(right: NDArray[np.bool_], labels: Labels, counts: Counts) -> Scores:
-    shares = [counts[:, labels == label] @ right[labels == label] for label in (0, 1)]
+def _balanced_accuracy(correct: NDArray[np.bool_], labels: Labels, counts: Counts) -> Scores:
+    shares = [counts[:, labels == label] @ correct[labels == label] for label in (0, 1)]
     sizes = [counts[:, labels == label].sum(axis=1) for label in (0, 1)]
     return np.asarray((shares[0] / sizes[0] + shares[1] / sizes[1]) / 2)

@@ -1,4 +1,4 @@
-"""The evaluation's plots, as PNG. matplotlib is an extra and is imported when a plot is drawn."""
+"""The evaluation's plots as PNG. matplotlib is an optional extra, imported when a plot is drawn."""
 
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _REAL, _GENERATED, _GREY = "#2b6cb0", "#c2410c", "#64748b"
-_RIVALS = ("#7c3aed", "#0d9488", "#a16207", "#475569")
+_BASELINES = ("#7c3aed", "#0d9488", "#a16207", "#475569")
 _DOTS_PER_INCH = 144
 
 
 def split_plots(result: SplitEvaluation, thresholds: Thresholds) -> dict[str, bytes]:
-    """Draw a split's plots: "roc", "reliability", "scores" and, if measured, "robustness", as PNG bytes.
+    """Return a split's plots as PNG bytes: "roc", "reliability", "scores" and, if measured, "robustness".
 
-    Raises ImportError where matplotlib is not installed.
+    Raises ImportError if matplotlib is not installed.
     """
     plots = {
         "roc": _roc_plot(result),
@@ -36,14 +36,14 @@ def split_plots(result: SplitEvaluation, thresholds: Thresholds) -> dict[str, by
 def _roc_plot(result: SplitEvaluation) -> bytes:
     figure, axes = _square()
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=":")
-    for (name, scored), colour in zip(result.rivals_scored.items(), _RIVALS, strict=False):
-        rival = next(row for row in result.comparison if row.name == name)
-        axes.plot(*_roc(scored), color=colour, linewidth=1.2, label=f"{name}, {rival.auroc.value:.3f}")
+    for (name, scored), colour in zip(result.baselines_scored.items(), _BASELINES, strict=False):
+        auroc = next(row.auroc.value for row in result.comparison if row.name == name)
+        axes.plot(*_roc(scored), color=colour, linewidth=1.2, label=f"{name}, {auroc:.3f}")
     own = f"this bundle, {result.overall.auroc.value:.3f}"
     axes.plot(*_roc(result.scored), color=_GENERATED, linewidth=1.8, label=own)
     axes.axvline(0.05, color=_GREY, linewidth=0.6, linestyle="--")
     axes.annotate("5 %", (0.06, 0.02), color=_GREY, fontsize=8)
-    axes.set(xlabel="Share of reals accused", ylabel="Share of generated found", title="ROC (AUROC)")
+    axes.set(xlabel="False positive rate", ylabel="Detection rate", title="ROC (AUROC)")
     axes.legend(loc="lower right", frameon=False)
     return _png(figure)
 
@@ -106,7 +106,7 @@ def _robustness_plot(result: SplitEvaluation) -> bytes:
         axes.set_title(curve.title, fontsize=10)
         axes.set_ylim(0, 1)
         axes.set_xticks(strengths, [f"{strength:g}" for strength in strengths], fontsize=8)
-        # Damage grows to the right, whether the number that says so rises or falls.
+        # Stronger degradations are to the right, even where the number falls.
         if strengths[0] > strengths[-1]:
             axes.invert_xaxis()
         _plain(axes)
@@ -144,7 +144,7 @@ def _plain(axes: "Axes") -> None:
 
 
 def _png(figure: "Figure") -> bytes:
-    # A Figure made without pyplot draws with Agg, which needs no display.
+    # A Figure created without pyplot uses Agg, which needs no display.
     file = BytesIO()
     figure.savefig(file, format="png", dpi=_DOTS_PER_INCH)
     return file.getvalue()

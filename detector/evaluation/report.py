@@ -1,21 +1,23 @@
-"""The evaluation's files: report.json for programs, report.html for people, figures.md for a model card."""
+"""The evaluation's results: tables, report.json, report.html, and figures.md for a model card."""
 
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
 from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from detector.bundle.files import Bundle
-from detector.evaluation.evaluation import ControlResult, SplitEvaluation
+from detector.evaluation.evaluation import ControlResult, PolicyShares, SplitEvaluation, StabilityResult
+from detector.evaluation.figures import Figures
 from detector.evaluation.plots import split_plots
 from detector.evaluation.scoring import Scored
-from detector.evaluation.tables import split_tables
+from detector.metrics import Interval
 
 JSON_FILE = "report.json"
 PAGE_FILE = "report.html"
@@ -28,16 +30,16 @@ _WIDEST_TABLE = 400
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured and how: `device` and `dtype` of the networks, `date` in ISO 8601, the `command`.
-
-    `limit` is the most pictures taken of a split, None for all.
-    """
+    """What was measured, and how."""
 
     bundle: Bundle
     device: str
     dtype: str
+    #: ISO 8601.
     date: str
+    #: The command line as typed.
     command: str
+    #: Maximum number of pictures of each split; None for all.
     limit: int | None
     splits: list[SplitEvaluation]
 
@@ -45,7 +47,7 @@ class Evaluation:
 def write_report(evaluation: Evaluation, corpus: Path, folder: Path) -> Path:
     """Write report.json, report.html, figures.md and the plots as PNG to `folder`; return the page's path.
 
-    Raises ImportError where matplotlib or Jinja is not installed.
+    Raises ImportError if matplotlib or Jinja is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps(as_json(evaluation, corpus), indent=2, allow_nan=False)
@@ -63,7 +65,7 @@ def write_report(evaluation: Evaluation, corpus: Path, folder: Path) -> Path:
 
 
 def as_markdown(evaluation: Evaluation) -> str:
-    """Return the tables as Markdown, for a model card."""
+    """Return the tables in Markdown, for a model card."""
     console = Console(file=StringIO(), width=_WIDEST_TABLE)
     console.print(f"`{evaluation.command}` ({evaluation.device}, {evaluation.dtype})", soft_wrap=True)
     for result in evaluation.splits:
@@ -76,7 +78,7 @@ def as_markdown(evaluation: Evaluation) -> str:
 
 
 def as_json(evaluation: Evaluation, corpus: Path) -> dict[str, Any]:
-    """Return everything that was measured, with the score of each picture by its path in the corpus."""
+    """Return all results as JSON values, with the score of each picture by its path in the corpus."""
     manifest = evaluation.bundle.manifest
     return {
         "bundle": {
@@ -96,7 +98,7 @@ def as_json(evaluation: Evaluation, corpus: Path) -> dict[str, Any]:
 
 
 def render(evaluation: Evaluation, plots: Mapping[str, Mapping[str, bytes]]) -> str:
-    """Return the page: one self-contained HTML document; `plots` are PNG bytes by split and name."""
+    """Return the page, a self-contained HTML document; `plots` are PNG bytes by split and name."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -120,7 +122,7 @@ def render(evaluation: Evaluation, plots: Mapping[str, Mapping[str, bytes]]) -> 
 def _split_json(result: SplitEvaluation, corpus: Path) -> dict[str, Any]:
     return {
         "overall": asdict(result.overall),
-        "altered_pictures": result.altered_pictures,
+        "condition_pictures": result.condition_pictures,
         "as_is_auroc": asdict(result.as_is_auroc),
         "families": [asdict(row) for row in result.families],
         "controls": [asdict(control) for control in result.controls],
@@ -134,9 +136,9 @@ def _split_json(result: SplitEvaluation, corpus: Path) -> dict[str, Any]:
             for item in result.unreadable
         ],
         "pictures": [_picture_json(item, corpus) for item in result.scored],
-        "rivals_pictures": {
+        "baseline_pictures": {
             name: [_picture_json(item, corpus) for item in scored]
-            for name, scored in result.rivals_scored.items()
+            for name, scored in result.baselines_scored.items()
         },
     }
 
@@ -157,3 +159,126 @@ def _picture_json(item: Scored, corpus: Path) -> dict[str, Any]:
 
 def _relative(path: Path, corpus: Path) -> str:
     return path.relative_to(corpus).as_posix() if path.is_relative_to(corpus) else path.as_posix()
+
+
+def split_tables(result: SplitEvaluation) -> list[Table]:
+    """Return the tables of a split for a terminal: families, controls, and what else was measured."""
+    tables = [_family_table(result), _controls_table(result)]
+    if result.comparison:
+        tables.append(_comparison_table(result))
+    if result.curves:
+        tables.append(_curves_table(result))
+    if result.stability:
+        tables.append(_stability_table(result.split, result.stability))
+    return tables
+
+
+def _family_table(result: SplitEvaluation) -> Table:
+    overall = result.overall
+    table = _table(
+        f"{result.split}: {overall.real} photographs, {overall.generated} generated pictures",
+        ("Family", "Pictures", "AUROC", "95 %", "AP", "Bal. acc.", "Acc. real", "Acc. gen."),
+        ("TPR@1%", "TPR@5%", "ECE", "Flagged", "Detected", "Review"),
+    )
+    for row in result.families:
+        f = row.figures
+        # A cell that would repeat a figure of the other class shows a dash.
+        if row.is_generated:
+            accuracies = "-", f"{f.accuracy_on_generated.value:.3f}"
+            outcomes = "-", f"{f.detection_rate.value:.1%}", f"{f.generated_reviewed.value:.1%}"
+        else:
+            accuracies = f"{f.accuracy_on_real.value:.3f}", "-"
+            outcomes = f"{f.false_positive_rate.value:.1%}", "-", f"{f.real_reviewed.value:.1%}"
+        table.add_row(row.family, str(row.pictures), *_figure_cells(f, *accuracies), *outcomes)
+    table.add_section()
+    accuracies = f"{overall.accuracy_on_real.value:.3f}", f"{overall.accuracy_on_generated.value:.3f}"
+    table.add_row(
+        "all",
+        str(overall.real + overall.generated),
+        *_figure_cells(overall, *accuracies),
+        f"{overall.false_positive_rate.value:.1%}",
+        f"{overall.detection_rate.value:.1%}",
+        f"{overall.reviewed:.1%}",
+    )
+    return table
+
+
+def _figure_cells(f: Figures, accuracy_on_real: str, accuracy_on_generated: str) -> list[str]:
+    return [
+        f"{f.auroc.value:.3f}",
+        _range(f.auroc),
+        f"{f.average_precision.value:.3f}",
+        f"{f.balanced_accuracy.value:.3f}",
+        accuracy_on_real,
+        accuracy_on_generated,
+        f"{f.tpr_at_fpr_1.value:.3f}",
+        f"{f.tpr_at_fpr_5.value:.3f}",
+        f"{f.calibration_error.value:.3f}",
+    ]
+
+
+def _controls_table(result: SplitEvaluation) -> Table:
+    table = _table(
+        f"{result.split}: format controls, {result.condition_pictures} pictures",
+        ("Control", "AUROC", "95 %", "Shift", "95 %"),
+    )
+    table.add_row("as_is", f"{result.as_is_auroc.value:.3f}", _range(result.as_is_auroc), "-", "")
+    for control in result.controls:
+        auroc = f"{control.auroc.value:.3f}", _range(control.auroc)
+        table.add_row(control.name, *auroc, f"{control.shift.value:+.3f}", _signed_range(control.shift))
+    return table
+
+
+def _comparison_table(result: SplitEvaluation) -> Table:
+    table = _table(
+        f"{result.split}: the same classifier on other inputs",
+        ("Input", "AUROC", "95 %", "TPR@5%", "Largest shift", "Margin of this bundle", "95 %"),
+    )
+    for row in result.comparison:
+        margin = (f"{row.margin.value:+.3f}", _signed_range(row.margin)) if row.margin else ("-", "")
+        cells = f"{row.auroc.value:.3f}", _range(row.auroc), f"{row.tpr_at_fpr_5.value:.3f}"
+        table.add_row(row.name, *cells, f"{row.largest_shift:.3f}", *margin)
+    return table
+
+
+def _curves_table(result: SplitEvaluation) -> Table:
+    table = _table(
+        f"{result.split}: robustness", ("Degradation", "Strength", "AUROC", "95 %", "TPR@5%", "95 %")
+    )
+    for curve in result.curves:
+        for point in curve.points:
+            auroc = f"{point.auroc.value:.3f}", _range(point.auroc)
+            tpr = f"{point.tpr_at_fpr_5.value:.3f}", _range(point.tpr_at_fpr_5)
+            table.add_row(curve.title, f"{point.strength:g}", *auroc, *tpr)
+    return table
+
+
+def _stability_table(split: str, stability: StabilityResult) -> Table:
+    table = _table(
+        f"{split}: stability check, {stability.time_ratio:.1f} times the time",
+        ("Policy", "Photographs flagged", "Photographs to review"),
+        ("Generated detected", "Generated to review", "To review"),
+    )
+    for name, shares in (("without", stability.without), ("with the check", stability.checked)):
+        table.add_row(name, *_share_cells(shares))
+    return table
+
+
+def _share_cells(shares: PolicyShares) -> list[str]:
+    # In the order of the fields, as in the heading.
+    return [f"{getattr(shares, field.name).value:.1%}" for field in fields(shares)]
+
+
+def _table(title: str, *columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(name for group in columns for name in group):
+        table.add_column(name, justify="right" if index else "left")
+    return table
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:.3f}-{interval.high:.3f}"
+
+
+def _signed_range(interval: Interval) -> str:
+    return f"{interval.low:+.3f} to {interval.high:+.3f}"

@@ -1,4 +1,4 @@
-"""Score a labelled corpus: which pictures are chosen, and what the detector says of each."""
+"""Score a labelled corpus: choose the pictures and run the detector on each."""
 
 import math
 import os
@@ -13,44 +13,42 @@ from numpy.typing import NDArray
 
 from detector.corpus.corpus import Sample
 from detector.detector import Detector
-from detector.evaluation.controls import as_is
+from detector.evaluation.conditions import Rewrite, as_is
 from detector.images.decode import decode
-from detector.images.degradations import Pixels
-
-Rewrite = Callable[[Pixels, Sample], Pixels]
 
 _BATCH = 16
 _READERS = min(8, os.cpu_count() or 1)
 
 
 class ScoringError(ValueError):
-    """No figure can be had: a score is not a number, or a class has no picture."""
+    """Nothing can be measured: a score is not a number, or a class has no pictures."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One picture's truth, its family, its logit and its calibrated probability of *generated*, 0..1."""
+    """A scored picture with its label."""
 
     path: Path
     generated: bool
     family: str
     logit: float
+    #: Calibrated probability of *generated*, 0..1.
     probability: float
 
 
 def limited(samples: Sequence[Sample], limit: int, *, seed: int = 0) -> list[Sample]:
-    """Choose at most `limit` samples (at least 2), the same in every run, families in proportion.
+    """Choose at most `limit` samples (at least 2), stratified by family, the same in every run.
 
-    Each class gets its share of the limit, and at least one picture.
+    Each class keeps its share, and at least one picture.
     """
     if len(samples) <= limit:
         return list(samples)
-    reals = sum(not sample.generated for sample in samples)
-    for_reals = min(max(round(limit * reals / len(samples)), 1), limit - 1)
+    real = sum(not sample.generated for sample in samples)
+    real_limit = min(max(round(limit * real / len(samples)), 1), limit - 1)
     chosen = {
         sample.path
-        for generated, count in ((False, for_reals), (True, limit - for_reals))
-        for sample in _spread([s for s in samples if s.generated == generated], seed)[:count]
+        for generated, count in ((False, real_limit), (True, limit - real_limit))
+        for sample in _stratified([s for s in samples if s.generated == generated], seed)[:count]
     }
     return [sample for sample in samples if sample.path in chosen]
 
@@ -62,10 +60,10 @@ def score_samples(
     *,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Scored]:
-    """Score every picture after `rewrite` has been at its pixels; the scores come in the samples' order.
+    """Score every picture after `rewrite` changed its pixels; results are in the samples' order.
 
-    `progress` is told how many pictures were done. Raises `ScoringError` when a score is not finite, and
-    `ImageRejectedError` for a picture that cannot be decoded.
+    `progress` is called with the size of each finished batch. Raises `ScoringError` when a score is not
+    finite, and `ImageRejectedError` for a picture that cannot be decoded.
     """
 
     def prepare(sample: Sample) -> NDArray[np.float32]:
@@ -74,7 +72,7 @@ def score_samples(
     batches = [samples[start : start + _BATCH] for start in range(0, len(samples), _BATCH)]
     scored: list[Scored] = []
     with ThreadPoolExecutor(_READERS) as pool:
-        # One batch is read and prepared while the networks judge the one before.
+        # The next batch is decoded while the networks run on this one.
         ahead = pool.map(prepare, batches[0] if batches else [])
         for index, batch in enumerate(batches):
             prepared = list(ahead)
@@ -89,14 +87,14 @@ def score_samples(
     return scored
 
 
-def _spread(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """Order samples so that any beginning of the list holds the families in proportion."""
+def _stratified(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """Order samples so that every prefix of the list has the families in proportion."""
     families: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         families[sample.family].append(sample)
     rng = np.random.default_rng(seed)
-    placed: list[tuple[float, str, Sample]] = []
-    for family, own in sorted(families.items()):
-        order = rng.permutation(len(own))
-        placed += [((rank + 0.5) / len(own), family, own[index]) for rank, index in enumerate(order)]
-    return [sample for _, _, sample in sorted(placed, key=lambda item: item[:2])]
+    keyed: list[tuple[float, str, Sample]] = []
+    for family, members in sorted(families.items()):
+        order = rng.permutation(len(members))
+        keyed += [((rank + 0.5) / len(members), family, members[i]) for rank, i in enumerate(order)]
+    return [sample for _, _, sample in sorted(keyed, key=lambda item: item[:2])]

@@ -1,4 +1,4 @@
-"""The stability check: a verdict that a re-encoding of the picture overturns goes to a person."""
+"""The stability check: a verdict that changes when the picture is re-encoded becomes *review*."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ from detector.policy import VerdictName, decide
 
 @dataclass(frozen=True)
 class Reencoding:
-    """What an honest intermediary may do to a picture: a `name` for people, and what does it."""
+    """A re-encoding that pictures commonly go through on their way."""
 
+    #: As text for the report.
     name: str
     apply: Callable[[Pixels], Pixels]
 
@@ -26,28 +27,28 @@ REENCODINGS: tuple[Reencoding, ...] = (
 
 @dataclass(frozen=True)
 class StableVerdict:
-    """A verdict that has been through the check.
+    """A verdict after the stability check."""
 
-    `verdict` is what holds, `first` the verdict on the picture itself, `finding` what was found on it;
-    `probabilities` (0..1) are those of the re-encodings, in their order.
-    """
-
+    #: The final verdict.
     verdict: VerdictName
+    #: The verdict on the picture itself.
     first: VerdictName
+    #: The finding on the picture itself.
     finding: Finding
+    #: Probabilities of *generated* for the re-encodings, in their order, 0..1.
     probabilities: tuple[float, ...]
 
     @property
     def overturned(self) -> bool:
-        """Whether a re-encoding overturned the first verdict."""
+        """Whether a re-encoding changed the verdict."""
         return self.verdict != self.first
 
 
-def settled(first: VerdictName, others: Sequence[VerdictName]) -> VerdictName:
-    """Return the verdict that holds, given the one on the picture and those on its re-encodings.
+def combined_verdict(first: VerdictName, others: Sequence[VerdictName]) -> VerdictName:
+    """Return the final verdict, given the verdicts on the picture and on its re-encodings.
 
-    *generated* holds only when every re-encoding is called so too; *real* falls only when one of them is
-    called generated; what falls becomes *review*. *review* stays what it is.
+    *generated* becomes *review* unless every re-encoding is *generated* too; *real* becomes *review* if one
+    of them is *generated*; *review* stays.
     """
     if first == "generated" and any(other != "generated" for other in others):
         return "review"
@@ -62,10 +63,10 @@ def stable_verdict(
     thresholds: Thresholds,
     reencodings: Sequence[Reencoding] = REENCODINGS,
 ) -> StableVerdict:
-    """Judge a picture (H, W, 3) and its re-encodings together, and return the verdict that holds."""
+    """Score a picture (H, W, 3) and its re-encodings in one batch, and return the final verdict."""
     prepared = [detector.prepare(pixels), *(detector.prepare(each.apply(pixels)) for each in reencodings)]
     finding, *others = detector.examine(prepared)
     first = decide(finding.probability, thresholds)
     probabilities = tuple(other.probability for other in others)
-    verdict = settled(first, [decide(probability, thresholds) for probability in probabilities])
+    verdict = combined_verdict(first, [decide(probability, thresholds) for probability in probabilities])
     return StableVerdict(verdict, first, finding, probabilities)

@@ -1,4 +1,4 @@
-"""dnf-detector evaluate: its page, its JSON file, its baselines, and how it refuses wrong usage."""
+"""dnf-detector evaluate: its page, its JSON file, its baselines and its usage errors."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from PIL import Image
 from detector.bundle.files import open_bundle, resolve, write_manifest
 from detector.cli.evaluate import evaluate
 
-# What a careless page would take for markup.
+# A page that does not escape this would contain it as markup.
 FAMILY = "gan<b>&"
 
 
@@ -51,7 +51,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """Copy the tiny bundle, as if its classifier had been trained for two steps of four pictures."""
+    """Copy the tiny bundle with a recorded training of two steps of four pictures."""
     folder = tmp_path / "own"
     shutil.copytree(tiny_bundle, folder)
     provenance = {"classifier_steps": 2, "classifier_batch": 4}
@@ -61,7 +61,7 @@ def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Report:
-    """What one run left behind."""
+    """The output of one run."""
 
     printed: str
     page: str
@@ -71,7 +71,7 @@ class Report:
 
 @pytest.fixture(scope="module")
 def report(corpus: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Evaluate the tiny bundle with everything but baselines, without naming a split."""
+    """Evaluate the tiny bundle on all default splits, with everything but baselines."""
     out = tmp_path_factory.mktemp("report")
     result = run(tiny_bundle, corpus, "--out", out, "--stability", "--device", "cpu")
     assert result.exit_code == 0, result.output
@@ -79,7 +79,7 @@ def report(corpus: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFac
     return Report(result.stdout, (out / "report.html").read_text(), figures, out)
 
 
-def test_every_split_but_train_is_reported_by_itself(report: Report) -> None:
+def test_every_split_except_train_is_reported_separately(report: Report) -> None:
     """In the JSON file, on the page and in the terminal."""
     assert list(report.figures["splits"]) == ["test-seen", "test-unseen"]
     for split in ("test-seen", "test-unseen"):
@@ -87,8 +87,8 @@ def test_every_split_but_train_is_reported_by_itself(report: Report) -> None:
         assert f"{split}: format controls" in report.printed
 
 
-def test_the_page_needs_nothing_but_itself(report: Report) -> None:
-    """No script, no style sheet, no picture and no font from anywhere."""
+def test_the_page_is_self_contained(report: Report) -> None:
+    """It loads no script, style sheet, picture or font."""
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', report.page)
     assert len(sources) == 8
     assert all(source.startswith("data:image/png;base64,") for source in sources)
@@ -97,27 +97,27 @@ def test_the_page_needs_nothing_but_itself(report: Report) -> None:
 
 def test_the_page_says_what_was_measured_and_how(report: Report, tiny_bundle: Path) -> None:
     """The bundle and its digest, the device, the command as typed, what a score is, and what is uncertain."""
-    for said in (
+    for text in (
         "tiny 0",
         resolve(tiny_bundle).digest,
         "cpu, float32",
         f"dnf-detector evaluate {tiny_bundle}",
         "A score is a signal, not proof.",
         "fewer than 50 pictures",
-        "1 file could not be read",
+        "1 file could not be decoded",
         "What the figures mean",
     ):
-        assert said in report.page
+        assert text in report.page
 
 
-def test_names_from_the_corpus_are_text_on_the_page(report: Report) -> None:
-    """A family's name cannot become markup."""
+def test_names_from_the_corpus_are_escaped_on_the_page(report: Report) -> None:
+    """The name of a family cannot become markup."""
     assert FAMILY not in report.page
     assert "gan&lt;b&gt;&amp;" in report.page
 
 
 def test_the_page_and_the_json_have_the_same_figures(report: Report) -> None:
-    """The AUROC of each split, each control's, and the terminal's too."""
+    """The AUROC of each split and control; the terminal has them too."""
     for split in report.figures["splits"].values():
         auroc = f"{split['overall']['auroc']['value']:.3f}"
         assert f"<b>{auroc}</b>" in report.page
@@ -127,7 +127,7 @@ def test_the_page_and_the_json_have_the_same_figures(report: Report) -> None:
 
 
 def test_every_figure_has_its_interval_in_the_json(report: Report) -> None:
-    """Value, low and high, in order for the AUROC, for all and for each family."""
+    """Overall and for each family: value, low and high; those of the AUROC are in order."""
     seen = report.figures["splits"]["test-seen"]
     for figures in (seen["overall"], *(row["figures"] for row in seen["families"])):
         measured = {name: figure for name, figure in figures.items() if isinstance(figure, dict)}
@@ -137,7 +137,7 @@ def test_every_figure_has_its_interval_in_the_json(report: Report) -> None:
 
 
 def test_each_pictures_score_is_in_the_json(report: Report) -> None:
-    """By its path in the corpus, without the broken one, which is listed with its reason."""
+    """By its path in the corpus; the broken picture is listed separately with its reason."""
     seen = report.figures["splits"]["test-seen"]
     assert {picture["path"] for picture in seen["pictures"]} == {f"test-seen-{i}.png" for i in range(8)}
     for picture in seen["pictures"]:
@@ -147,7 +147,7 @@ def test_each_pictures_score_is_in_the_json(report: Report) -> None:
 
 
 def test_controls_curves_and_stability_are_measured(report: Report) -> None:
-    """Four controls, six curves of two points and the untouched one, and both policies."""
+    """Four controls, six curves of two points besides the unchanged files, and both policies."""
     seen = report.figures["splits"]["test-seen"]
     assert [c["name"] for c in seen["controls"]] == ["alike", "swapped", "swapped_back", "lossless"]
     largest = max(seen["controls"], key=lambda control: abs(control["shift"]["value"]))
@@ -161,13 +161,13 @@ def test_controls_curves_and_stability_are_measured(report: Report) -> None:
         "crop": 3,
     }
     without, checked = seen["stability"]["without"], seen["stability"]["checked"]
-    assert checked["real_accused"]["value"] <= without["real_accused"]["value"]
+    assert checked["false_positive_rate"]["value"] <= without["false_positive_rate"]["value"]
     assert checked["reviewed"]["value"] >= without["reviewed"]["value"]
     assert seen["stability"]["time_ratio"] > 1
 
 
 def test_the_plots_are_pictures_beside_the_page(report: Report) -> None:
-    """Four of each split, as PNG."""
+    """Four PNG files for each split."""
     plots = sorted(path.name for path in (report.folder / "plots").iterdir())
     names = ("reliability", "robustness", "roc", "scores")
     assert plots == [f"{split}-{name}.png" for split in ("test-seen", "test-unseen") for name in names]
@@ -180,18 +180,18 @@ def test_the_plots_are_pictures_beside_the_page(report: Report) -> None:
 def test_a_baseline_is_trained_once_with_the_bundles_budget(
     corpus: Path, own_bundle: Path, tmp_path: Path
 ) -> None:
-    """The second run finds it; its row has a margin, its network the bundle's shape on three channels."""
+    """The second run reuses it; its row has a margin, its network the bundle's shape with three channels."""
     arguments = [own_bundle, corpus, "--split", "test-unseen", "--out", tmp_path, "--robustness", "none"]
     digests = []
     for _ in range(2):
         result = run(*arguments, "--baseline", "npr", "--device", "cpu")
         assert result.exit_code == 0, result.output
         split = json.loads((tmp_path / "report.json").read_text())["splits"]["test-unseen"]
-        own, rival = split["comparison"]
-        assert (own["name"], own["margin"], rival["name"]) == ("this bundle", None, "npr")
-        expected = own["auroc"]["value"] - rival["auroc"]["value"]
-        assert rival["margin"]["value"] == pytest.approx(expected)
-        digests.append(rival["digest"])
+        own, baseline = split["comparison"]
+        assert (own["name"], own["margin"], baseline["name"]) == ("this bundle", None, "npr")
+        expected = own["auroc"]["value"] - baseline["auroc"]["value"]
+        assert baseline["margin"]["value"] == pytest.approx(expected)
+        digests.append(baseline["digest"])
     assert digests[0] == digests[1]
     trained = open_bundle(tmp_path / "baselines" / "npr" / "bundle").manifest
     assert trained.feature == "npr"
@@ -205,8 +205,8 @@ def test_a_baseline_is_trained_once_with_the_bundles_budget(
     assert "the same classifier on other inputs" in again.stdout
 
 
-def test_figures_are_recorded_by_split(corpus: Path, own_bundle: Path) -> None:
-    """One split under the name itself, several under the name and the split's."""
+def test_figures_are_recorded_for_each_split(corpus: Path, own_bundle: Path) -> None:
+    """One split under the given name, several under the given name followed by the split's."""
     one = run(own_bundle, corpus, "--split", "test-seen", "--record", "seen", "--device", "cpu")
     assert one.exit_code == 0, one.output
     several = run(own_bundle, corpus, "--record", "own", "--device", "cpu")
@@ -214,7 +214,7 @@ def test_figures_are_recorded_by_split(corpus: Path, own_bundle: Path) -> None:
     recorded = resolve(own_bundle).manifest.figures
     assert recorded.keys() == {"seen", "own_test_seen", "own_test_unseen"}
     assert recorded["seen"] == recorded["own_test_seen"]
-    assert {"real", "generated", "auroc", "auroc_low", "auroc_high", "real_accused"} <= recorded[
+    assert {"real", "generated", "auroc", "auroc_low", "auroc_high", "false_positive_rate"} <= recorded[
         "seen"
     ].keys()
 
@@ -232,7 +232,7 @@ def test_figures_are_recorded_by_split(corpus: Path, own_bundle: Path) -> None:
         (["--limit", "3"], "--limit"),
     ],
 )
-def test_wrong_usage_is_told_with_its_reason(
+def test_wrong_usage_is_reported_with_its_reason(
     arguments: list[str], reason: str, corpus: Path, tiny_bundle: Path
 ) -> None:
     """Exit status 2, never a traceback."""
@@ -242,20 +242,20 @@ def test_wrong_usage_is_told_with_its_reason(
     assert isinstance(result.exception, SystemExit)
 
 
-def test_a_bundle_without_a_recorded_budget_gets_no_baseline(
+def test_a_bundle_without_a_recorded_budget_cannot_have_a_baseline_trained(
     corpus: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """The way out is named."""
+    """The error names the alternative."""
     result = run(tiny_bundle, corpus, "--baseline", "rgb", "--out", tmp_path, "--device", "cpu")
     assert result.exit_code == 2
     assert "--baseline-bundle" in result.output
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
-def test_a_missing_extra_is_named_before_anything_is_scored(
+def test_a_missing_extra_is_reported_before_anything_is_scored(
     missing: str, corpus: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And how to install it."""
+    """The error says how to install it."""
     monkeypatch.setitem(sys.modules, missing, None)  # type: ignore[arg-type] - the import system's own switch
     result = run(tiny_bundle, corpus, "--out", tmp_path)
     assert result.exit_code == 2
@@ -263,10 +263,10 @@ def test_a_missing_extra_is_named_before_anything_is_scored(
     assert "dnf-moderation[training]" in result.output
 
 
-def test_a_corpus_of_training_pictures_alone_is_refused(
+def test_a_corpus_with_only_a_train_split_is_rejected(
     corpus: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """Unless the split is named: figures on what was trained on are not to be had by accident."""
+    """Unless the split is named: nobody measures on training pictures by accident."""
     with (corpus / "manifest.csv").open(newline="") as file:
         rows = [row for row in csv.reader(file) if row[1] in {"split", "train"}]
     for path in corpus.glob("train-*.png"):
@@ -280,7 +280,7 @@ def test_a_corpus_of_training_pictures_alone_is_refused(
     assert measured.exit_code == 0, measured.output
 
 
-def test_a_corpus_without_splits_is_measured_whole(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_corpus_without_splits_is_measured_as_a_whole(tiny_bundle: Path, tmp_path: Path) -> None:
     """In the folder layout, under the name `all`."""
     for index in range(8):
         place = tmp_path / ("real", "generated/gan")[index % 2]

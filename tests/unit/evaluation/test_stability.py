@@ -1,4 +1,4 @@
-"""The stability check: what a re-encoding overturns goes to a person."""
+"""The stability check: a verdict that a re-encoding overturns becomes review."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from detector.bundle.calibration import Thresholds
 from detector.detector import Detector
-from detector.evaluation.stability import REENCODINGS, settled, stable_verdict
+from detector.evaluation.stability import REENCODINGS, combined_verdict, stable_verdict
 from detector.policy import VerdictName
 
 
@@ -19,7 +19,7 @@ def detector(tiny_bundle: Path) -> Detector:
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    """Make a picture with structure, which a codec changes."""
+    """Make a picture of noise, which a codec changes."""
     return np.random.default_rng(3).integers(0, 256, (96, 120, 3), dtype=np.uint8)
 
 
@@ -36,15 +36,15 @@ def pixels() -> np.ndarray:
         ("generated", [], "generated"),
     ],
 )
-def test_an_accusation_needs_all_and_an_acquittal_no_accuser(
+def test_generated_needs_every_reencoding_and_real_needs_none_generated(
     first: VerdictName, others: list[VerdictName], expected: VerdictName
 ) -> None:
-    """And nothing that was to be looked at escapes the person."""
-    assert settled(first, others) == expected
+    """Review stays review."""
+    assert combined_verdict(first, others) == expected
 
 
 def test_the_check_judges_the_picture_and_each_reencoding(detector: Detector, pixels: np.ndarray) -> None:
-    """The finding is that of the picture itself; a re-encoding's score is that of its decoded pixels."""
+    """The finding is that of the picture itself; a re-encoding is scored from its decoded pixels."""
     checked = stable_verdict(detector, pixels, Thresholds(review_from=0.4, generated_from=0.6))
     alone = detector.examine([detector.prepare(pixels)])[0]
     assert checked.finding.logit == pytest.approx(alone.logit, abs=1e-4)
@@ -54,11 +54,11 @@ def test_the_check_judges_the_picture_and_each_reencoding(detector: Detector, pi
 
 
 def test_a_verdict_that_a_reencoding_overturns_becomes_review(detector: Detector, pixels: np.ndarray) -> None:
-    """A cut between the picture's score and the farthest re-encoding's splits them; far cuts do not."""
-    everyone = stable_verdict(detector, pixels, Thresholds(review_from=0.0, generated_from=0.0))
-    assert (everyone.verdict, everyone.overturned) == ("generated", False)
-    own = everyone.finding.probability
-    farthest = max(everyone.probabilities, key=lambda p: abs(p - own))
+    """A threshold between the picture's score and that of the farthest re-encoding separates them."""
+    unanimous = stable_verdict(detector, pixels, Thresholds(review_from=0.0, generated_from=0.0))
+    assert (unanimous.verdict, unanimous.overturned) == ("generated", False)
+    own = unanimous.finding.probability
+    farthest = max(unanimous.probabilities, key=lambda p: abs(p - own))
     assert farthest != own
     cut = (own + farthest) / 2
     split = stable_verdict(detector, pixels, Thresholds(review_from=cut, generated_from=cut))
@@ -66,7 +66,7 @@ def test_a_verdict_that_a_reencoding_overturns_becomes_review(detector: Detector
     assert (split.verdict, split.overturned) == ("review", True)
 
 
-def test_every_reencoding_changes_the_pixels_and_keeps_them_a_picture(pixels: np.ndarray) -> None:
+def test_every_reencoding_changes_the_pixels_and_returns_a_picture(pixels: np.ndarray) -> None:
     """Three channels of bytes; the last one is three quarters of the size."""
     results = [each.apply(pixels) for each in REENCODINGS]
     assert all(result.dtype == np.uint8 and result.shape[2] == 3 for result in results)
