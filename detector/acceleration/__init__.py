@@ -1,1 +1,1 @@
-"""Networks made fast for one device: kernels, captured graphs, precision."""
+"""Fast inference on one device: CPU kernels, CUDA graphs, precision and memory."""

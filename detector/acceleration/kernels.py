@@ -1,4 +1,4 @@
-"""The CPU kernels of kernels.cpp: built into an image, or compiled at first use and kept in the cache."""
+"""The CPU kernels of kernels.cpp, built into a container image or compiled at first use and cached."""
 
 import ctypes
 import hashlib
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-# Beside the source where `build` has put it: an image has no compiler.
+# The output of `build`, for images without a compiler.
 _BUILT = Path(__file__).with_name("kernels.so")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC")
-# For every CPU that has the instructions, whichever it was compiled on.
+# For every CPU with AVX512-BF16, whatever the build machine has.
 _PORTABLE_FLAGS = ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-std=c++17", "-fopenmp", "-fPIC")
 _COMPILER_SECONDS = 300
 LANES = 16
 
 
 class KernelsUnavailableError(RuntimeError):
-    """These kernels cannot run here; `str()` is text that says why."""
+    """The kernels cannot run on this machine; `str()` says why."""
 
 
 class CpuKernels:
-    """The compiled kernels; every tensor is bfloat16 in the channels-last layout unless said otherwise."""
+    """The compiled kernels; tensors are bfloat16 and channels-last unless stated otherwise."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
@@ -43,10 +43,10 @@ class CpuKernels:
         self._convolve.restype = self._normalise.restype = None
 
     def convolve(self, x: "Tensor", packed: "Tensor", bias: "Tensor", residual: "Tensor | None") -> "Tensor":
-        """Convolve `x` (B, C, H, W) with `packed` 3x3 weights, with a border of one zero: (B, O, H, W).
+        """Convolve `x` (B, C, H, W) with `packed` 3x3 weights and zero padding of 1: (B, O, H, W).
 
         `bias` (B, O) float32 and `residual` (B, O, H, W) are added before the result is rounded. Raises
-        ValueError when the shapes do not fit: the kernels read memory unchecked.
+        ValueError when the shapes do not fit, because the kernels do not check their memory accesses.
         """
         import torch
 
@@ -109,8 +109,8 @@ class CpuKernels:
 def packed_weights(weight: "Tensor") -> "Tensor":
     """Transform and reorder 3x3 weights (O, C, 3, 3), both multiples of 16, for `CpuKernels.convolve`.
 
-    U = G g G^T (Lavin and Gray, CVPR 2016) in float64, rounded once to bfloat16; for each of the 16 points
-    and each block of outputs, pairs of input channels lie side by side, as the dot product reads them.
+    U = G g G^T (Lavin and Gray, CVPR 2016) in float64, rounded once to bfloat16. For each of the 16 points
+    and each block of outputs, pairs of input channels are adjacent: the dot-product instruction reads pairs.
     """
     import torch
 
@@ -123,8 +123,8 @@ def packed_weights(weight: "Tensor") -> "Tensor":
 
 @cache
 def cpu_kernels() -> CpuKernels:
-    """Find the kernels compiled, or compile them. Raises `KernelsUnavailableError`."""
-    import torch  # noqa: F401 - its OpenMP runtime must be in the process before the library is loaded
+    """Load the kernels: built-in, cached or freshly compiled. Raises `KernelsUnavailableError`."""
+    import torch  # noqa: F401 - the kernels use its OpenMP runtime, which must be loaded before them
 
     processor = processor_features()
     if "avx512_bf16" not in processor:
@@ -139,7 +139,7 @@ def cpu_kernels() -> CpuKernels:
     compiler = shutil.which("g++")
     if compiler is None:
         raise KernelsUnavailableError("there is no C++ compiler (g++) on this machine")
-    # The compiled code depends on the CPU: a home directory may be shared by different machines.
+    # The key includes the CPU, because machines with different CPUs may share a home directory.
     key = hashlib.sha256(_SOURCE.read_bytes() + f"{_FLAGS}{sorted(processor)}".encode()).hexdigest()[:32]
     library = user_cache_path("dnf-moderation") / "kernels" / f"{key}.so"
     try:
@@ -147,7 +147,7 @@ def cpu_kernels() -> CpuKernels:
             return CpuKernels(ctypes.CDLL(str(library)))
         with tempfile.TemporaryDirectory() as folder:
             built = _compile(compiler, _FLAGS, Path(folder))
-            _keep(built, library)
+            _cache(built, library)
             return CpuKernels(ctypes.CDLL(str(built)))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
@@ -157,9 +157,9 @@ def cpu_kernels() -> CpuKernels:
 
 
 def build(library: Path = _BUILT) -> None:
-    """Compile the kernels to `library` for every x86-64 CPU with AVX512-BF16, as an image wants them.
+    """Compile the kernels to `library` for every x86-64 CPU with AVX512-BF16, for a container image.
 
-    Raises `KernelsUnavailableError` without a compiler, subprocess.CalledProcessError when it fails.
+    Raises `KernelsUnavailableError` without a compiler and subprocess.CalledProcessError when it fails.
     """
     compiler = shutil.which("g++")
     if compiler is None:
@@ -170,7 +170,7 @@ def build(library: Path = _BUILT) -> None:
 
 def _compile(compiler: str, flags: Sequence[str], folder: Path) -> Path:
     compiled, library = folder / "kernels.o", folder / "kernels.so"
-    # Linked without -fopenmp: the runtime's symbols are then torch's own, with one pool of threads for both.
+    # Linked without -fopenmp, so that the OpenMP symbols are torch's and both share one thread pool.
     for command in (
         [compiler, *flags, "-c", str(_SOURCE), "-o", str(compiled)],
         [compiler, "-shared", str(compiled), "-o", str(library)],
@@ -179,8 +179,8 @@ def _compile(compiler: str, flags: Sequence[str], folder: Path) -> Path:
     return library
 
 
-def _keep(built: Path, library: Path) -> None:
-    """Copy the library to the cache in one step; a cache that cannot be written costs the next start time."""
+def _cache(built: Path, library: Path) -> None:
+    """Copy the library to the cache atomically; without a writable cache every start compiles again."""
     partial = library.with_suffix(f".{os.getpid()}")
     try:
         library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

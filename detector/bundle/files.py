@@ -1,8 +1,6 @@
-"""A detector on disk: the manifest, safetensors weights, their digests and a model card."""
+"""A bundle, a detector on disk: its manifest, safetensors weights, their digests and a model card."""
 
 import hashlib
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +19,11 @@ MAX_MANIFEST_BYTES = 1 << 20
 BundleReason = Literal["not_found", "malformed", "digest_mismatch", "unreachable"]
 
 _SHIPPED = Path(__file__).parents[1] / "bundles"
+_ABSENT = {"NoSuchKey", "NoSuchBucket", "404"}
 
 
 class BundleError(Exception):
-    """No detector can be loaded from the reference; `reason` is one of `BundleReason`."""
+    """A bundle cannot be found, read or written; `reason` is one of `BundleReason`, `str()` the detail."""
 
     def __init__(self, reason: BundleReason, detail: str) -> None:
         super().__init__(detail)
@@ -33,10 +32,11 @@ class BundleError(Exception):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle: its `folder`, `manifest`, and `digest`, the SHA-256 of bundle.json in hex."""
+    """A bundle whose files were verified."""
 
     folder: Path
     manifest: Manifest
+    #: SHA-256 of bundle.json in hex; it covers the weights, whose digests the manifest lists.
     digest: str
 
     @property
@@ -46,7 +46,7 @@ class Bundle:
 
     @property
     def unet_location(self) -> str | None:
-        """The U-Net's diffusers folder, or its hub id; None when the feature needs none."""
+        """The U-Net's diffusers folder or hub id; None when the feature needs no U-Net."""
         source = self.manifest.unet
         if source is None:
             return None
@@ -54,10 +54,10 @@ class Bundle:
 
 
 def resolve(reference: str | Path) -> Bundle:
-    """Find a bundle by a folder's path, the name of a shipped one, `s3://bucket/prefix` or a hub id.
+    """Find a bundle by its folder, the name of a shipped bundle, `s3://bucket/prefix` or a hub id.
 
-    Remote bundles are kept in a local cache by digest; S3 is reached with boto3's own settings. Every file
-    is checked against its digest. Raises `BundleError`.
+    Remote bundles are cached on disk by their digest. boto3 reads its own settings for S3. The digest of
+    every file is verified. Raises `BundleError`.
     """
     text = str(reference)
     if text.startswith("s3://"):
@@ -72,10 +72,10 @@ def resolve(reference: str | Path) -> Bundle:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Read a bundle's manifest and verify the digest of each file it lists. Raises `BundleError`."""
+    """Read the manifest in a folder and verify the digest of each file it lists. Raises `BundleError`."""
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise BundleError("not_found", f"{folder} holds no {MANIFEST_FILE}.")
+        raise BundleError("not_found", f"There is no {MANIFEST_FILE} in {folder}.")
     content = path.read_bytes()
     manifest = _parse(content, str(folder))
     for name, expected in manifest.files.items():
@@ -84,7 +84,7 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
-    """Complete a bundle whose weights are in `folder`: list every file's digest and write bundle.json."""
+    """Write bundle.json with the digests of all files in `folder`, where the weights already are."""
     files = {
         path.relative_to(folder).as_posix(): _sha256(path)
         for path in sorted(folder.rglob("*"))
@@ -96,27 +96,27 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def record_figures(bundle: Bundle, name: str, figures: Mapping[str, JsonValue]) -> Bundle:
-    """Store measured figures under `name` in a bundle's manifest, which changes its digest."""
+    """Store measured figures under `name` in a bundle's manifest; its digest changes."""
     complete = {**bundle.manifest.figures, name: dict(figures)}
     return write_manifest(bundle.folder, bundle.manifest.model_copy(update={"figures": complete}))
 
 
-def _parse(content: bytes, place: str) -> Manifest:
+def _parse(content: bytes, source: str) -> Manifest:
     if len(content) > MAX_MANIFEST_BYTES:
-        raise BundleError("malformed", f"The manifest of {place} is larger than {MAX_MANIFEST_BYTES} bytes.")
+        raise BundleError("malformed", f"The manifest of {source} is larger than {MAX_MANIFEST_BYTES} bytes.")
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise BundleError("malformed", f"The manifest of {place}: {field}: {first['msg']}.") from error
+        raise BundleError("malformed", f"The manifest of {source}: {field}: {first['msg']}.") from error
 
 
 def _verify(path: Path, expected: str) -> None:
     if not path.is_file():
-        raise BundleError("digest_mismatch", f"{path} is listed in the manifest and missing.")
+        raise BundleError("digest_mismatch", f"{path} is listed in the manifest but missing.")
     if _sha256(path) != expected:
-        raise BundleError("digest_mismatch", f"{path} is not the file that the manifest lists.")
+        raise BundleError("digest_mismatch", f"{path} does not have the digest that the manifest lists.")
 
 
 def _sha256(path: Path) -> str:
@@ -140,14 +140,16 @@ def _from_s3(uri: str) -> Bundle:
         manifest = _parse(content, uri)
         folder = cache / hashlib.sha256(content).hexdigest()
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=cache) as partial:
+            with tempfile.TemporaryDirectory(dir=cache) as temporary:
+                partial = Path(temporary) / "bundle"
+                partial.mkdir()
                 for name in manifest.files:
-                    target = Path(partial) / name
+                    target = partial / name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     s3.download_file(bucket, f"{base}{name}", str(target))
-                (Path(partial) / MANIFEST_FILE).write_bytes(content)
-                open_bundle(Path(partial))
-                _move_into_place(Path(partial), folder)
+                (partial / MANIFEST_FILE).write_bytes(content)
+                open_bundle(partial)
+                _move(partial, folder)
     except ClientError as error:
         reason: BundleReason = "not_found" if error.response["Error"]["Code"] in _ABSENT else "unreachable"
         raise BundleError(reason, f"{uri} cannot be read: {error}.") from error
@@ -156,29 +158,22 @@ def _from_s3(uri: str) -> Bundle:
     return open_bundle(folder)
 
 
-_ABSENT = {"NoSuchKey", "NoSuchBucket", "404"}
-
-
-def _move_into_place(partial: Path, folder: Path) -> None:
+def _move(partial: Path, folder: Path) -> None:
+    """Move a complete bundle into the cache in one step, so that nobody sees half of it."""
     try:
-        shutil.copytree(partial, f"{folder}.{os.getpid()}")
-        Path(f"{folder}.{os.getpid()}").rename(folder)
+        partial.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another process was first, with the same content
+        if not folder.is_dir():  # otherwise another process stored the same content first
             raise
-        shutil.rmtree(f"{folder}.{os.getpid()}", ignore_errors=True)
-
-
-_HUB_FILES = ["*.json", "*.safetensors", "*.md"]
 
 
 def _from_hub(hub_id: str) -> Bundle:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(hub_id, allow_patterns=_HUB_FILES)  # nosec B615
-    except Exception as error:  # the hub client raises types of several libraries
+        folder = snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.md"])  # nosec B615
+    except Exception as error:  # the hub client raises errors of several libraries
         raise BundleError(
-            "unreachable", f"{hub_id} is neither a folder, nor a shipped bundle, nor had from the hub."
+            "unreachable", f"{hub_id} is not a folder or a shipped bundle, nor can the hub provide it."
         ) from error
     return open_bundle(Path(folder))

@@ -1,4 +1,4 @@
-"""Judge files on disk, in batches."""
+"""Checks of files on disk, in batches."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,27 +20,31 @@ FileReason = Literal[ImageReason, "unreadable"]
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """A judged file: its `verdict`, the `finding` behind it, and the picture's size in pixels and format."""
+    """A file with a verdict."""
 
     path: Path
     verdict: VerdictName
     finding: Finding
+    #: Pixels.
     width: int
+    #: Pixels.
     height: int
+    #: Name of the file format.
     format: str
 
 
 @dataclass(frozen=True)
 class RejectedFile:
-    """A file that cannot be judged, with one of `FileReason` and a detail."""
+    """A file that has no verdict."""
 
     path: Path
     reason: FileReason
+    #: The reason as a sentence for people.
     detail: str
 
 
 def pictures_in(paths: Iterable[Path]) -> list[Path]:
-    """List files as they are named, and in folders, at any depth, those with a picture's suffix, sorted."""
+    """Return the named files, and of folders, at any depth and sorted, the files with a picture's suffix."""
     listed: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -55,12 +59,13 @@ def pictures_in(paths: Iterable[Path]) -> list[Path]:
 def check_files(
     detector: Detector, paths: Iterable[Path], *, batch_size: int = 16, stability: bool = False
 ) -> Iterator[CheckedFile | RejectedFile]:
-    """Judge files and yield what came of each, in their order; `batch_size` pictures run together.
+    """Check files in batches of `batch_size` and yield one result for each, in their order.
 
-    With `stability` each picture runs with its re-encodings, and a verdict that they overturn is *review*.
+    With `stability` each picture is examined with its re-encodings, and a verdict that they change becomes
+    *review*.
     """
-    waiting = iter(paths)
-    while batch := list(islice(waiting, 1 if stability else batch_size)):
+    remaining = iter(paths)
+    while batch := list(islice(remaining, 1 if stability else batch_size)):
         yield from _check_stable(detector, batch[0]) if stability else _check_batch(detector, batch)
 
 

@@ -1,1 +1,1 @@
-"""From uploaded bytes to pixels and views, and back to a thumbnail."""
+"""Uploaded bytes to pixels and views, and a feature to a thumbnail."""

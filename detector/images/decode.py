@@ -1,4 +1,4 @@
-"""Untrusted bytes to RGB pixels, or a rejection with a reason from a closed list."""
+"""Untrusted bytes to RGB pixels, or a rejection with one of a closed set of reasons."""
 
 import warnings
 from dataclasses import dataclass
@@ -26,11 +26,12 @@ ImageReason = Literal[
     "corrupt",
 ]
 
-# The pixel limit below is stricter and is checked before any pixel is decoded.
+# Superseded by our own pixel limit, which is checked before any pixel is decoded.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# What the compressed texts of one PNG may fill in memory; Pillow would let it be 64 MiB.
+# Memory for the decompressed text chunks of one PNG; Pillow's own limit is 64 MiB.
 PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA_BYTES
 
+# EXIF orientation to the transposition that makes the picture upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,10 +44,7 @@ _UPRIGHT = {
 
 
 class ImageRejectedError(Exception):
-    """The bytes are no picture that this product judges.
-
-    `reason` is one of `ImageReason`; `str()` is the detail for people.
-    """
+    """The bytes cannot be checked as a picture; `reason` is an `ImageReason`, `str()` the detail."""
 
     def __init__(self, reason: ImageReason, detail: str) -> None:
         super().__init__(detail)
@@ -55,35 +53,39 @@ class ImageRejectedError(Exception):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a picture may cost: `max_pixels` (width x height) and `min_side` (pixels)."""
+    """Limits on the size of a picture."""
 
+    #: Width times height in pixels.
     max_pixels: int = 50_000_000
+    #: Shorter side in pixels.
     min_side: int = 32
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture: `pixels` (height, width, 3) uint8 sRGB, upright; `format` as Pillow names it."""
+    """A decoded picture."""
 
+    #: Upright RGB, (height, width, 3) uint8.
     pixels: NDArray[np.uint8]
+    #: Name of the file format: one of `ALLOWED_FORMATS`.
     format: str
 
     @property
     def width(self) -> int:
-        """Pixels across, after the EXIF orientation was applied."""
+        """Width in pixels, after the EXIF orientation was applied."""
         return int(self.pixels.shape[1])
 
     @property
     def height(self) -> int:
-        """Pixels down, after the EXIF orientation was applied."""
+        """Height in pixels, after the EXIF orientation was applied."""
         return int(self.pixels.shape[0])
 
 
 def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
-    """Decode the first frame of an encoded picture, upright, with transparency flattened on white.
+    """Decode the first frame of a JPEG, PNG, WebP, GIF or AVIF file, upright, on a white background.
 
-    JPEG, PNG, WebP, GIF and AVIF are read; pixels are limited by the header, and metadata by the file's
-    frame, before anything is decoded. Raises `ImageRejectedError` for everything else.
+    The number of pixels and the amount of metadata are checked before anything is decoded. Raises
+    `ImageRejectedError` for everything that is not such a picture within `limits`.
     """
     limits = limits or ImageLimits()
     if not data:
@@ -97,7 +99,7 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
     try:
         image.load()
         rgb = _flattened(_upright(image))
-    except Exception as error:  # Pillow's decoders raise many types on hostile input
+    except Exception as error:  # Pillow's decoders raise many types for malformed input
         raise _decoding_failure(error) from error
     return Picture(np.asarray(rgb, dtype=np.uint8), _format_name(image))
 
@@ -109,23 +111,23 @@ def _open(data: bytes) -> Image.Image:
         raise _unidentified(data) from error
     except Image.DecompressionBombError as error:
         raise ImageRejectedError("too_many_pixels", "The picture has far too many pixels.") from error
-    except Exception as error:  # a header that a format plugin recognises and then chokes on
+    except Exception as error:  # a malformed header of a format that was recognised
         raise _decoding_failure(error) from error
 
 
 def _unidentified(data: bytes) -> ImageRejectedError:
-    """Tell a picture of a format that is not on the list from bytes that are no picture at all."""
+    """Distinguish a format that is not allowed, a damaged header, and bytes that are not a picture."""
     Image.init()
-    # The formats look at the 16 bytes that they expect to be given.
+    # Each format recognises a prefix of 16 bytes, and some read it without checking its length.
     prefix = data[:16].ljust(16, b"\0")
     for name, (_, accept) in Image.OPEN.items():
         if accept is not None and accept(prefix) is True:
             if name in ALLOWED_FORMATS:
                 return ImageRejectedError(
-                    "corrupt", f"The file begins like {name} but its header cannot be read."
+                    "corrupt", f"The file starts like {name}, but its header cannot be read."
                 )
             return ImageRejectedError(
-                "format_not_allowed", f"{name} is not among {', '.join(ALLOWED_FORMATS)}."
+                "format_not_allowed", f"{name} is not one of {', '.join(ALLOWED_FORMATS)}."
             )
     return ImageRejectedError("not_an_image", "The bytes are not a picture of any known format.")
 
@@ -140,24 +142,26 @@ def _check_size(image: Image.Image, limits: ImageLimits) -> None:
     if min(width, height) < limits.min_side:
         raise ImageRejectedError(
             "too_small",
-            f"The picture has {width} x {height} pixels; a side has at least {limits.min_side}.",
+            f"The picture has {width} x {height} pixels; the minimum for a side is {limits.min_side}.",
         )
 
 
 def _decoding_failure(error: Exception) -> ImageRejectedError:
     message = str(error).lower()
     if "text chunks" in message or "decompressed data too large" in message:
-        return ImageRejectedError("too_much_metadata", "The picture's texts or profile fill too much memory.")
+        return ImageRejectedError(
+            "too_much_metadata", "The picture's texts or colour profile need too much memory."
+        )
     if "truncated" in message or "not enough" in message or isinstance(error, EOFError):
         return ImageRejectedError("truncated", "The picture ends before its pixels are complete.")
     return ImageRejectedError("corrupt", "The picture's data is damaged and cannot be decoded.")
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Pillow's own function writes the EXIF data anew, which fails when anything else in it is damaged.
+    # Pillow's exif_transpose also rewrites the EXIF data, which fails when another field of it is damaged.
     try:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # noqa: BLE001 - damaged EXIF says nothing about the pixels
+    except Exception:  # noqa: BLE001 - damaged EXIF data does not affect the pixels
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -172,11 +176,11 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
+    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip to white."""
     values = np.asarray(image, dtype=np.float32) / 257
     return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8), mode="L")
 
 
 def _format_name(image: Image.Image) -> str:
-    # A phone's JPEG with a second picture for depth or motion calls itself MPO.
+    # Pillow's name for a JPEG with more pictures in it, such as a phone's depth map.
     return "JPEG" if image.format == "MPO" else str(image.format)

@@ -1,4 +1,4 @@
-"""What happens to a picture on its way: codecs, scaling, blur, noise and cropping, of pixels in memory."""
+"""Degradations of pixels in memory: codecs, scaling, blur, noise and cropping."""
 
 from io import BytesIO
 
@@ -8,12 +8,12 @@ from PIL import Image, ImageFilter
 
 Pixels = NDArray[np.uint8]
 
-# The product judges no picture with a shorter side.
-_SMALLEST_SIDE = 32
+# Pictures with a shorter side are rejected (`ImageLimits`).
+_MIN_SIDE = 32
 
 
 def jpeg(pixels: Pixels, quality: int) -> Pixels:
-    """Encode pixels (H, W, 3) as JPEG, chroma halved (4:2:0), at `quality` 1..100, and decode them."""
+    """Encode pixels (H, W, 3) as JPEG with 4:2:0 chroma at `quality` 1..100, and decode them."""
     return _encoded(pixels, "JPEG", quality=quality, subsampling=2)
 
 
@@ -29,12 +29,12 @@ def downscaled(pixels: Pixels, factor: float) -> Pixels:
 
 
 def blurred(pixels: Pixels, sigma: float) -> Pixels:
-    """Blur with a Gaussian of `sigma` pixels, as Pillow approximates it by box filters."""
+    """Blur with a Gaussian of `sigma` pixels, which Pillow approximates with box filters."""
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(sigma)))
 
 
 def noisy(pixels: Pixels, sigma: float, seed: int) -> Pixels:
-    """Add Gaussian noise of `sigma` (of 255), drawn from `seed`, to each channel of each pixel."""
+    """Add Gaussian noise of standard deviation `sigma` (of 255), seeded by `seed`, to each value."""
     noise = np.random.default_rng(seed).normal(0, sigma, pixels.shape)
     return np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
 
@@ -47,7 +47,7 @@ def centre_crop(pixels: Pixels, fraction: float) -> Pixels:
 
 
 def _shorter(side: int, factor: float) -> int:
-    return max(round(side * factor), min(side, _SMALLEST_SIDE))
+    return max(round(side * factor), min(side, _MIN_SIDE))
 
 
 def _encoded(pixels: Pixels, form: str, **options: int) -> Pixels:

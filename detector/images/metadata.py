@@ -1,23 +1,23 @@
-"""What a file carries beside its pixels, bounded before a decoder reads it.
+"""Limits on what a file holds besides pixels, checked before it is decoded.
 
-Pillow puts the parts of EXIF data together one by one, and libjpeg walks over the whole picture for every
-scan: a few megabytes of tiny parts would keep a decoder busy for minutes. Only the frame of a file is read
-here; a file whose frame is broken is left to the decoder, which says what is wrong with it.
+Pillow joins the parts of EXIF data one by one, and libjpeg passes over the whole picture for every scan, so
+a few megabytes of tiny parts would keep a decoder busy for minutes. Only the lengths of the parts are read
+here; a malformed file is left to the decoder, which reports what is wrong.
 """
 
 import re
 from collections.abc import Iterator
 
-#: Segments, blocks or chunks that are no pixels; a camera writes some dozens.
+#: Segments, extensions or chunks without pixels; a camera writes a few dozen.
 MAX_PARTS = 1000
-#: Bytes in them; the largest that are met are depth maps of telephones, of some megabytes.
+#: Bytes in these parts; the largest in practice are phones' depth maps of a few megabytes.
 MAX_METADATA_BYTES = 16 << 20
-#: Chunks of pixels in a PNG; the usual 8 KiB a chunk make 2,560 of the largest upload.
+#: Pixel chunks of a PNG; an upload of the maximal size in the usual chunks of 8 KiB has 2,560.
 MAX_PNG_CHUNKS = 50_000
-#: Scans of a JPEG; progressive ones have about ten.
+#: Scans of a JPEG; a progressive one has about ten.
 MAX_JPEG_SCANS = 50
 
-# A marker that ends a scan or begins a segment, as libjpeg sees it: the others have no length after them.
+# A JPEG marker that is followed by a length, or ends the picture.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _GIF_FLAGS = 10
@@ -26,11 +26,11 @@ _GIF_EXTENSION, _GIF_IMAGE = 0x21, 0x2C
 
 
 class TooMuchMetadataError(Exception):
-    """The file has more parts, or larger ones, than any picture needs; `str()` is the detail."""
+    """The file has more metadata than any picture needs; `str()` is the detail."""
 
 
 def bound_metadata(data: bytes) -> None:
-    """Walk over the frame of a JPEG, PNG or GIF; other formats bound their parts themselves.
+    """Check the parts of a JPEG, PNG or GIF file; the decoders of the other formats have limits of their own.
 
     Raises `TooMuchMetadataError`.
     """
@@ -46,15 +46,15 @@ def bound_metadata(data: bytes) -> None:
     for number, length in enumerate(parts, start=1):
         total += length
         if number > MAX_PARTS:
-            raise TooMuchMetadataError(f"The file has more than {MAX_PARTS} parts beside its pixels.")
+            raise TooMuchMetadataError(f"The file has more than {MAX_PARTS} parts besides its pixels.")
         if total > MAX_METADATA_BYTES:
             raise TooMuchMetadataError(
-                f"The file has more than {MAX_METADATA_BYTES} bytes beside its pixels."
+                f"The file has more than {MAX_METADATA_BYTES} bytes besides its pixels."
             )
 
 
 def _jpeg_segments(data: bytes) -> Iterator[int]:
-    """Yield the length in bytes of each segment up to the end of the first picture, scans left out."""
+    """Yield the length in bytes of each segment of the first picture, except its scans."""
     at, scans = 2, 0
     while found := _MARKER.search(data, at):
         marker, at = data[found.end() - 1], found.end()
@@ -65,13 +65,13 @@ def _jpeg_segments(data: bytes) -> Iterator[int]:
         if marker == _START_OF_SCAN:
             scans += 1
             if scans > MAX_JPEG_SCANS:
-                raise TooMuchMetadataError(f"The picture is cut into more than {MAX_JPEG_SCANS} scans.")
+                raise TooMuchMetadataError(f"The picture has more than {MAX_JPEG_SCANS} scans.")
         else:
             yield length
 
 
 def _png_chunks(data: bytes) -> Iterator[int]:
-    """Yield the length in bytes of each chunk that holds no pixels."""
+    """Yield the length in bytes of each chunk without pixels."""
     at = 8
     pixels = 0
     while at + 8 <= len(data):
@@ -80,7 +80,7 @@ def _png_chunks(data: bytes) -> Iterator[int]:
         if kind in _PNG_PIXELS:
             pixels += 1
             if pixels > MAX_PNG_CHUNKS:
-                raise TooMuchMetadataError(f"The pixels are cut into more than {MAX_PNG_CHUNKS} chunks.")
+                raise TooMuchMetadataError(f"The pixels are in more than {MAX_PNG_CHUNKS} chunks.")
         else:
             yield length
 
@@ -91,7 +91,7 @@ def _gif_extensions(data: bytes) -> Iterator[int]:
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     while at < len(data) and data[at] != _GIF_IMAGE:
         if data[at] != _GIF_EXTENSION:
-            # Pillow skips what it does not know a byte at a time.
+            # Pillow skips unknown data byte by byte, so each byte counts as a part.
             at += 1
             yield 1
             continue

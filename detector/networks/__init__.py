@@ -1,1 +1,1 @@
-"""The networks: U-Net, the Diffusion Noise Feature, ResNet, and conversion of published weights."""
+"""The networks: the U-Net, the noise feature, the ResNet, and conversion of published weights."""

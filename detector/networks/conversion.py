@@ -1,39 +1,39 @@
-"""A bundle from published checkpoints: a DDIM U-Net and the DNF authors' classifier."""
+"""Conversion of published checkpoints, a DDIM U-Net and the DNF authors' classifier, to a bundle."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from detector.bundle.calibration import PlattScaling, Thresholds
 from detector.bundle.files import MODEL_CARD_FILE, Bundle, BundleError, write_manifest
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
+from detector.networks.resnet import ResNet
+from detector.networks.unet import DdimConfig, UnetRejectedError, from_ddim_checkpoint, save_unet
 
 _CARD = """# {name}
 
 Converted from a DDIM checkpoint ({ddim}) and a classifier checkpoint ({classifier}); nothing was trained or
 measured here. The preprocessing is the published one: the picture is squashed to {size} x {size} pixels, and
-the first noise estimate is clamped and quantised as the authors' picture files are. The score is the bare
-sigmoid of the logit, and the threshold is the paper's 0.5. A score is a signal, not proof.
+the first noise estimate is clamped and quantised as in the authors' picture files. The score is the sigmoid
+of the logit without calibration, and the threshold is the paper's 0.5. A score is a signal, not proof.
 """
 
 
 def convert(ddim: Path, unet_config: Path, classifier: Path, out: Path, *, name: str | None = None) -> Bundle:
-    """Write a bundle that runs the paper's detector unchanged.
+    """Write a bundle in `out` that runs the paper's detector unchanged, and return it.
 
     `ddim` is a bare state dict in the DDIM authors' naming, `unet_config` its configuration as JSON,
     `classifier` a state dict or `{"model": state dict}`; pickles are read with `weights_only=True`. Raises
     `BundleError`.
     """
-    from safetensors.torch import save_file
-
-    from detector.networks.resnet import ResNet
-    from detector.networks.unet import DdimConfig, UnetRejectedError, from_ddim_checkpoint, save_unet
-
     if out.exists() and any(out.iterdir()):
         raise BundleError("malformed", f"{out} is not empty.")
     try:
@@ -47,7 +47,7 @@ def convert(ddim: Path, unet_config: Path, classifier: Path, out: Path, *, name:
     try:
         network.load_state_dict(dict(weights))
     except RuntimeError as error:
-        raise BundleError("malformed", f"{classifier} is no ResNet with one logit: {error}") from error
+        raise BundleError("malformed", f"{classifier} is not a ResNet with one logit: {error}") from error
     out.mkdir(parents=True, exist_ok=True)
     try:
         save_unet(unet, out / "unet")
@@ -74,10 +74,6 @@ def convert(ddim: Path, unet_config: Path, classifier: Path, out: Path, *, name:
 
 
 def _state_dict(path: Path) -> Mapping[str, Any]:
-    import pickle
-
-    import torch
-
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -86,5 +82,5 @@ def _state_dict(path: Path) -> Mapping[str, Any]:
         ) from error
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise BundleError("malformed", f"{path} holds no state dict.")
+        raise BundleError("malformed", f"{path} does not hold a state dict.")
     return {str(name).removeprefix("module."): value for name, value in state.items()}

@@ -3,7 +3,7 @@
 Zhang and Xu, "Diffusion Noise Feature: Accurate and Fast Generated Image Detection", arXiv 2312.02625.
 The published code and version 3 of the paper keep the first estimate; version 1 combines the estimates
 along a DDIM inversion (Song et al., "Denoising Diffusion Implicit Models", ICLR 2021, equation 12 with
-eta = 0, run from the picture towards the noise).
+eta = 0, from the picture towards the noise).
 """
 
 from typing import Protocol
@@ -24,15 +24,15 @@ class NoiseEstimator(Protocol):
 
 
 def signal_levels(device: torch.device | str = "cpu") -> Tensor:
-    """Return the cumulative products of 1 - beta, (1000,) float64, for linear betas of 1e-4 to 0.02."""
+    """Return the cumulative products of 1 - beta, (1000,) float64, for linear betas from 1e-4 to 0.02."""
     betas = torch.linspace(1e-4, 0.02, TRAINING_TIMESTEPS, dtype=torch.float64, device=device)
     return torch.cumprod(1 - betas, dim=0)
 
 
 def diffusion_noise_feature(unet: NoiseEstimator, x: Tensor, config: DnfConfig) -> Tensor:
-    """Compute the feature of clean pictures `x` (B, 3, H, W) in -1..1, of shape (B, channels, H, W).
+    """Compute the feature of clean pictures `x` (B, 3, H, W) in -1..1: (B, channels, H, W) float32.
 
-    The values are those of the U-Net, float32 and unbounded, about unit scale where the U-Net sees noise.
+    The U-Net's output is kept unbounded; where the U-Net sees noise, its scale is about one.
     """
     if config.variant == "first":
         return torch.cat([_estimate(unet, x, t) for t in config.timesteps], dim=1)
@@ -47,12 +47,12 @@ def diffusion_noise_feature(unet: NoiseEstimator, x: Tensor, config: DnfConfig) 
 def invert(unet: NoiseEstimator, x: Tensor, steps: int) -> list[Tensor]:
     """Return the noise estimates, `steps` of (B, 3, H, W), along the DDIM inversion of clean pictures.
 
-    The visited timesteps are the first `steps` of `linspace(0, 1000, steps + 1)` as integers.
+    The timesteps are the first `steps` values of `linspace(0, 1000, steps + 1)`, as integers.
     """
     levels = signal_levels(x.device)
-    visited = torch.linspace(0, TRAINING_TIMESTEPS, steps + 1, dtype=torch.float64).long().tolist()
+    schedule = torch.linspace(0, TRAINING_TIMESTEPS, steps + 1, dtype=torch.float64).long().tolist()
     estimates: list[Tensor] = []
-    for t, t_next in zip(visited[:-1], [*visited[1:-1], None], strict=True):
+    for t, t_next in zip(schedule[:-1], [*schedule[1:-1], None], strict=True):
         noise = _estimate(unet, x, t)
         estimates.append(noise)
         if t_next is None:
@@ -64,9 +64,9 @@ def invert(unet: NoiseEstimator, x: Tensor, steps: int) -> list[Tensor]:
 
 
 def quantised(dnf: Tensor) -> Tensor:
-    """Return the feature as the published pipeline's picture file holds it: bytes, divided by 255.
+    """Round the feature as the published pipeline's picture file does: `clamp(dnf * 255 + 0.5, 0, 255)`.
 
-    Negative noise is lost and values end at 1: `clamp(dnf * 255 + 0.5, 0, 255)` as uint8. Same shape.
+    Returns the bytes divided by 255, in the same shape; negative noise becomes 0.
     """
     return dnf.mul(255).add(0.5).clamp(0, 255).to(torch.uint8).float() / 255
 

@@ -1,4 +1,4 @@
-"""What a classifier may look at: the Diffusion Noise Feature, or what it is compared with."""
+"""The classifier's input: the Diffusion Noise Feature, the picture, its residuals, or several of them."""
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ def compute_feature(feature: Feature, unet: NoiseEstimator | None, x: Tensor, dn
 
 
 def combined(feature: Feature, estimates: Tensor | None, x: Tensor) -> Tensor:
-    """Return the feature of pictures `x` whose noise estimates (B, C, H, W) are known; see `compute_feature`.
+    """Stack the parts of the feature of pictures `x`, given their noise estimates (B, C, H, W) if it has any.
 
-    Its parts are stacked in the order of their names.
+    The parts are in the order of their names; shapes as for `compute_feature`.
     """
     x = x.to(torch.float32)
     return torch.cat([_part(name, estimates, x) for name in feature.split("+")], dim=1)
@@ -40,7 +40,7 @@ def _part(name: str, estimates: Tensor | None, x: Tensor) -> Tensor:
 
 
 def neighbouring_pixel_residuals(x: Tensor) -> Tensor:
-    """Return what halving and doubling by nearest neighbours loses of `x` (B, 3, H, W); H and W are even.
+    """Return what nearest-neighbour down- and upsampling by two loses of `x` (B, 3, H, W); H, W even.
 
     Tan et al., "Rethinking the Up-Sampling Operations in CNN-based Generative Network for Generalizable
     Deepfake Detection", CVPR 2024.

@@ -1,7 +1,7 @@
-"""The ResNet that judges a Diffusion Noise Feature, with torchvision's state-dict names.
+"""The classifier: a ResNet with torchvision's parameter names, or an ensemble of them.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; the bottleneck has its stride on the
-3x3 convolution (version 1.5), as the DNF authors' classifier does.
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; the bottleneck has its stride in the
+3x3 convolution (version 1.5), like the DNF authors' classifier.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inplanes, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output, as described on the class."""
+        """Return the block's output."""
         out = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(out)) + _identity(self.downsample, x))
 
@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inplanes, planes * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output, as described on the class."""
+        """Return the block's output."""
         out = torch.relu(self.bn1(self.conv1(x)))
         out = torch.relu(self.bn2(self.conv2(out)))
         return torch.relu(self.bn3(self.conv3(out)) + _identity(self.downsample, x))

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class UnetRejectedError(ValueError):
-    """The checkpoint or its configuration is not that of an unconditional pixel-space U-Net."""
+    """The checkpoint or its configuration does not describe an unconditional pixel-space U-Net."""
 
 
 class DdimModelConfig(BaseModel):
-    """The `model` section of a configuration of the DDIM authors' code; other fields are ignored."""
+    """The `model` section of a configuration for the DDIM authors' code; other fields are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,7 +33,7 @@ class DdimModelConfig(BaseModel):
 
 
 class DdimDataConfig(BaseModel):
-    """The `data` section: `image_size` in pixels places the attention levels."""
+    """The `data` section: `image_size` in pixels, from which the levels with attention follow."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,7 +41,7 @@ class DdimDataConfig(BaseModel):
 
 
 class DdimConfig(BaseModel):
-    """A configuration of the DDIM authors' code, as far as it describes the U-Net."""
+    """The parts of a configuration for the DDIM authors' code that describe the U-Net."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,7 +50,7 @@ class DdimConfig(BaseModel):
 
 
 class Unet(nn.Module):
-    """A noise estimator around diffusers' `UNet2DModel`: pictures and timesteps to the bare noise tensor."""
+    """diffusers' `UNet2DModel` as a `NoiseEstimator`."""
 
     def __init__(self, network: "UNet2DModel") -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Unet(nn.Module):
 def load_unet(source: str | Path, revision: str | None = None) -> Unet:
     """Load a U-Net from a diffusers folder or a hub id such as `google/ddpm-bedroom-256`, in float32.
 
-    Only safetensors weights are read from a folder. Raises `UnetRejectedError` when there is no such U-Net.
+    Only safetensors weights are read. Raises `UnetRejectedError` when no such U-Net can be loaded.
     """
     from diffusers import UNet2DModel
 
@@ -75,7 +75,7 @@ def load_unet(source: str | Path, revision: str | None = None) -> Unet:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UnetRejectedError(f"no diffusion U-Net can be loaded from {source}: {error}") from error
-    # The weights may be stored in float16; the computation chooses its own type.
+    # The weights may be stored in float16; `accelerate` chooses the type of the computation.
     return Unet(network.float()).eval()
 
 
@@ -83,15 +83,15 @@ def save_unet(unet: Unet, folder: Path, *, half: bool = False) -> None:
     """Write the U-Net as a diffusers folder with safetensors weights, in float16 when `half`."""
     network = deepcopy(unet.network).half() if half else unet.network
     network.save_pretrained(str(folder), safe_serialization=True)
-    # Where the network was loaded from is nobody's business who gets the bundle.
-    config = folder / "config.json"
-    named = json.loads(config.read_text(encoding="utf-8"))
-    named.pop("_name_or_path", None)
-    config.write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    # Without the path that the network was loaded from, which diffusers records.
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def diffusers_config(config: DdimConfig) -> dict[str, Any]:
-    """Translate a DDIM configuration into the arguments of `UNet2DModel` that agree with it to 1e-6."""
+    """Translate a DDIM configuration to the arguments of an equivalent `UNet2DModel`."""
     model = config.model
     levels = len(model.ch_mult)
     attention = [config.data.image_size // 2**level in model.attn_resolutions for level in range(levels)]
@@ -118,9 +118,9 @@ def diffusers_config(config: DdimConfig) -> dict[str, Any]:
 
 
 def from_ddim_checkpoint(state: Mapping[str, Tensor], config: DdimConfig) -> Unet:
-    """Build the U-Net whose weights a DDIM checkpoint holds; every parameter maps one to one.
+    """Build a U-Net from a checkpoint of the DDIM authors' code; the parameters map one to one.
 
-    Raises `UnetRejectedError` when names or shapes do not fit the configuration.
+    Raises `UnetRejectedError` when a name or a shape does not fit the configuration.
     """
     from diffusers import UNet2DModel
 
@@ -132,11 +132,11 @@ def from_ddim_checkpoint(state: Mapping[str, Tensor], config: DdimConfig) -> Une
     for name, value in state.items():
         target = diffusers_name(name, levels=len(config.model.ch_mult))
         if target not in expected:
-            raise UnetRejectedError(f"the checkpoint's parameter {name} has no place in this configuration")
+            raise UnetRejectedError(f"the checkpoint's parameter {name} does not exist in this configuration")
         weight = value.squeeze(-1).squeeze(-1) if value.dim() > expected[target].dim() else value
         if weight.shape != expected[target].shape:
             raise UnetRejectedError(
-                f"{name} has shape {tuple(value.shape)}, {tuple(expected[target].shape)} was expected"
+                f"{name} has shape {tuple(value.shape)} instead of {tuple(expected[target].shape)}"
             )
         translated[target] = weight
     missing = expected.keys() - translated.keys()
@@ -166,9 +166,9 @@ _WITHIN = {
 
 
 def diffusers_name(name: str, *, levels: int) -> str:
-    """Translate a parameter's name from the DDIM authors' code to diffusers, for `levels` resolutions.
+    """Translate a parameter's name from the DDIM authors' code to diffusers, for a U-Net of `levels` levels.
 
-    DDIM counts `up.L` from the highest resolution, diffusers' `up_blocks` from the lowest.
+    DDIM counts `up.L` from the highest resolution, diffusers counts `up_blocks` from the lowest.
     """
     for prefix, target in _TOP_LEVEL.items():
         if name.startswith(f"{prefix}."):
@@ -176,13 +176,13 @@ def diffusers_name(name: str, *, levels: int) -> str:
     block = re.fullmatch(r"(down|up)\.(\d+)\.(?:(block|attn)\.(\d+)|downsample|upsample)\.(.+)", name)
     if block is None:
         return name
-    way, level, kind, index, rest = block.groups()
-    place = f"down_blocks.{level}" if way == "down" else f"up_blocks.{levels - 1 - int(level)}"
+    direction, level, kind, index, rest = block.groups()
+    prefix = f"down_blocks.{level}" if direction == "down" else f"up_blocks.{levels - 1 - int(level)}"
     if kind is None:
-        return f"{place}.{way}samplers.0.{rest}"
-    return _within(f"{place}.{'resnets' if kind == 'block' else 'attentions'}.{index}", rest)
+        return f"{prefix}.{direction}samplers.0.{rest}"
+    return _within(f"{prefix}.{'resnets' if kind == 'block' else 'attentions'}.{index}", rest)
 
 
-def _within(place: str, rest: str) -> str:
+def _within(block: str, rest: str) -> str:
     part, _, parameter = rest.rpartition(".")
-    return ".".join(filter(None, (place, _WITHIN.get(part, part), parameter)))
+    return ".".join(filter(None, (block, _WITHIN.get(part, part), parameter)))

@@ -1,4 +1,4 @@
-"""A bundle in an object store is fetched once, verified, and kept."""
+"""A bundle in S3 is fetched once, verified and cached."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from worker.embedded.services import REGION, EmbeddedServices
 def uploaded(
     services: EmbeddedServices, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> str:
-    """Put the tiny bundle into the bucket, and point boto3's own settings there."""
+    """Upload the tiny bundle, and point boto3's own settings at the test's S3."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", services.s3_endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", services.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", services.secret_key)
@@ -25,8 +25,8 @@ def uploaded(
     return f"s3://{services.bucket}/bundles/{tmp_path.name}"
 
 
-def test_a_bundle_is_fetched_from_s3_and_kept_by_digest(uploaded: str, tiny_bundle: Path) -> None:
-    """It is the same bundle, and the second time it comes from the cache."""
+def test_a_bundle_is_fetched_from_s3_and_cached_by_digest(uploaded: str, tiny_bundle: Path) -> None:
+    """The digest is that of the original, and the second call reads the cache."""
     first = resolve(uploaded)
     assert first.digest == resolve(tiny_bundle).digest
     assert first.folder.name == first.digest
@@ -34,8 +34,8 @@ def test_a_bundle_is_fetched_from_s3_and_kept_by_digest(uploaded: str, tiny_bund
     assert resolve(uploaded).classifier_path.stat().st_mtime_ns == before
 
 
-def test_a_tampered_bundle_in_s3_is_not_kept(uploaded: str, services: EmbeddedServices) -> None:
-    """Weights that are not those of the manifest are refused, also the second time."""
+def test_a_tampered_bundle_in_s3_is_not_cached(uploaded: str, services: EmbeddedServices) -> None:
+    """Weights with another digest than the manifest's are rejected, the second time as well."""
     prefix = uploaded.removeprefix(f"s3://{services.bucket}/")
     services.seaweedfs.client().put_object(
         Bucket=services.bucket, Key=f"{prefix}/classifier.safetensors", Body=b"something else"
@@ -46,8 +46,8 @@ def test_a_tampered_bundle_in_s3_is_not_kept(uploaded: str, services: EmbeddedSe
         assert error.value.reason == "digest_mismatch"
 
 
-def test_a_bundle_that_is_not_in_s3_is_not_found(uploaded: str) -> None:
-    """A wrong prefix is told as such."""
+def test_a_missing_bundle_in_s3_is_not_found(uploaded: str) -> None:
+    """A wrong prefix has the reason `not_found`."""
     with pytest.raises(BundleError) as error:
         resolve(uploaded + "-wrong")
     assert error.value.reason == "not_found"

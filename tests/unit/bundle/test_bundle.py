@@ -1,4 +1,4 @@
-"""A bundle on disk is verified before anything of it is used."""
+"""A bundle on disk is verified before it is used."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from detector.detector import Detector
 
 @pytest.fixture
 def bundle_folder(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """Copy the tiny bundle, to be damaged."""
+    """Copy the tiny bundle, so that a test can damage it."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
@@ -24,7 +24,7 @@ def edit(folder: Path, **changes: object) -> None:
 
 
 def test_a_changed_weight_file_is_not_loaded(bundle_folder: Path) -> None:
-    """One flipped bit in the weights is found."""
+    """One flipped bit in the weights is a digest mismatch."""
     weights = bundle_folder / "classifier.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -34,8 +34,8 @@ def test_a_changed_weight_file_is_not_loaded(bundle_folder: Path) -> None:
     assert error.value.reason == "digest_mismatch"
 
 
-def test_a_missing_file_is_found(bundle_folder: Path) -> None:
-    """A file that the manifest lists must be there."""
+def test_a_missing_file_is_reported(bundle_folder: Path) -> None:
+    """Every file that the manifest lists must exist."""
     (bundle_folder / "unet" / "config.json").unlink()
     with pytest.raises(BundleError, match="missing"):
         open_bundle(bundle_folder)
@@ -43,28 +43,28 @@ def test_a_missing_file_is_found(bundle_folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])
 def test_a_manifest_cannot_name_files_outside_its_folder(bundle_folder: Path, name: str) -> None:
-    """Paths that climb out are malformed."""
+    """A manifest with absolute or climbing paths is malformed."""
     edit(bundle_folder, files={name: "0" * 64})
     with pytest.raises(BundleError) as error:
         open_bundle(bundle_folder)
     assert error.value.reason == "malformed"
 
 
-def test_an_unknown_field_is_refused(bundle_folder: Path) -> None:
-    """What this version does not know might change the verdict: it is not ignored."""
+def test_an_unknown_field_is_rejected(bundle_folder: Path) -> None:
+    """An unknown field might change the verdict, so it is not ignored."""
     edit(bundle_folder, temperature=2)
     with pytest.raises(BundleError, match="temperature"):
         open_bundle(bundle_folder)
 
 
-def test_a_name_that_is_nothing_is_not_found() -> None:
-    """Neither a folder nor a shipped name."""
+def test_an_unknown_name_is_not_found() -> None:
+    """A name that is neither a folder nor a shipped bundle has the reason `not_found`."""
     with pytest.raises(BundleError) as error:
         resolve("no-such-bundle")
     assert error.value.reason == "not_found"
 
 
-def test_the_shipped_bundle_is_whole_and_small() -> None:
+def test_the_shipped_bundle_is_complete_and_small() -> None:
     """The default bundle verifies, has a model card and figures, and stays under 25 MB."""
     bundle = resolve("default")
     assert (bundle.folder / "MODEL_CARD.md").is_file()
@@ -73,7 +73,7 @@ def test_the_shipped_bundle_is_whole_and_small() -> None:
 
 
 def test_a_batch_gives_each_picture_its_own_finding(tiny_bundle: Path) -> None:
-    """The order is kept, and a picture's score does not depend on its neighbours."""
+    """Findings keep the order, and a picture's score does not depend on the rest of the batch."""
     detector = Detector.load(tiny_bundle, device="cpu", dtype="float32")
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (70 + 9 * i, 90, 3), dtype=np.uint8) for i in range(5)]
@@ -84,8 +84,8 @@ def test_a_batch_gives_each_picture_its_own_finding(tiny_bundle: Path) -> None:
     assert detector.examine([]) == []
 
 
-def test_a_picture_smaller_than_a_view_is_judged(tiny_bundle: Path) -> None:
-    """It is mirrored at its edges, at its own scale."""
+def test_a_picture_smaller_than_a_view_is_examined(tiny_bundle: Path) -> None:
+    """The picture is mirrored at its edges and keeps its scale."""
     detector = Detector.load(tiny_bundle, device="cpu")
     assert detector.prepare(np.zeros((33, 40, 3), dtype=np.uint8)).shape == (1, 3, 64, 64)
 
