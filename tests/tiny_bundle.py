@@ -15,7 +15,7 @@ from detector.training.unet import build_unet
 
 
 def make_tiny_bundle(folder: Path, *, name: str = "tiny", seed: int = 7) -> Path:
-    """Write the bundle to `folder` and return it; the weights follow the seed."""
+    """Write the bundle to `folder` and return the folder; the weights depend on the seed."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     classifier = ResNetConfig(depth=18, width=8)

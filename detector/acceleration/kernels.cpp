@@ -1,8 +1,8 @@
-// Two kernels for CPUs with AVX512-BF16; kernels.py compiles and calls them. Pictures lie as N x H x W x C.
+// Two kernels for CPUs with AVX512-BF16; kernels.py compiles and calls them. Tensors are N x H x W x C.
 //
 // Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, F(2x2, 3x3): 16 products for
-// four outputs where a 3x3 convolution takes 36. The transforms hold only 0 and +-1, so that bfloat16 loses
-// hardly more than in the plain convolution; larger tiles lose several times as much.
+// four outputs where a 3x3 convolution needs 36. The transforms contain only 0 and +-1, so the loss of precision
+// in bfloat16 is hardly larger than in a plain convolution; larger tiles lose several times as much.
 
 #include <immintrin.h>
 
@@ -45,12 +45,12 @@ static inline void multiply(const bf16* a, int64_t channels, const bf16* w, floa
 template <int NB>
 static void multiply_rows(const bf16* a, int64_t rows, int64_t channels, const bf16* w, float* out) {
   int64_t r = 0;
-  // Six rows of four registers leave eight of the 32 for weights and the pair of inputs.
+  // Six rows of four registers leave eight of the 32 registers for weights and the pair of inputs.
   for (; r + 6 <= rows; r += 6) multiply<6, NB>(a + r * channels, channels, w, out + r * NB * kLanes);
   for (; r < rows; r++) multiply<1, NB>(a + r * channels, channels, w, out + r * NB * kLanes);
 }
 
-// B^T d B of the 4x4 pixels from (top, left), zeros outside the picture: 16 values a channel, `stride` apart.
+// B^T d B of the 4x4 pixels at (top, left), zero outside the picture: 16 values per channel, `stride` apart.
 static void transform_input(const bf16* x, int64_t height, int64_t width, int64_t channels, int64_t top,
                             int64_t left, bf16* v, int64_t stride) {
   for (int64_t c = 0; c < channels; c += kLanes) {
@@ -74,7 +74,7 @@ static void transform_input(const bf16* x, int64_t height, int64_t width, int64_
   }
 }
 
-// A^T m A, plus the bias and what else is to be added: two by two pixels, fewer at an odd picture's edges.
+// A^T m A plus bias and residual: 2x2 pixels, fewer at the edges of pictures with odd sides.
 static void transform_output(const float* m, int64_t stride, int64_t channels, const float* bias,
                              const bf16* residual, bf16* y, int64_t row_stride, int64_t pixel_stride, int rows,
                              int columns) {
@@ -100,7 +100,7 @@ template <int NB>
 static void convolve_blocks(const bf16* x, const bf16* u, const float* bias, const bf16* residual, bf16* y,
                             int64_t images, int64_t height, int64_t width, int64_t in, int64_t out, int threads) {
   const int64_t down = (height + 1) / 2, across = (width + 1) / 2, tiles = images * down * across;
-  // One block's transformed input and products stay in a core's second-level cache of about a megabyte.
+  // The transformed input and products of a block fit in a core's L2 cache of about 1 MB.
   const int64_t size = in <= 256 ? 48 : 24, blocks = (tiles + size - 1) / size, part = NB * kLanes;
 #pragma omp parallel num_threads(threads)
   {
@@ -133,8 +133,8 @@ static void convolve_blocks(const bf16* x, const bf16* u, const float* bias, con
   }
 }
 
-// A 3x3 convolution with a border of one zero: y = conv(x) + bias (a row for each image) + residual, if any.
-// `in` and `out` are multiples of 16; `u` is laid out as kernels.py packs it.
+// 3x3 convolution with zero padding of 1: y = conv(x) + bias (one row per image) + residual (may be null).
+// `in` and `out` are multiples of 16; `u` has the layout of packed_weights in kernels.py.
 extern "C" void convolve(const bf16* x, const bf16* u, const float* bias, const bf16* residual, bf16* y,
                          int64_t images, int64_t height, int64_t width, int64_t in, int64_t out, int threads) {
   const auto blocks = out % 64 == 0   ? convolve_blocks<4>
@@ -143,7 +143,7 @@ extern "C" void convolve(const bf16* x, const bf16* u, const float* bias, const 
   blocks(x, u, bias, residual, y, images, height, width, in, out, threads);
 }
 
-// x / (1 + exp(-x)); 2^z as 2^whole times a polynomial of the rest, exact to a few units in float32's last place.
+// x / (1 + exp(-x)); 2^z is 2^whole times a polynomial of the rest, exact to a few units in the last place.
 static inline __m512 silu(__m512 x) {
   __m512 z = _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f));
   z = _mm512_min_ps(_mm512_max_ps(z, _mm512_set1_ps(-126.f)), _mm512_set1_ps(126.f));
@@ -154,10 +154,10 @@ static inline __m512 silu(__m512 x) {
   return _mm512_div_ps(x, _mm512_set1_ps(1.f) + _mm512_scalef_ps(p, whole));
 }
 
-// y = silu(group_norm(x)), for `pixels` of `channels` (a multiple of 16) an image; the statistics are float64.
+// y = silu(group_norm(x)), for images of `pixels` x `channels` (a multiple of 16); the statistics are float64.
 extern "C" void normalise(const bf16* x, const float* weight, const float* bias, bf16* y, int64_t images,
                           int64_t pixels, int64_t channels, int64_t groups, float epsilon, int threads) {
-  // Float32 sums over this many pixels are exact enough for float64 totals.
+  // Sums over one chunk are float32, which is exact enough for this many pixels; the totals are float64.
   const int64_t chunk = 256, chunks = (pixels + chunk - 1) / chunk, members = channels / groups;
   std::vector<double> totals(2 * images * channels);
   std::vector<float> scale(images * channels), shift(images * channels);

@@ -1,4 +1,4 @@
-"""Parity with the DNF authors' own code, on weights and pictures that a rule makes."""
+"""Parity with the DNF authors' own code, on generated weights and pictures."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module", params=["small", "lsun_bedroom"])
 def network(request: pytest.FixtureRequest) -> str:
-    """Name the golden network: a small one, and the full one of 113.67 M parameters."""
+    """Return the golden network's name: a small one, or the published size of 113.67 M parameters."""
     return str(request.param)
 
 
@@ -38,8 +38,8 @@ def detector(bundle: Bundle) -> Detector:
     return Detector.load(bundle, device="cpu", dtype="float32")
 
 
-def test_the_resize_agrees_with_the_authors(network: str, detector: Detector) -> None:
-    """The squashed input equals the golden one to 1e-4."""
+def test_the_input_agrees_with_the_authors(network: str, detector: Detector) -> None:
+    """The squashed input equals the golden one within 1e-4."""
     arrays = golden_arrays(network)
     prepared = np.concatenate([detector.prepare(picture) for picture in golden_pictures(arrays)])
     size = detector.bundle.manifest.preprocessing.size
@@ -49,7 +49,7 @@ def test_the_resize_agrees_with_the_authors(network: str, detector: Detector) ->
 
 
 def test_the_feature_the_saved_picture_and_the_logit_agree(network: str, detector: Detector) -> None:
-    """The feature and the logit equal the golden ones to 1e-4; the saved bytes differ by rounding alone."""
+    """The feature and the logit equal the golden ones within 1e-4; saved bytes differ only by rounding."""
     arrays = golden_arrays(network)
     prepared = [detector.prepare(picture) for picture in golden_pictures(arrays)]
     with torch.inference_mode():
@@ -64,7 +64,7 @@ def test_the_feature_the_saved_picture_and_the_logit_agree(network: str, detecto
 
 
 def test_bfloat16_stays_within_its_stated_tolerance(network: str, bundle: Bundle) -> None:
-    """In bfloat16 the logits of the golden pictures move by less than 0.05."""
+    """In bfloat16 the logits of the golden pictures change by less than 0.05."""
     arrays = golden_arrays(network)
     half = Detector.load(bundle, device="cpu", dtype="bfloat16")
     findings = half.examine([half.prepare(picture) for picture in golden_pictures(arrays)])
@@ -73,7 +73,7 @@ def test_bfloat16_stays_within_its_stated_tolerance(network: str, bundle: Bundle
 
 
 def test_convert_and_check_give_the_golden_logits_from_the_command_line(tmp_path: Path) -> None:
-    """`convert` then `check --json` prints the golden logits of the small network to 1e-4."""
+    """`convert`, then `check --json`, prints the golden logits of the small network within 1e-4."""
     ddim, config, classifier = write_checkpoints("small", tmp_path)
     arrays = golden_arrays("small")
     for index, picture in enumerate(golden_pictures(arrays)):

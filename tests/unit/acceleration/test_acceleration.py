@@ -1,4 +1,4 @@
-"""The fast layers compute what the plain ones do, and are left out where they cannot run."""
+"""Accelerated layers compute the same as PyTorch's, and are not used where they cannot run."""
 
 import copy
 
@@ -20,7 +20,7 @@ from detector.training.unet import build_unet
 
 @pytest.fixture(scope="module")
 def compiled() -> CpuKernels:
-    """Provide the kernels; a machine without the compiler or the instructions cannot test them."""
+    """Provide the kernels; skip on a machine without a compiler or the instructions."""
     try:
         return cpu_kernels()
     except KernelsUnavailableError as reason:
@@ -39,12 +39,12 @@ def _last(x: torch.Tensor) -> torch.Tensor:
     ("channels", "outputs", "height", "width"),
     [(16, 16, 8, 8), (32, 96, 7, 9), (64, 64, 5, 2), (272, 32, 6, 6)],
 )
-def test_the_winograd_convolution_is_as_exact_as_the_plain_one_in_bfloat16(
+def test_the_winograd_convolution_is_about_as_exact_as_the_plain_one(
     compiled: CpuKernels, channels: int, outputs: int, height: int, width: int
 ) -> None:
-    """Its error against float64 is below 1.6 times that of PyTorch's bfloat16, for even and odd pictures.
+    """Its error against float64 is at most 1.6 times that of PyTorch's bfloat16, for even and odd sizes.
 
-    The transformed input is rounded once more than in the plain convolution.
+    It rounds the transformed input once more than the plain convolution.
     """
     x = _last(_random(2, channels, height, width))
     weight = _random(outputs, channels, 3, 3, seed=1) / (9 * channels) ** 0.5
@@ -60,7 +60,7 @@ def test_the_winograd_convolution_is_as_exact_as_the_plain_one_in_bfloat16(
 
 
 def test_the_fused_normalisation_is_at_least_as_exact_as_pytorchs(compiled: CpuKernels) -> None:
-    """Its largest error against float64 is below that of group_norm and silu in bfloat16."""
+    """Its largest error against float64 is at most that of group_norm and silu in bfloat16."""
     x = _last(_random(2, 48, 9, 31) * 3 + 1)
     weight, bias = _random(48, seed=1), _random(48, seed=2)
     exact = silu(group_norm(x.double(), 6, weight.double(), bias.double(), 1e-6))
@@ -69,8 +69,8 @@ def test_the_fused_normalisation_is_at_least_as_exact_as_pytorchs(compiled: CpuK
     assert (found.double() - exact).abs().max() <= (plain.double() - exact).abs().max()
 
 
-def test_extreme_inputs_pass_through_the_fused_activation(compiled: CpuKernels) -> None:
-    """Far below zero silu is 0, far above it is x, and a value that is not finite stays so."""
+def test_the_fused_activation_handles_extreme_inputs(compiled: CpuKernels) -> None:
+    """silu(x) is 0 far below zero and x far above it, and non-finite values stay non-finite."""
     x = _last(torch.tensor([-1e4, 1e4]).repeat(8).reshape(1, 16, 1, 1).expand(1, 16, 4, 4))
     wide = compiled.normalise(x, torch.full((16,), 200.0), torch.zeros(16), 1, 1e-6)
     assert torch.allclose(wide[0, :2, 0, 0].float(), torch.tensor([0.0, 200.0]), atol=1e-3)
@@ -90,8 +90,8 @@ def test_tensors_that_do_not_fit_are_refused_before_memory_is_read(compiled: Cpu
 
 
 @pytest.mark.parametrize("outputs", [32, 64])
-def test_a_fused_block_computes_what_diffusers_block_does(compiled: CpuKernels, outputs: int) -> None:
-    """With and without a convolution in the shortcut, within bfloat16's rounding of the float32 block."""
+def test_a_fused_block_computes_the_same_as_diffusers_block(compiled: CpuKernels, outputs: int) -> None:
+    """With and without a shortcut convolution, outputs are within bfloat16 rounding of the float32 block."""
     torch.manual_seed(0)
     block = ResnetBlock2D(in_channels=32, out_channels=outputs, temb_channels=24, groups=8).eval()
     x, temb = _random(2, 32, 10, 10), _random(2, 24, seed=1)
@@ -102,46 +102,46 @@ def test_a_fused_block_computes_what_diffusers_block_does(compiled: CpuKernels, 
     assert (found.float() - exact).std() < 0.01 * exact.std()
 
 
-def test_in_bfloat16_on_a_cpu_both_networks_stay_close_to_float32(compiled: CpuKernels) -> None:
-    """A U-Net's estimate and a classifier's logit move by less than 0.05, the stated tolerance."""
+def test_bfloat16_on_a_cpu_stays_close_to_float32(compiled: CpuKernels) -> None:
+    """A U-Net's estimate and a classifier's logit change by less than 0.05, the stated tolerance."""
     del compiled
     torch.manual_seed(0)
     unet, classifier = build_unet((32, 64), 64).eval(), ResNet(ResNetConfig(depth=18, width=16)).eval()
     x, t = _random(2, 3, 64, 64).clamp(-1, 1), torch.zeros(2, dtype=torch.long)
     with torch.inference_mode():
         noise, logit = unet(x, t), classifier(x)
-        fast_unet, fast_classifier, how = accelerate(
+        fast_unet, fast_classifier, description = accelerate(
             copy.deepcopy(unet), copy.deepcopy(classifier), torch.device("cpu"), torch.bfloat16
         )
         assert fast_unet is not None
         assert (fast_unet(x, t).float() - noise).abs().max() < 0.05
         assert (fast_classifier(x.bfloat16()).float() - logit).abs().max() < 0.05
-    assert how.startswith("fused kernels for")
+    assert description.startswith("fused kernels for")
     kinds = [type(module) for network in (fast_unet, fast_classifier) for module in network.modules()]
     assert FusedResidualBlock in kinds
     assert WinogradConvolution in kinds
 
 
-def test_float32_stays_the_reference() -> None:
-    """No layer is exchanged and no output changes in float32."""
+def test_float32_is_the_reference() -> None:
+    """In float32 no layer is replaced and no output changes."""
     torch.manual_seed(0)
     unet, classifier = build_unet((16, 32), 64).eval(), ResNet(ResNetConfig(depth=18, width=8)).eval()
     x, t = _random(1, 3, 64, 64), torch.zeros(1, dtype=torch.long)
     kinds = [type(module) for module in (*unet.modules(), *classifier.modules())]
     with torch.inference_mode():
         before = unet(x, t), classifier(x)
-        found, judge, how = accelerate(unet, classifier, torch.device("cpu"), torch.float32)
-        assert found is not None
-        assert torch.allclose(found(x, t), before[0], atol=1e-5)
-        assert torch.allclose(judge(x), before[1], atol=1e-5)
-    assert [type(module) for module in (*found.modules(), *judge.modules())] == kinds
-    assert how == "PyTorch's layers"
+        estimator, network, description = accelerate(unet, classifier, torch.device("cpu"), torch.float32)
+        assert estimator is not None
+        assert torch.allclose(estimator(x, t), before[0], atol=1e-5)
+        assert torch.allclose(network(x), before[1], atol=1e-5)
+    assert [type(module) for module in (*estimator.modules(), *network.modules())] == kinds
+    assert description == "PyTorch's layers"
 
 
 def test_without_a_compiler_pytorchs_layers_are_used_and_the_reason_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A machine with no g++ in its path computes in bfloat16 all the same, and says why it is slower."""
+    """Without g++ in the path, bfloat16 works, and the description says why it is slower."""
     if "avx512_bf16" not in processor_features():
         pytest.skip("this CPU has no AVX512-BF16 instructions")
     monkeypatch.setenv("PATH", "")
@@ -155,8 +155,8 @@ def test_without_a_compiler_pytorchs_layers_are_used_and_the_reason_is_given(
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_folded_normalisations_compute_the_same(depth: int) -> None:
-    """With trained-like statistics, the classifier's logits in bfloat16 stay within 0.05 of float32."""
+def test_folded_batch_normalisations_compute_the_same(depth: int) -> None:
+    """With statistics like those of a trained network, bfloat16 logits stay within 0.05 of float32."""
     torch.manual_seed(0)
     classifier = ResNet(ResNetConfig(depth=depth, width=8, stem_pool=False)).eval()  # type: ignore[arg-type]
     for module in classifier.modules():
@@ -172,15 +172,15 @@ def test_folded_normalisations_compute_the_same(depth: int) -> None:
 
 
 def test_a_batch_is_padded_to_the_next_captured_size() -> None:
-    """Three pictures run as four, four as four, and more than the largest run uncaptured."""
+    """Three pictures are padded to four, four are not padded, and more than the largest size has no graph."""
     assert [padded_size(count, (1, 2, 4)) for count in (1, 2, 3, 4, 5)] == [1, 2, 4, 4, None]
     batch = torch.ones(3, 2)
     assert padded(batch, 4).tolist() == [[1, 1], [1, 1], [1, 1], [0, 0]]
     assert padded(batch, 3) is batch
 
 
-def test_the_batch_fits_four_fifths_of_the_free_memory() -> None:
-    """8 pictures of 1 GB fit 10 GB free, 16 do not; when none fits, one is tried."""
+def test_the_batch_fills_at_most_four_fifths_of_the_free_memory() -> None:
+    """With 10 GB free, 8 pictures of 1 GB fit and 16 do not; if no size fits, the smallest is returned."""
     assert fitting_batch(10_000, 1_000) == 8
     assert fitting_batch(9_999, 1_000) == 4
     assert fitting_batch(10, 1_000) == 1

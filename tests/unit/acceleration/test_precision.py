@@ -1,4 +1,4 @@
-"""Precision: bfloat16 only where a device has instructions for it."""
+"""Precision: bfloat16 only where the device has instructions for it."""
 
 import pytest
 import torch
@@ -19,10 +19,10 @@ CPU = torch.device("cpu")
         (set(), False),
     ],
 )
-def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(
+def test_a_cpu_computes_in_bfloat16_if_it_has_the_instructions(
     monkeypatch: pytest.MonkeyPatch, features: set[str], *, computes: bool
 ) -> None:
-    """Elsewhere a training step and a benchmark stay in float32."""
+    """On other CPUs training steps and benchmarks use float32."""
     monkeypatch.setattr(precision, "processor_features", lambda: frozenset(features))
     assert precision.computes_bfloat16(CPU) is computes
     with precision.training_precision(CPU):
@@ -31,6 +31,6 @@ def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(
     assert usual_dtypes("cpu") == (("float32", "bfloat16") if computes else ("float32",))
 
 
-def test_a_device_of_another_kind_stays_in_float32() -> None:
-    """Metal is not asked."""
+def test_other_devices_compute_in_float32() -> None:
+    """Metal computes in float32."""
     assert not precision.computes_bfloat16(torch.device("mps"))

@@ -1,4 +1,4 @@
-"""Untrusted bytes become pixels, or a rejection with a reason."""
+"""Untrusted bytes become pixels or a rejection with a reason."""
 
 import struct
 from io import BytesIO
@@ -21,7 +21,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def noise(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
-    """Make a picture that no codec compresses to nothing."""
+    """Make a picture of noise, which no codec compresses to almost nothing."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
 
@@ -39,31 +39,31 @@ BAD: dict[str, bytes] = {
 }
 
 
-def test_the_bad_inputs_cover_the_closed_list() -> None:
-    """Every reason has an example here."""
+def test_the_bad_inputs_cover_every_reason() -> None:
+    """Every reason has an example in this file."""
     assert BAD.keys() == set(get_args(ImageReason))
 
 
 @pytest.mark.parametrize("reason", BAD)
 def test_each_bad_input_is_rejected_with_its_reason(reason: str) -> None:
-    """The reason is from the closed list and the detail is for people."""
+    """The detail is a sentence."""
     with pytest.raises(ImageRejectedError) as rejected:
         decode(BAD[reason])
     assert rejected.value.reason == reason
     assert str(rejected.value).endswith(".")
 
 
-# Pillow's decoders answer these with a ValueError, a SyntaxError and a RuntimeError, not with an OSError.
+# Pillow's decoders raise a ValueError, a SyntaxError and a RuntimeError for these, not an OSError.
 HOSTILE = {
     "a header that is too short": PNG[:11] + b"\x02" + PNG[12:],
     "pixels that end early": encoded(noise(), "AVIF")[:-100],
-    "an item that is not there": encoded(noise(), "AVIF").replace(b"av01", b"av00"),
+    "a missing item": encoded(noise(), "AVIF").replace(b"av01", b"av00"),
 }
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
-def test_whatever_a_decoder_raises_is_a_rejection(data: bytes) -> None:
-    """A picture at fault is no fault of the worker, which would try it again and again."""
+def test_every_error_of_a_decoder_is_a_rejection(data: bytes) -> None:
+    """Another exception would count as the worker's failure, and the check would be retried."""
     with pytest.raises(ImageRejectedError) as rejected:
         decode(data)
     assert rejected.value.reason in {"truncated", "corrupt"}
@@ -72,8 +72,8 @@ def test_whatever_a_decoder_raises_is_a_rejection(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
-def test_the_allowed_formats_are_read(kind: str) -> None:
-    """Each allowed format gives pixels of the right shape and its own name."""
+def test_the_allowed_formats_are_decoded(kind: str) -> None:
+    """Each allowed format gives its name and pixels of the right shape."""
     picture = decode(encoded(noise(), kind))
     assert (picture.format, picture.width, picture.height) == (kind, 64, 48)
     assert picture.pixels.shape == (48, 64, 3)
@@ -82,17 +82,17 @@ def test_the_allowed_formats_are_read(kind: str) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1"])
 def test_every_colour_mode_becomes_rgb(mode: str) -> None:
-    """Grey, palette, bilevel and transparent pictures have three channels afterwards."""
+    """Grey, palette, bilevel and transparent pictures are decoded to three channels."""
     assert decode(encoded(noise(mode=mode), "PNG")).pixels.shape == (48, 64, 3)
 
 
 def test_cmyk_becomes_rgb() -> None:
-    """A printer's JPEG is converted."""
+    """A JPEG for print is converted to three channels."""
     assert decode(encoded(noise(mode="CMYK"), "JPEG")).pixels.shape == (48, 64, 3)
 
 
 def test_sixteen_bit_grey_keeps_its_tones() -> None:
-    """A 16-bit ramp becomes an 8-bit ramp and is not clipped to white."""
+    """A 16-bit ramp becomes an 8-bit ramp instead of being clipped to white."""
     ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (48, 1))
     pixels = decode(encoded(Image.fromarray(ramp), "PNG")).pixels
     assert pixels[0, 0, 0] == 0
@@ -106,7 +106,7 @@ def test_transparency_is_flattened_on_white() -> None:
 
 
 def test_the_exif_orientation_is_applied() -> None:
-    """A picture taken sideways is turned upright."""
+    """A picture taken sideways is rotated upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = decode(encoded(noise(), "JPEG", exif=exif))
@@ -118,7 +118,7 @@ SIDEWAYS = (0x0112, 3, 1, 6 << 16)
 
 
 def with_exif(*entries: tuple[int, int, int, int], count: int | None = None) -> bytes:
-    """Return a JPEG whose EXIF data has these entries, and perhaps says that there are more."""
+    """Return a JPEG whose EXIF data has these entries, and claims `count` of them."""
     body = b"Exif\0\0MM\0\x2a" + struct.pack(">IH", 8, count or len(entries))
     body += b"".join(struct.pack(">HHII", *entry) for entry in entries) + bytes(4)
     plain = encoded(noise(), "JPEG")
@@ -133,11 +133,11 @@ def with_exif(*entries: tuple[int, int, int, int], count: int | None = None) -> 
         with_exif(SIDEWAYS, (0x010F, 2, 40, 60_000)),
         with_exif(SIDEWAYS, count=9),
     ],
-    ids=["a width that is a text", "parts that are not there", "a text that is not there", "a cut"],
+    ids=["a width of text", "missing sub-directories", "a missing text", "missing entries"],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_orientation_is_applied_whatever_else_is_damaged_in_the_exif_data(data: bytes) -> None:
-    """A sideways picture is another one to the detector; the pixels are those of the same turn."""
+def test_the_orientation_is_applied_when_other_exif_fields_are_damaged(data: bytes) -> None:
+    """The picture is rotated like an undamaged one; a sideways picture would score differently."""
     upright = np.rot90(decode(encoded(noise(), "JPEG")).pixels, -1)
     assert np.array_equal(decode(data).pixels, upright)
 
@@ -149,15 +149,15 @@ def test_the_orientation_is_applied_whatever_else_is_damaged_in_the_exif_data(da
         with_exif((0x0112, 3, 1, 9 << 16)),
         with_exif(SIDEWAYS).replace(b"MM\0\x2a", b"no\0\x2a"),
     ],
-    ids=["bytes", "beyond eight", "no EXIF data at all"],
+    ids=["bytes", "beyond eight", "no EXIF header"],
 )
-def test_an_orientation_that_cannot_be_read_leaves_the_picture_as_it_is_stored(data: bytes) -> None:
-    """It is judged all the same."""
+def test_an_unreadable_orientation_is_ignored(data: bytes) -> None:
+    """The pixels are decoded as they are stored."""
     assert np.array_equal(decode(data).pixels, decode(encoded(noise(), "JPEG")).pixels)
 
 
-def test_exif_data_of_which_nothing_can_be_read_rejects_no_picture() -> None:
-    """Pillow answers a search for the orientation in those of a WebP with a SyntaxError."""
+def test_unreadable_exif_data_does_not_reject_a_picture() -> None:
+    """Pillow raises a SyntaxError when it looks for the orientation in such a WebP."""
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(noise(), "WEBP", exif=exif).replace(b"MM\0\x2a", b"no\0\x2a")
@@ -166,26 +166,26 @@ def test_exif_data_of_which_nothing_can_be_read_rejects_no_picture() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_turned_upright(orientation: int) -> None:
-    """As Pillow's own function turns it."""
+def test_every_orientation_is_rotated_upright(orientation: int) -> None:
+    """The pixels equal those of Pillow's own exif_transpose."""
     data = with_exif((0x0112, 3, 1, orientation << 16))
     assert np.array_equal(decode(data).pixels, ImageOps.exif_transpose(Image.open(BytesIO(data))))
 
 
-def test_the_limits_are_those_that_were_given() -> None:
-    """A picture just over the pixel limit is rejected, one at the limit is read."""
+def test_the_given_limits_are_applied() -> None:
+    """A picture at the pixel limit is decoded, and one just over it is rejected."""
     decode(PNG, ImageLimits(max_pixels=64 * 48))
     with pytest.raises(ImageRejectedError, match="limit"):
         decode(PNG, ImageLimits(max_pixels=64 * 48 - 1))
 
 
 @settings(max_examples=150, deadline=None)
-@given(place=st.integers(0, len(PNG) - 1), value=st.integers(0, 255), end=st.integers(1, len(PNG)))
-def test_damage_anywhere_gives_pixels_or_a_reason(place: int, value: int, end: int) -> None:
-    """One changed byte and a cut anywhere never raise anything but a rejection."""
+@given(position=st.integers(0, len(PNG) - 1), value=st.integers(0, 255), end=st.integers(1, len(PNG)))
+def test_damage_anywhere_gives_pixels_or_a_reason(position: int, value: int, end: int) -> None:
+    """A changed byte and a truncation anywhere raise nothing but a rejection."""
     for whole in (PNG, encoded(noise(), "JPEG"), encoded(noise(), "WEBP")):
         damaged = bytearray(whole[:end])
-        damaged[min(place, len(damaged) - 1)] = value
+        damaged[min(position, len(damaged) - 1)] = value
         outcome: object
         try:
             outcome = decode(bytes(damaged)).pixels.dtype.name
@@ -194,8 +194,8 @@ def test_damage_anywhere_gives_pixels_or_a_reason(place: int, value: int, end: i
         assert outcome in {"uint8", *get_args(ImageReason)}
 
 
-def test_what_follows_a_jpeg_or_stands_in_its_metadata_is_none_of_its_scans() -> None:
-    """A phone appends a film to its picture and puts a preview into it: neither counts."""
+def test_scans_after_a_jpeg_or_in_its_metadata_do_not_count() -> None:
+    """Phones append a film to a picture and embed a preview in it; neither counts as a scan."""
     data = encoded(noise(), "JPEG")
     preview = b"\xff\xe1" + (402).to_bytes(2) + b"\xff\xda" * 200
     assert decode(data[:2] + preview + data[2:] + b"\xff\xda" * 200).width == 64

@@ -1,4 +1,4 @@
-"""What a file carries beside its pixels costs a decoder little, whatever it is."""
+"""No metadata costs the decoder more than its limits."""
 
 import io
 import re
@@ -44,14 +44,14 @@ def _gif_with(blocks: bytes) -> bytes:
 
 
 def _jpeg_in_scans(count: int) -> bytes:
-    """Return a progressive JPEG whose last scan stands there again and again, 75 bytes each time."""
+    """Return a progressive JPEG whose last scan of 75 bytes is repeated until there are `count` scans."""
     plain = _encoded("JPEG", progressive=True)
     first = [found.start() for found in re.finditer(b"\xff\xda", plain)]
     last = plain[first[-1] : -2]
     return plain[:-2] + last * (count - len(first)) + plain[-2:]
 
 
-# Texts of 1,000,000 bytes each, 0.1 % of it when compressed.
+# Texts of 1,000,000 bytes each, compressed to 0.1 % of that.
 _TEXT = zlib.compress(b"x" * 1_000_000, 9)
 _TEXTS = b"".join(_chunk(b"zTXt", b"%d\0\0" % number + _TEXT) for number in range(40))
 
@@ -63,8 +63,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "a JPEG with a profile beyond the limit": lambda: _jpeg_with(
         _segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(65_000)) * (MAX_METADATA_BYTES // 65_000 + 1)
     ),
-    "a JPEG cut into scans": lambda: _jpeg_in_scans(MAX_JPEG_SCANS + 1),
-    "a JPEG whose scans hide behind a marker without a length": lambda: _jpeg_with(
+    "a JPEG with many scans": lambda: _jpeg_in_scans(MAX_JPEG_SCANS + 1),
+    "a JPEG whose scans follow a marker without a length": lambda: _jpeg_with(
         b"\xff\x01" + _jpeg_in_scans(MAX_JPEG_SCANS + 1)[2:]
     ),
     "a PNG of texts": lambda: _png_with(_chunk(b"tEXt", b"a\0b") * (MAX_PARTS + 1)),
@@ -82,7 +82,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_metadata_beyond_the_limits_is_rejected(name: str) -> None:
-    """Each would cost a decoder seconds, minutes or memory; each is an otherwise good picture."""
+    """Each is an otherwise valid picture that would cost a decoder seconds, minutes or memory."""
     with pytest.raises(ImageRejectedError) as rejected:
         decode(HOSTILE[name]())
     assert rejected.value.reason == "too_much_metadata"
@@ -96,10 +96,10 @@ def _profiled(kind: str) -> bytes:
     return _encoded(kind, icc_profile=profile, exif=exif)
 
 
-GENEROUS: dict[str, Callable[[], bytes]] = {
-    "as many scans as are allowed": lambda: _jpeg_in_scans(MAX_JPEG_SCANS),
-    "four megabytes of a depth map": lambda: _jpeg_with(_segment(0xE1, b"http://ns" + bytes(65_000)) * 64),
-    "something behind the picture": lambda: _encoded("JPEG") + _jpeg_in_scans(2 * MAX_JPEG_SCANS),
+ORDINARY: dict[str, Callable[[], bytes]] = {
+    "the maximal number of scans": lambda: _jpeg_in_scans(MAX_JPEG_SCANS),
+    "a depth map of four megabytes": lambda: _jpeg_with(_segment(0xE1, b"http://ns" + bytes(65_000)) * 64),
+    "data after the picture": lambda: _encoded("JPEG") + _jpeg_in_scans(2 * MAX_JPEG_SCANS),
     "a comment in a GIF": lambda: _gif_with(b"\x21\xfe\x01a\0" * 100),
     "texts in a PNG": lambda: _png_with(_TEXTS[: len(_TEXTS) // 40]),
     **{
@@ -109,15 +109,15 @@ GENEROUS: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", GENEROUS)
-def test_what_cameras_and_programs_write_is_read(name: str) -> None:
-    """Profiles, EXIF data, depth maps and comments are within the limits."""
-    assert decode(GENEROUS[name]()).pixels.shape == (64, 64, 3)
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_metadata_is_accepted(name: str) -> None:
+    """Colour profiles, EXIF data, depth maps and comments of the usual sizes are within the limits."""
+    assert decode(ORDINARY[name]()).pixels.shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF"])
-def test_of_many_frames_only_the_first_is_read(kind: str) -> None:
-    """A moving picture costs as much as a still one; its first frame is judged."""
+def test_only_the_first_frame_is_decoded(kind: str) -> None:
+    """An animation costs as much as a still picture."""
     frames = [Image.new("RGB", (64, 64), (shade, 0, 0)) for shade in range(0, 250, 5)]
     file = io.BytesIO()
     frames[0].save(file, kind, save_all=True, append_images=frames[1:])

@@ -1,4 +1,4 @@
-"""The numerics of the feature."""
+"""The numerics of the Diffusion Noise Feature."""
 
 import numpy as np
 import pytest
@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 
 from detector.bundle.manifest import DnfConfig
-from detector.images.thumbnail import dnf_picture, dnf_thumbnail, saved_picture
+from detector.images.thumbnail import saved_picture
 from detector.networks.dnf import diffusion_noise_feature, invert, quantised, signal_levels
 
 
 def scaled(x: Tensor, timesteps: Tensor) -> Tensor:
-    """Estimate noise by a rule that depends on the picture and the time."""
+    """Stand in for a U-Net: a noise estimate that depends on the picture and the timestep."""
     return x * 0.1 + timesteps.float().view(-1, 1, 1, 1) / 1000
 
 
 def test_the_schedule_is_linear_as_published() -> None:
-    """The first level is 1 - 1e-4, the product falls all the way to about 4e-5 (DDPM, section 4)."""
+    """The first signal level is 1 - 1e-4 and the last about 4e-5 (DDPM, section 4)."""
     levels = signal_levels()
     assert levels[0].item() == pytest.approx(1 - 1e-4)
     assert (levels.diff() < 0).all()
     assert levels[-1].item() == pytest.approx(4.04e-5, rel=0.01)
 
 
-def test_the_first_estimate_is_one_pass_at_time_zero() -> None:
-    """With "first" the U-Net is called once, at t = 0."""
+def test_the_first_estimate_is_one_pass_at_timestep_zero() -> None:
+    """The variant "first" calls the U-Net once, at t = 0."""
     calls: list[list[int]] = []
 
     def recording(x: Tensor, timesteps: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def test_the_first_estimate_is_one_pass_at_time_zero() -> None:
 
 
 def test_the_inversion_follows_the_ddim_step() -> None:
-    """Two steps by hand (DNF.v1, DDIM equation 12 with eta 0) give the second estimate."""
+    """The second estimate equals a step computed by hand (DDIM equation 12 with eta = 0)."""
     x = torch.rand(1, 3, 8, 8)
     levels = signal_levels()
     first, second = invert(scaled, x, steps=2)
@@ -48,8 +48,8 @@ def test_the_inversion_follows_the_ddim_step() -> None:
     torch.testing.assert_close(second, moved * 0.1 + 0.5)
 
 
-def test_twenty_steps_visit_the_published_times() -> None:
-    """The visited times are 0, 50, ..., 950."""
+def test_twenty_steps_visit_the_published_timesteps() -> None:
+    """The timesteps are 0, 50, ..., 950."""
     visited: list[int] = []
 
     def recording(x: Tensor, timesteps: Tensor) -> Tensor:
@@ -60,8 +60,8 @@ def test_twenty_steps_visit_the_published_times() -> None:
     assert visited == list(range(0, 1000, 50))
 
 
-def test_the_variants_are_what_their_names_say() -> None:
-    """First, last and mean are those of the estimates; the stack has three channels a step."""
+def test_each_variant_keeps_the_estimates_that_it_names() -> None:
+    """Each variant selects or combines the estimates of one inversion; "stack" keeps all of them."""
     x = torch.rand(2, 3, 8, 8)
     estimates = invert(scaled, x, steps=4)
     feature = {
@@ -74,23 +74,15 @@ def test_the_variants_are_what_their_names_say() -> None:
     assert feature["stack"].shape == (2, DnfConfig(variant="stack", steps=4).channels, 8, 8)
 
 
-def test_quantisation_loses_negative_noise_as_the_picture_file_does() -> None:
-    """Negative values are 0, large ones 1, and the rest are bytes."""
+def test_quantisation_loses_negative_noise_like_the_picture_file() -> None:
+    """Negative values become 0, values above 1 become 1, and the rest are rounded to bytes."""
     values = quantised(torch.tensor([-0.5, 0.0, 0.1, 0.5, 3.0]))
     torch.testing.assert_close(values * 255, torch.tensor([0.0, 0.0, 26.0, 128.0, 255.0]))
 
 
 def test_the_saved_picture_and_the_quantised_feature_are_the_same_bytes() -> None:
-    """What a person sees of the published pipeline is what its classifier sees."""
+    """The published pipeline's picture file has exactly the bytes that its classifier reads."""
     dnf = torch.randn(3, 16, 16)
     np.testing.assert_array_equal(
         saved_picture(dnf.numpy()).transpose(2, 0, 1), (quantised(dnf) * 255).round().byte().numpy()
     )
-
-
-def test_zero_noise_is_grey_and_the_thumbnail_is_a_png_of_the_side_asked_for() -> None:
-    """The signed picture is centred on grey; the thumbnail has the right size."""
-    assert dnf_picture(np.zeros((3, 8, 8), dtype=np.float32)).tolist() == np.full((8, 8, 3), 127).tolist()
-    thumbnail = dnf_thumbnail(np.random.default_rng(0).normal(size=(3, 64, 64)).astype(np.float32), 96)
-    assert thumbnail.startswith(b"\x89PNG")
-    assert int.from_bytes(thumbnail[16:20]) == 96

@@ -1,0 +1,54 @@
+"""Calibration and thresholds, against values computed by hand."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from detector.bundle.calibration import (
+    PlattScaling,
+    Thresholds,
+    fit_logistic,
+    fit_platt,
+    thresholds_for_budget,
+)
+
+
+def test_crossed_thresholds_are_rejected() -> None:
+    """`review_from` cannot be above `generated_from`."""
+    with pytest.raises(ValidationError):
+        Thresholds(review_from=0.9, generated_from=0.5)
+
+
+def test_a_logit_becomes_a_probability() -> None:
+    """The default is the plain sigmoid, and extreme logits do not overflow."""
+    assert PlattScaling().probability(0.0) == 0.5
+    assert PlattScaling(slope=2, offset=-1).probability(1.0) == pytest.approx(1 / (1 + np.exp(-1)))
+    assert PlattScaling().probability(-1e4) == 0.0
+    assert PlattScaling().probability(1e4) == 1.0
+
+
+def test_platt_scaling_recovers_the_slope_behind_the_labels() -> None:
+    """Labels drawn from sigmoid(2 x) give a slope near 2 and an offset near 0."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, 20_000)
+    labels = (rng.random(20_000) < 1 / (1 + np.exp(-2 * logits))).astype(np.int64)
+    fitted = fit_platt(logits, labels)
+    assert fitted.slope == pytest.approx(2, abs=0.1)
+    assert fitted.offset == pytest.approx(0, abs=0.1)
+
+
+def test_thresholds_keep_the_false_positive_budget() -> None:
+    """Of 200 photographs 1 % are called generated and 10 % are not called real."""
+    scores = np.random.default_rng(0).random(200)
+    thresholds = thresholds_for_budget(scores, flagged=0.01, reviewed=0.10)
+    assert (scores >= thresholds.generated_from).sum() == 2
+    assert (scores >= thresholds.review_from).sum() == 20
+
+
+def test_logistic_regression_recovers_the_weights_behind_the_labels() -> None:
+    """Labels drawn with the weights 2 and -1 give a fit within 0.1 of them."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(10_000, 2))
+    chances = 1 / (1 + np.exp(-(2 * values[:, 0] - values[:, 1])))
+    weights = fit_logistic(values, (rng.random(10_000) < chances).astype(np.int64))
+    np.testing.assert_allclose(weights, [2, -1, 0], atol=0.1)
