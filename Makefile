@@ -31,13 +31,13 @@ lint: setup
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive detector worker
 
 bench: setup
-	$(BIN)/dnf-detector bench && $(BIN)/dnf-worker bench
+	$(BIN)/dnf-detector bench && $(BIN)/python -m tests.benchmarks
 
 scale-out: setup
 	$(BIN)/python -m tests.chaos.scale_out scale-out
 
 schemas: setup
-	$(BIN)/python -m deploy.generators.asyncapi deploy/schemas
+	$(BIN)/python -m deploy.generators.schemas deploy/schemas
 
 metrics: setup
 	$(BIN)/python -m deploy.generators.metrics_page docs/metrics.md

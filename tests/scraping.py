@@ -1,4 +1,4 @@
-"""Ask a process on this machine for its metrics and probes, as Prometheus and a kubelet do."""
+"""Read the metrics and probes of a process on this machine, as Prometheus and a kubelet do."""
 
 import json
 from http.client import HTTPConnection, HTTPException
@@ -14,7 +14,7 @@ class Served:
         self.port = port
 
     def get(self, path: str) -> tuple[int, str]:
-        """Return status and body; status 0 when nobody answers."""
+        """Return status and body; status 0 without an answer."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request("GET", path)
@@ -26,12 +26,12 @@ class Served:
             connection.close()
 
     def probe(self, path: str) -> tuple[int, dict[str, Any]]:
-        """Return a probe's status and its body; nobody's answer is empty."""
+        """Return the status and the JSON object of a probe, with an empty reason if there is none."""
         status, body = self.get(path)
         return status, json.loads(body) if body else {"reason": ""}
 
     def status(self, path: str) -> int:
-        """Return the status alone."""
+        """Return the status."""
         return self.get(path)[0]
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -1,1 +1,1 @@
-"""How many workers, how much Redis, what it costs; and a day of traffic under the autoscaler, simulated."""
+"""A day of traffic under the autoscaler, simulated; the chart's scaling figures come from it."""

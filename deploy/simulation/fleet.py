@@ -1,32 +1,31 @@
-"""A simulated deployment: pods that start, work and drain, and the autoscaler that counts them (SimPy)."""
+"""A simulated deployment: pods that start, work and drain, and their autoscaler (SimPy)."""
 
 from collections.abc import Callable, Generator
 
 import simpy
 
 from deploy.simulation.scaling import (
-    HPA_SYNC_SECONDS,
     Activation,
     HorizontalPodAutoscaler,
     Load,
     ScalingRule,
 )
-from worker.operations.worker_model import WorkerModel
+from worker.operations.capacity import HPA_SYNC_SECONDS, WorkerModel
 
 
 class Pod:
-    """One worker's pod, by `number` of its start; when `stopping` it ends with the batch in hand."""
+    """The pod of one worker; `number` counts starts, and a `stopping` pod ends after its current batch."""
 
     def __init__(self, env: simpy.Environment, number: int) -> None:
         self.number = number
         self.ready = False
         self.stopping = False
-        #: Fires when there is work, or when the pod is to stop.
-        self.awoken: simpy.Event = env.event()
+        #: Fires when there is work, or when the pod must stop.
+        self.woken: simpy.Event = env.event()
 
 
 class Fleet:
-    """The pods of one deployment; `work` is the process of a ready pod, if pods work one by one."""
+    """The pods of one deployment; `work`, if given, is the process of each ready pod."""
 
     def __init__(
         self,
@@ -44,29 +43,29 @@ class Fleet:
 
     @property
     def replicas(self) -> int:
-        """Pods asked for."""
+        """The desired number of pods."""
         return len(self._pods)
 
     @property
     def paid(self) -> int:
-        """Pods that hold a machine: starting, ready or draining."""
+        """Pods that occupy a machine: starting, ready or draining."""
         return len(self._pods) + self.draining
 
-    def scale_to(self, replicas: int, *, at_once: bool = False) -> None:
-        """Start or stop pods; those that are not ready go first, then the youngest, as in Kubernetes."""
+    def scale_to(self, replicas: int, *, immediately: bool = False) -> None:
+        """Start or stop pods; pods that are not ready stop first, then the youngest, as in Kubernetes."""
         while len(self._pods) < replicas:
             pod = Pod(self._env, self._started)
             self._started += 1
             self._pods.append(pod)
-            self._env.process(self._life(pod, 0.0 if at_once else self._worker.start_seconds))
+            self._env.process(self._life(pod, 0.0 if immediately else self._worker.start_seconds))
         for pod in sorted(self._pods, key=lambda pod: (pod.ready, -pod.number))[: len(self._pods) - replicas]:
             self._pods.remove(pod)
             pod.stopping = True
             if pod.ready:
                 self.ready -= 1
                 self.draining += self._work is not None
-            if not pod.awoken.triggered:
-                pod.awoken.succeed()
+            if not pod.woken.triggered:
+                pod.woken.succeed()
 
     def _life(self, pod: Pod, start_seconds: float) -> Generator[simpy.Event, None, None]:
         yield self._env.timeout(start_seconds)
@@ -82,7 +81,7 @@ class Fleet:
 def autoscale(
     env: simpy.Environment, fleet: Fleet, rule: ScalingRule, load: Callable[[], Load | None]
 ) -> None:
-    """Let KEDA and the HPA count the fleet; `load` is what the exporter says at the time, None if nothing."""
+    """Let KEDA and the HPA scale the fleet; `load` returns the current metrics, None if unreadable."""
     activation, autoscaler = Activation(rule), HorizontalPodAutoscaler(rule)
 
     def poll() -> Generator[simpy.Event, None, None]:

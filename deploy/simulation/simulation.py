@@ -1,8 +1,8 @@
-"""A day of traffic under the autoscaler, check by check or by slices of a second.
+"""A day of traffic under the autoscaler, check by check or in slices of one second.
 
-Both ways share the clock, the pods, the rule, the arrivals and the exporter's own measure of the rate. Slices
-do at any rate, a billion checks a day too; the tests hold them to single checks at a small rate, and single
-checks to queueing theory.
+Both models share the clock, the pods, the rule, the arrivals and the exporter's own throughput estimate.
+Slices work at any rate, even a billion checks per day; the tests compare them with single checks at a small
+rate, and single checks with queueing theory.
 """
 
 from collections.abc import Generator
@@ -16,25 +16,24 @@ from numpy.typing import NDArray
 from deploy.simulation.fleet import autoscale
 from deploy.simulation.queue_model import Floats, QueueModel, SingleChecks, Slices
 from deploy.simulation.scaling import Load, ScalingRule
-from worker.operations.exporter.throughput import Throughput
-from worker.operations.worker_model import WorkerModel
+from worker.operations.capacity import WorkerModel
+from worker.operations.exporter import Throughput
 
-#: Prometheus, which KEDA asks, reads the exporter so often; between two readings it answers the older one.
+#: Prometheus scrapes the exporter this often; KEDA sees the latest scrape.
 SCRAPE_SECONDS = 15
-#: Prometheus and the autoscaler do not keep step: here a reading is seven seconds old when it is used.
+#: Prometheus and the autoscaler are out of phase: here a scrape is seven seconds old when it is used.
 SCRAPE_PHASE = 8
-#: After the last arrival the queue has so long to empty; what is left counts as waiting until then.
+#: Time for the queue to drain after the last arrival; what remains counts as waiting until then.
 AFTER_SECONDS = 7200
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a day was like.
+    """The result of a simulated day.
 
-    `waits` are seconds from submission to the start of a batch, each of as many checks as `weights` says that
-    came at `arrived_at`.
-    The series have one value a second of the day, (S,): checks that `arrived`, checks `in_system` (waiting or
-    in work), workers `ready`, and workers `paid` (starting, ready or draining).
+    `waits` are seconds from submission to the start of a batch, each for `weights` checks that arrived at
+    `arrived_at`. The series have one value per second, (S,): checks that `arrived`, checks `in_system`
+    (waiting or in progress), workers `ready`, and workers `paid` (starting, ready or draining).
     """
 
     waits: Floats
@@ -46,7 +45,7 @@ class Outcome:
     paid: Floats
 
     def wait(self, share: float) -> float:
-        """Return the wait that `share` of the checks did not exceed, in seconds."""
+        """Return a quantile of the waits in seconds: `share` of the checks waited no longer."""
         order = np.argsort(self.waits)
         reached = np.cumsum(self.weights[order])
         place = int(np.searchsorted(reached, share * reached[-1]))
@@ -59,7 +58,7 @@ class Outcome:
 
     @property
     def worker_hours(self) -> float:
-        """Hours of workers that held a machine, working or not."""
+        """Hours in which workers occupied a machine, busy or not."""
         return float(self.paid.sum() / 3600)
 
     @property
@@ -78,9 +77,9 @@ def simulate(
     blind: tuple[float, float] = (0.0, 0.0),
     seed: int = 0,
 ) -> Outcome:
-    """Run `arrivals` (checks in each second) through workers under a rule, by slices or exactly.
+    """Simulate `arrivals` (checks per second) under a rule, in slices or check by check (`exact`).
 
-    `fixed_replicas` leaves the autoscaler out; within the seconds `blind` the exporter cannot be read.
+    `fixed_replicas` replaces the autoscaler; during the interval `blind` (seconds) no metric can be read.
     """
     env = simpy.Environment()
     queue: QueueModel = SingleChecks(env, arrivals, worker, seed) if exact else Slices(env, arrivals, worker)
@@ -95,10 +94,10 @@ def simulate(
             series.append((queue.in_system, queue.fleet.ready, queue.fleet.paid))
             if env.now % SCRAPE_SECONDS == SCRAPE_PHASE:
                 alive = queue.fleet.ready
-                # A worker takes twice its batch from the queue.
+                # A worker prefetches twice its batch from the queue.
                 waiting = queue.in_system - min(queue.in_system, alive * 2 * worker.batch_size)
-                throughput.note(env.now, published=int(queue.done), alive=alive, waiting=round(waiting))
-                attainable = throughput.attainable(worker.pictures_a_second)
+                throughput.record(env.now, published=int(queue.done), alive=alive, waiting=round(waiting))
+                attainable = throughput.attainable(worker.pictures_per_second)
                 scraped = Load(queue.in_system, queue.in_system / attainable, queue.fleet.ready)
             yield env.timeout(1)
 
@@ -106,10 +105,10 @@ def simulate(
         return None if blind[0] <= env.now < blind[1] else scraped
 
     if fixed_replicas is None:
-        queue.fleet.scale_to(_before_the_day(arrivals, worker, rule), at_once=True)
+        queue.fleet.scale_to(_initial_workers(arrivals, worker, rule), immediately=True)
         autoscale(env, queue.fleet, rule, load)
     else:
-        queue.fleet.scale_to(fixed_replicas, at_once=True)
+        queue.fleet.scale_to(fixed_replicas, immediately=True)
     env.process(watch())
     env.run(until=len(arrivals) + AFTER_SECONDS)
     waited = queue.waits()
@@ -119,7 +118,7 @@ def simulate(
     )
 
 
-def _before_the_day(arrivals: NDArray[np.int64], worker: WorkerModel, rule: ScalingRule) -> int:
-    """Return the workers that the first ten minutes need: the night before left them running."""
-    needed = ceil(1.1 * float(arrivals[:600].mean()) / worker.pictures_a_second)
+def _initial_workers(arrivals: NDArray[np.int64], worker: WorkerModel, rule: ScalingRule) -> int:
+    """Return the workers that the first ten minutes need: they are still running from the day before."""
+    needed = ceil(1.1 * float(arrivals[:600].mean()) / worker.pictures_per_second)
     return min(max(needed, rule.min_replicas), rule.max_replicas)

@@ -64,7 +64,7 @@ def queries() -> Iterator[tuple[str, str]]:
 
 def metric_names(query: str) -> set[str]:
     """Return the metrics that a PromQL expression reads, histograms' and counters' parts as their whole."""
-    names = set(re.findall(r"\b(?:dnf|process)_[a-z0-9_]+\b", query))
+    names = set(re.findall(r"\b(?:(?:dnf|process)_[a-z0-9_]+|DCGM_[A-Z_]+)\b", query))
     return {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
 
 

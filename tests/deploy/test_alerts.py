@@ -17,19 +17,18 @@ from tests.deploy.documents import (
     read_yaml,
 )
 from tests.deploy.prometheus import PROMTOOL, promtool
-from worker.operations.exporter.collector import DOCUMENTED as EXPORTED
-from worker.telemetry.gpu_metrics import DOCUMENTED as OF_GPUS
+from worker.operations.exporter import DOCUMENTED as EXPORTED
 from worker.telemetry.metrics import DOCUMENTED as COUNTED
 
 UNIT_TESTS = [ROOT / "tests" / "deploy" / name for name in ("alerts_tests.yml", "drift_tests.yml")]
 
-#: What prometheus_client's process collector adds.
-OF_PROCESSES = {"process_start_time_seconds"}
+#: From prometheus_client's process collector and NVIDIA's DCGM exporter.
+OTHERS = {"process_start_time_seconds", "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED"}
 
 
 def known() -> set[str]:
-    """Return every metric of worker and exporter."""
-    return {metric.name for metric in (*COUNTED, *OF_GPUS, *EXPORTED)} | OF_PROCESSES
+    """Return every metric that queries may read."""
+    return {metric.name for metric in (*COUNTED, *EXPORTED)} | OTHERS
 
 
 def test_prometheus_accepts_the_rules_and_its_configuration() -> None:

@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from deploy.simulation.scaling import Activation, HorizontalPodAutoscaler, Load, ScalingRule
-from worker.operations.capacity import recommended_target
-from worker.operations.worker_model import WorkerModel
+from worker.operations.capacity import WorkerModel, recommended_target
 
 VALUES = Path(__file__).parents[2] / "deploy" / "chart" / "values.yaml"
 RULE = ScalingRule(
@@ -38,7 +37,7 @@ def test_the_charts_values_are_those_of_the_simulation() -> None:
         "scaleDownStabilizationSeconds": rule.scale_down_stabilization_seconds,
         "fallbackReplicas": rule.fallback_replicas,
     }.items() <= chosen.items()
-    assert rule.checks_per_replica_target == recommended_target(WorkerModel(pictures_a_second=3))
+    assert rule.checks_per_replica_target == recommended_target(WorkerModel(pictures_per_second=3))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.deploy.documents import ALERTS, CHART, DASHBOARD, read_yaml, schema
-from worker.operations.exporter.collector import DOCUMENTED as EXPORTED
+from worker.operations.exporter import DOCUMENTED as EXPORTED
 from worker.settings import Settings
 
 KUBERNETES = ("1.30", "1.33", "1.37")

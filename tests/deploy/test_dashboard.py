@@ -68,7 +68,7 @@ def test_the_dashboard_shows_what_an_operator_asks_for() -> None:
     shown = set().union(*(metric_names(query) for _, query in queries()))
     assert shown >= {
         "dnf_checks_per_second", "dnf_fleet_backlog_seconds", "dnf_queue_oldest_age_seconds", "dnf_score",
-        "dnf_batch_size", "dnf_gpu_memory_used_bytes", "dnf_gpu_utilization_ratio", "dnf_checks_total",
+        "dnf_batch_size", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_GPU_UTIL", "dnf_checks_total",
         "dnf_stage_seconds",
         "dnf_dead_letter_stream_length", "dnf_shadow_score_difference", "dnf_shadow_failures_total",
         "dnf_verdict_stream_lag", "dnf_workers_alive", "dnf_model_info", "dnf_batcher_stalled_seconds",

@@ -152,7 +152,7 @@ def test_the_projects_layer_runs_apart_from_the_libraries(tmp_path: Path) -> Non
             [program, *words], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
         )
         assert found.returncode == 0, found.stderr
-    assert (target / "detector" / "kernels.cpp").is_file()
+    assert (target / "detector" / "acceleration" / "kernels.cpp").is_file()
     assert not (target / "tests").exists()
 
 

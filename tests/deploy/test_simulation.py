@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from deploy.simulation.scaling import ScalingRule
 from deploy.simulation.simulation import simulate
-from deploy.simulation.traffic import DAY_SECONDS, Traffic
-from worker.operations.worker_model import WorkerModel
+from deploy.simulation.traffic import Traffic
+from worker.operations.capacity import DAY_SECONDS, WorkerModel
 
 RULE = ScalingRule()
 
@@ -30,14 +30,14 @@ def _erlang_c_wait(rate: float, service_rate: float, workers: int) -> float:
 @pytest.mark.parametrize(("rate", "workers"), [(0.7, 1), (3.4, 4)])
 def test_single_checks_wait_as_erlang_says(rate: float, workers: int) -> None:
     """M/M/1 at 0.7 and M/M/4 at 0.85 of what the workers can, one check a batch, exponential times."""
-    worker = WorkerModel(1.0, batch_size=1, outside_seconds=0, times="exponential")
+    worker = WorkerModel(1.0, batch_size=1, overhead_seconds=0, times="exponential")
     outcome = simulate(_poisson(rate, 40_000 // workers), worker, RULE, exact=True, fixed_replicas=workers)
     assert outcome.mean_wait == pytest.approx(_erlang_c_wait(rate, 1.0, workers), rel=0.15)
 
 
 def test_single_checks_wait_as_pollaczek_and_khinchine_say() -> None:
     """M/D/1 at 0.8: rho / (2 mu (1 - rho)) = 2 seconds with constant times of a second."""
-    worker = WorkerModel(1.0, batch_size=1, outside_seconds=0)
+    worker = WorkerModel(1.0, batch_size=1, overhead_seconds=0)
     outcome = simulate(_poisson(0.8, 40_000), worker, RULE, exact=True, fixed_replicas=1)
     assert outcome.mean_wait == pytest.approx(2.0, rel=0.1)
 
@@ -46,7 +46,7 @@ def test_single_checks_wait_as_pollaczek_and_khinchine_say() -> None:
 def test_an_overload_waits_as_long_as_its_triangle_is_high(exact: bool) -> None:
     """Ten a second for 100 seconds, done at five: the last waits 100 seconds, the middle one 50."""
     arrivals = np.full(100, 10, dtype=np.int64)
-    worker = WorkerModel(5.0, batch_size=1, outside_seconds=0)
+    worker = WorkerModel(5.0, batch_size=1, overhead_seconds=0)
     outcome = simulate(arrivals, worker, RULE, exact=exact, fixed_replicas=1)
     assert outcome.checks == outcome.weights.sum() == 1000
     assert outcome.wait(0.5) == pytest.approx(50, abs=2)

@@ -10,7 +10,6 @@ from worker.broker.dead_letters import check_id_in
 from worker.process.health import Health
 from worker.process.heartbeat import Heartbeat
 from worker.telemetry import tracing
-from worker.telemetry.gpu_metrics import GpuCollector
 from worker.telemetry.http import Endpoints
 from worker.telemetry.metrics import BATCHER_STALLED, MODEL_INFO, REDELIVERIES, REGISTRY, check_in_flight
 
@@ -29,8 +28,6 @@ class Observation:
         self._closing = closing
         self.health = Health(stall_limit_seconds=settings.check_deadline_seconds)
         if settings.http_port:
-            if gpus := GpuCollector.found():
-                REGISTRY.register(gpus)
             probes = {
                 "/livez": self.health.live,
                 "/readyz": self.health.ready,

@@ -1,4 +1,4 @@
-"""dnf-worker dead-letters: look at what could not be carried out, put it back, or drop it."""
+"""dnf-worker dead-letters: inspect, redrive or drop the messages that could not be processed."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from worker.broker.dead_letters import DeadLetters, RedriveRefusedError, StoredDeadLetter
-from worker.cli.errors import plain_errors, settings_in_force
+from worker.cli.errors import current_settings, reported_errors
 from worker.contract.messages import DeadLetterReason
 
 _ENTRY_ID = r"\d{1,20}-\d{1,20}"
@@ -20,7 +20,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class _Age(click.ParamType):  # type: ignore[type-arg]
-    """A time such as 90s, 15m, 2h or 7d; a bare number is seconds."""
+    """A duration such as 90s, 15m, 2h or 7d; a bare number is in seconds."""
 
     name = "AGE"
 
@@ -34,65 +34,64 @@ class _Age(click.ParamType):  # type: ignore[type-arg]
         except ValueError:
             seconds = -1.0
         if not 0 <= seconds < float("inf"):
-            self.fail(f"{value!r} is no age: expected a number with s, m, h or d", param, ctx)
+            self.fail(f"{value!r} is not an age: expected a number with s, m, h or d", param, ctx)
         return seconds
 
 
 class _EntryId(click.ParamType):  # type: ignore[type-arg]
-    """The id of a letter, as `list` shows it."""
+    """The id of a dead letter, as `list` shows it."""
 
     name = "ID"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the id."""
         if not re.fullmatch(_ENTRY_ID, value):
-            self.fail(f"{value!r} is no letter's id, such as 1764000000000-0", param, ctx)
+            self.fail(f"{value!r} is not the id of a dead letter, such as 1764000000000-0", param, ctx)
         return str(value)
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="One object a line."),
-        click.option("--newer-than", type=_Age(), help="Only letters younger than this: 90s, 15m, 2h, 7d."),
-        click.option("--older-than", type=_Age(), help="Only letters older than this."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line."),
+        click.option("--older-than", type=_Age(), help="Only older dead letters."),
+        click.option("--newer-than", type=_Age(), help="Only newer dead letters: 90s, 15m, 2h, 7d."),
         click.option(
             "--reason",
             "reasons",
             type=click.Choice(get_args(DeadLetterReason)),
             multiple=True,
-            help="Only letters of this reason; may be given several times.",
+            help="Only dead letters with this reason; repeatable.",
         ),
     ):
         command = option(command)
     return command
 
 
-def _chosen(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option("--all", "everything", is_flag=True, help="Every letter.")(_filters(command))
+def _selection(command: Callable[..., None]) -> Callable[..., None]:
+    command = click.option("--all", "everything", is_flag=True, help="Every dead letter.")(_filters(command))
     return click.argument("entry_ids", nargs=-1, type=_EntryId(), metavar="[ID...]")(command)
 
 
-@click.group("dead-letters")
+@click.group("dead-letters", epilog="\b\nExample:\n  dnf-worker dead-letters list --newer-than 2h")
 def dead_letters() -> None:
-    """Look at the messages that could not be carried out; put them back, or drop them."""
+    """Inspect, redrive or drop the messages that could not be processed."""
 
 
-@dead_letters.command("list")
+@dead_letters.command("list", epilog="\b\nExample:\n  dnf-worker dead-letters list --reason model_failed")
 @_filters
-def list_letters(
-    *, reasons: tuple[str, ...], older_than: float | None, newer_than: float | None, as_json: bool
+def list_dead_letters(
+    *, reasons: tuple[str, ...], newer_than: float | None, older_than: float | None, as_json: bool
 ) -> None:
-    """List the letters, oldest first."""
-    table = Table("Id", "Age", "Reason", "Deliveries", "Check", "Sentence")
-    with _store() as store:
-        found = store.read(
+    """List dead letters, oldest first."""
+    table = Table("Id", "Age", "Reason", "Attempts", "Check", "Detail")
+    with _stream() as stream:
+        for stored in stream.read(
             reasons=frozenset(reasons), older_than_seconds=older_than, newer_than_seconds=newer_than
-        )
-        for stored in found:
+        ):
             if as_json:
-                click.echo(_line(stored))
+                click.echo(_json(stored))
             elif (dead_letter := stored.dead_letter) is None:
-                table.add_row(stored.entry_id, _age(stored), "", "", "", "no dead letter at all")
+                table.add_row(stored.entry_id, _age(stored), "", "", "", "unreadable entry")
             else:
                 table.add_row(
                     stored.entry_id,
@@ -106,127 +105,135 @@ def list_letters(
         Console().print(table if table.row_count else "No dead letters.")
 
 
-@dead_letters.command()
+@dead_letters.command(epilog="\b\nExample:\n  dnf-worker dead-letters show 1764000000000-0")
 @click.argument("entry_id", type=_EntryId())
-@click.option("--json", "as_json", is_flag=True, help="One object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(*, entry_id: str, as_json: bool) -> None:
-    """Show one letter whole, with its message."""
-    with _store() as store:
-        stored = store.get(entry_id)
+    """Show one dead letter completely, with its message."""
+    with _stream() as stream:
+        stored = stream.get(entry_id)
     if stored is None:
         raise click.ClickException(f"There is no dead letter {entry_id}.")
     if as_json:
-        click.echo(_line(stored))
+        click.echo(_json(stored))
     elif stored.dead_letter is None:
-        click.echo(f"{entry_id}: no dead letter at all")
+        click.echo(f"{entry_id}: unreadable entry")
     else:
         for name, value in stored.dead_letter.model_dump(mode="json").items():
             click.echo(f"{name:<11} {'' if value is None else value}")
 
 
-@dead_letters.command()
-@_chosen
+@dead_letters.command(
+    epilog="\b\nExample:\n  dnf-worker dead-letters redrive --reason storage_unavailable --newer-than 2h"
+)
+@_selection
 def redrive(
     *,
     entry_ids: tuple[str, ...],
     everything: bool,
     reasons: tuple[str, ...],
-    older_than: float | None,
     newer_than: float | None,
+    older_than: float | None,
     as_json: bool,
 ) -> None:
-    """Put messages back on their queues, their deliveries forgotten. Each is put back once.
+    """Requeue messages with their attempt counts reset. Each dead letter is redriven once.
 
-    Exit status: 0 when all were put back, 1 when any was not.
+    Exit status: 0 when all were redriven, 1 when one was not.
     """
-    _refuse_nothing_chosen(entry_ids, everything, reasons, older_than, newer_than)
+    _require_selection(entry_ids, everything, reasons, older_than, newer_than)
     failed = 0
-    with _store() as store:
-        for entry_id, stored in _each(store, entry_ids, reasons, older_than, newer_than):
+    with _stream() as stream:
+        for entry_id, stored in _selected(stream, entry_ids, reasons, older_than, newer_than):
             try:
                 if stored is None:
                     raise RedriveRefusedError("gone", f"There is no dead letter {entry_id}.")  # noqa: TRY301
-                store.redrive(stored)
+                stream.redrive(stored)
             except RedriveRefusedError as refused:
                 failed += 1
-                _say(entry_id, "not_put_back", refused.reason, str(refused), as_json=as_json)
+                _report(entry_id, "not_redriven", refused.reason, str(refused), as_json=as_json)
             else:
-                _say(entry_id, "put_back", as_json=as_json)
+                _report(entry_id, "redriven", as_json=as_json)
     if failed:
         raise click.exceptions.Exit(1)
 
 
-@dead_letters.command()
-@_chosen
+@dead_letters.command(
+    epilog="\b\nExample:\n  dnf-worker dead-letters drop --reason malformed_message --older-than 7d"
+)
+@_selection
 def drop(
     *,
     entry_ids: tuple[str, ...],
     everything: bool,
     reasons: tuple[str, ...],
-    older_than: float | None,
     newer_than: float | None,
+    older_than: float | None,
     as_json: bool,
 ) -> None:
-    """Delete letters and their messages for good.
+    """Delete dead letters and their messages permanently.
 
-    Exit status: 0 when all were dropped, 1 when any was gone.
+    Exit status: 0 when all were dropped, 1 when one no longer existed.
     """
-    _refuse_nothing_chosen(entry_ids, everything, reasons, older_than, newer_than)
+    _require_selection(entry_ids, everything, reasons, older_than, newer_than)
     failed = 0
-    with _store() as store:
-        for entry_id, stored in _each(store, entry_ids, reasons, older_than, newer_than):
-            if stored and store.drop(stored):
-                _say(entry_id, "dropped", as_json=as_json)
+    with _stream() as stream:
+        for entry_id, stored in _selected(stream, entry_ids, reasons, older_than, newer_than):
+            if stored and stream.drop(stored):
+                _report(entry_id, "dropped", as_json=as_json)
             else:
                 failed += 1
-                _say(entry_id, "not_dropped", "gone", f"There is no dead letter {entry_id}.", as_json=as_json)
+                _report(
+                    entry_id, "not_dropped", "gone", f"There is no dead letter {entry_id}.", as_json=as_json
+                )
     if failed:
         raise click.exceptions.Exit(1)
 
 
 @contextmanager
-def _store() -> Iterator[DeadLetters]:
+def _stream() -> Iterator[DeadLetters]:
     """Open the stream that the settings name."""
-    with plain_errors(), closing(DeadLetters.connect(settings_in_force())) as store:
-        yield store
+    with reported_errors(), closing(DeadLetters.connect(current_settings())) as stream:
+        yield stream
 
 
-def _each(
-    store: DeadLetters,
+def _selected(
+    stream: DeadLetters,
     entry_ids: tuple[str, ...],
     reasons: tuple[str, ...],
     older_than: float | None,
     newer_than: float | None,
 ) -> list[tuple[str, StoredDeadLetter | None]]:
-    """Return the letters that were named, or that pass the filters; None for one that is not there."""
+    """Return the named dead letters, None for a missing one, or those that pass the filters."""
     if entry_ids:
-        return [(entry_id, store.get(entry_id)) for entry_id in dict.fromkeys(entry_ids)]
-    found = store.read(
+        return [(entry_id, stream.get(entry_id)) for entry_id in dict.fromkeys(entry_ids)]
+    found = stream.read(
         reasons=frozenset(reasons), older_than_seconds=older_than, newer_than_seconds=newer_than
     )
     return [(stored.entry_id, stored) for stored in found]
 
 
-def _refuse_nothing_chosen(
+def _require_selection(
     entry_ids: tuple[str, ...], everything: bool, reasons: tuple[str, ...], *ages: float | None
 ) -> None:
     filtered = bool(reasons) or any(age is not None for age in ages)
     if entry_ids and (filtered or everything):
-        raise click.UsageError("Name letters by their ids or by filters, not both.")
+        raise click.UsageError("Select dead letters by their ids or by filters, not both.")
     if not entry_ids and not filtered and not everything:
         raise click.UsageError(
-            "Name letters by their ids, by --reason, --older-than, --newer-than, or --all."
+            "Select dead letters by their ids, by --reason, --newer-than, --older-than, or --all."
         )
 
 
-def _say(entry_id: str, outcome: str, reason: str | None = None, detail: str = "", *, as_json: bool) -> None:
+def _report(
+    entry_id: str, outcome: str, reason: str | None = None, detail: str = "", *, as_json: bool
+) -> None:
     if as_json:
         click.echo(json.dumps({"id": entry_id, "outcome": outcome, "reason": reason}))
     else:
         click.echo(f"{entry_id}  {outcome.replace('_', ' ')}" + (f": {detail}" if detail else ""))
 
 
-def _line(stored: StoredDeadLetter) -> str:
+def _json(stored: StoredDeadLetter) -> str:
     dead_letter = stored.dead_letter.model_dump(mode="json") if stored.dead_letter else None
     return json.dumps(
         {"id": stored.entry_id, "age_seconds": round(stored.age_seconds, 1), "dead_letter": dead_letter}

@@ -1,4 +1,4 @@
-"""dnf-worker doctor: look at settings, services and machine before workers rely on them."""
+"""dnf-worker doctor: diagnose settings, services and hardware before workers rely on them."""
 
 import json
 import sys
@@ -8,47 +8,53 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from worker.cli.errors import settings_in_force
-from worker.operations.doctor.check import Check, Outcome
+from worker.cli.errors import current_settings
+from worker.operations.doctor.diagnosis import Diagnosis, Outcome
 from worker.telemetry.logs import SecretMask
 
 _COLOURS: dict[Outcome, str] = {"ok": "green", "warning": "yellow", "fault": "red"}
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="One object.")
+@click.command(epilog="\b\nExample:\n  dnf-worker doctor --json")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(*, as_json: bool) -> None:
-    """Check settings, broker, object store and detector; say what is wrong and what to set.
+    """Diagnose settings, broker, object store and detector: what is wrong, and how to fix it.
 
-    Exit status: 0 when nothing is at fault, warnings or not; 1 when anything is; 2 for wrong usage.
+    Exit status: 0 without a fault, even with warnings; 1 with a fault; 2 for wrong usage.
     """
-    from worker.operations.doctor.examination import examine
+    from worker.operations.doctor import diagnose
 
-    settings = settings_in_force()
+    settings = current_settings()
     mask = SecretMask(settings.secrets())
-    # What the network says of itself may quote an address with its password.
-    checks = [check.model_copy(update={"wrong": mask.masked(check.wrong)}) for check in examine(settings)]
-    worst = _worst(checks)
+    # A network error may quote an address with its password.
+    diagnoses = [
+        diagnosis.model_copy(update={"problem": mask.masked(diagnosis.problem)})
+        for diagnosis in diagnose(settings)
+    ]
+    worst = _worst(diagnoses)
     if as_json:
-        click.echo(
-            json.dumps({"outcome": worst, "checks": [check.model_dump() for check in checks]}, indent=2)
-        )
+        report = {"outcome": worst, "diagnoses": [diagnosis.model_dump() for diagnosis in diagnoses]}
+        click.echo(json.dumps(report, indent=2))
     else:
-        Console().print(_table(checks))
+        Console().print(_table(diagnoses))
     sys.exit(int(worst == "fault"))
 
 
-def _worst(checks: list[Check]) -> Outcome:
-    found = {check.outcome for check in checks}
-    if "fault" in found:
+def _worst(diagnoses: list[Diagnosis]) -> Outcome:
+    outcomes = {diagnosis.outcome for diagnosis in diagnoses}
+    if "fault" in outcomes:
         return "fault"
-    return "warning" if "warning" in found else "ok"
+    return "warning" if "warning" in outcomes else "ok"
 
 
-def _table(checks: list[Check]) -> Table:
-    table = Table("Check", "Outcome", "Seen", "What is wrong, and what to set")
-    for check in checks:
-        advice = f"{check.wrong} Set: {check.mend}." if check.mend else ""
-        colour = _COLOURS[check.outcome]
-        table.add_row(escape(check.name), f"[{colour}]{check.outcome}[/]", escape(check.seen), escape(advice))
+def _table(diagnoses: list[Diagnosis]) -> Table:
+    table = Table("Diagnosis", "Outcome", "Observed", "Problem and remedy")
+    for diagnosis in diagnoses:
+        colour = _COLOURS[diagnosis.outcome]
+        table.add_row(
+            escape(diagnosis.name),
+            f"[{colour}]{diagnosis.outcome}[/]",
+            escape(diagnosis.observed),
+            escape(f"{diagnosis.problem} {diagnosis.remedy}".strip()),
+        )
     return table

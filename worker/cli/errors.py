@@ -1,4 +1,4 @@
-"""What a user of the commands got wrong, and what the network does to them, in one line each."""
+"""How the commands report errors: one line on standard error and an exit status."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ class WrongUsageError(click.ClickException):
     exit_code = 2
 
 
-def settings_in_force() -> Settings:
-    """Return the settings of the environment. Raises `WrongUsageError`, naming the variable at fault."""
+def current_settings() -> Settings:
+    """Return the settings of the environment. Raises `WrongUsageError`, which names the wrong variable."""
     try:
         return Settings()
     except ValidationError as error:
@@ -28,8 +28,8 @@ def settings_in_force() -> Settings:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turn what the network and the user's input do to us into one line."""
+def reported_errors() -> Iterator[None]:
+    """Report errors of the network and of the user's input in one line: exit status 1 or 2."""
     from worker.broker.connection import distrust
     from worker.client import QueueFullError, QueueUnreachableError
     from worker.storage import StorageRejectedError, StorageUnavailableError
@@ -37,7 +37,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        detail = distrust(error, settings_in_force()) or f"Redis cannot be reached: {error}"
+        detail = distrust(error, current_settings()) or f"Redis cannot be reached: {error}"
         raise click.ClickException(detail) from error
     except (QueueUnreachableError, QueueFullError, StorageUnavailableError, StorageRejectedError) as error:
         raise click.ClickException(str(error)) from error

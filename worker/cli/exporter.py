@@ -1,23 +1,23 @@
-"""dnf-worker exporter."""
+"""dnf-worker exporter: the metrics of queues, streams and fleet."""
 
 import signal
 import threading
 
 import click
 
-from worker.cli.errors import settings_in_force
+from worker.cli.errors import current_settings
 
 DEFAULT_PORT = 9808
 
 
-@click.command()
+@click.command(epilog="\b\nExample:\n  DNF_HTTP_PORT=9808 dnf-worker exporter")
 def exporter() -> None:
-    """Serve /metrics of queues, streams and fleet on DNF_HTTP_PORT (9808 unless set), until told to stop."""
-    from worker.operations.exporter.collector import QueueCollector, exporter_registry
+    """Serve /metrics of queues, streams and fleet on DNF_HTTP_PORT (default 9808) until SIGTERM."""
+    from worker.operations.exporter import QueueCollector, exporter_registry
     from worker.telemetry.http import Answer, Endpoints, EndpointsUnavailableError
     from worker.telemetry.logs import configure_logs
 
-    settings = settings_in_force()
+    settings = current_settings()
     configure_logs(settings)
     collector = QueueCollector(settings)
 
@@ -26,7 +26,7 @@ def exporter() -> None:
 
     def ready() -> Answer:
         answers = collector.snapshot() is not None
-        reason = "Redis answers" if answers else f"Redis does not answer: {collector.fault}"
+        reason = "Redis answers" if answers else f"Redis does not answer: {collector.error}"
         return Answer(ok=answers, reason=reason, figures={})
 
     stop = threading.Event()

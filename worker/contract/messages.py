@@ -1,14 +1,9 @@
-"""The contract: checks in; verdicts, rejections and dead letters out, as CloudEvents 1.0.
-
-`python -m worker.contract.messages FOLDER` writes the JSON Schemas.
-"""
+"""The contract: checks in; verdicts, rejections and dead letters out, as CloudEvents 1.0."""
 
 import hashlib
 import json
 import re
-import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Literal
 from uuid import uuid4
 
@@ -231,30 +226,3 @@ def first_fault(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "message"
     return f"{field}: {first['msg']}"
-
-
-SCHEMAS: dict[str, type[BaseModel]] = {
-    "image-check": ImageCheck,
-    "image-verdict-v1": VerdictEvent,
-    "image-rejected-v1": RejectionEvent,
-    "dead-letter": DeadLetter,
-}
-
-
-def schema_text(name: str) -> str:
-    """Return one of `SCHEMAS` as JSON Schema (draft 2020-12), the text of its file."""
-    mode: Literal["validation", "serialization"] = "validation" if name == "image-check" else "serialization"
-    schema = SCHEMAS[name].model_json_schema(mode=mode)
-    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(dialect | schema, indent=2) + "\n"
-
-
-def write_schemas(folder: Path) -> None:
-    """Write every schema to `folder` as NAME.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in SCHEMAS:
-        (folder / f"{name}.json").write_text(schema_text(name))
-
-
-if __name__ == "__main__":
-    write_schemas(Path(sys.argv[1]))

@@ -1,28 +1,28 @@
-"""One small HTTP server for probes and metrics."""
+"""The HTTP server for metrics and probes."""
 
 import json
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+from wsgiref.simple_server import WSGIRequestHandler
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from worker.telemetry.logs import get_logger
 
-log = get_logger(__name__)
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-# A caller that sends nothing holds a thread for no longer.
-_PATIENCE_SECONDS = 10
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of a probe: whether all is well, the `reason` in words, and figures that explain it."""
+    """The result of a probe: whether it passes, the `reason` in words, and figures that explain it."""
 
     ok: bool
     reason: str
@@ -30,30 +30,29 @@ class Answer:
 
 
 class EndpointsUnavailableError(OSError):
-    """The address cannot be listened on."""
+    """The server cannot listen on its address."""
 
 
 class Endpoints:
-    """Serves `/metrics` of a registry, and probes by path, each on a thread of its own.
+    """Serves `/metrics` of a registry and probes by path, each request on a thread of its own.
 
-    A probe's status is 200 or 503 and its body a JSON object with `ok`, `reason` and its figures. Port 0
-    takes any free one; `port` says which. Raises `EndpointsUnavailableError`.
+    A probe has status 200 or 503 and a JSON object with `ok`, `reason` and its figures. Port 0 chooses a free
+    port. Raises `EndpointsUnavailableError`.
     """
 
     def __init__(
         self, host: str, port: int, registry: CollectorRegistry, probes: Mapping[str, Callable[[], Answer]]
     ) -> None:
-        class Handler(_Handler):
-            pass
+        class Server(_Server):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
-        Handler.registry = registry
-        Handler.probes = probes
         try:
-            self._server = _server_class(host)((host, port), Handler)
+            self._server = Server((host, port), _Handler)
         except OSError as error:
             raise EndpointsUnavailableError(
                 f"cannot listen on {host}:{port}: {error.strerror or error}"
             ) from error
+        self._server.set_app(_application(registry, probes))
         self._thread = threading.Thread(target=self._server.serve_forever, name="endpoints", daemon=True)
         self._thread.start()
         log.info("endpoints_served", host=host, port=self.port, paths=["/metrics", *probes])
@@ -78,46 +77,38 @@ class Endpoints:
         self.close()
 
 
-def _server_class(host: str) -> type[ThreadingHTTPServer]:
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _application(
+    registry: CollectorRegistry, probes: Mapping[str, Callable[[], Answer]]
+) -> "WSGIApplication":
+    metrics = make_wsgi_app(registry)
 
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """Say nothing: a caller that hangs up in the midst is no event."""
-
-    return Server
-
-
-class _Handler(BaseHTTPRequestHandler):
-    registry: CollectorRegistry
-    probes: Mapping[str, Callable[[], Answer]]
-    timeout = _PATIENCE_SECONDS
-    server_version = "dnf-worker"
-    sys_version = ""
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+    def application(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
         if path == "/metrics":
-            encode, kind = choose_encoder(self.headers.get("Accept", ""))
-            self._send(200, kind, encode(self.registry))
-        elif probe := self.probes.get(path):
+            metrics_page: Iterable[bytes] = metrics(environ, start_response)
+            return metrics_page
+        if probe := probes.get(path):
             answer = probe()
-            body = {"ok": answer.ok, "reason": answer.reason, **answer.figures}
-            self._send(200 if answer.ok else 503, "application/json", json.dumps(body).encode() + b"\n")
+            status = "200 OK" if answer.ok else "503 Service Unavailable"
+            document = {"ok": answer.ok, "reason": answer.reason, **answer.figures}
+            kind, body = "application/json", json.dumps(document)
         else:
-            known = ", ".join(["/metrics", *self.probes])
-            self._send(404, "text/plain", f"there is {known}\n".encode())
+            status = "404 Not Found"
+            kind, body = "text/plain", f"paths: {', '.join(['/metrics', *probes])}"
+        start_response(status, [("Content-Type", kind)])
+        return [f"{body}\n".encode()]
 
-    do_HEAD = do_GET  # noqa: N815 - the base class's name
+    return application
 
-    def _send(self, status: int, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+
+class _Server(ThreadingWSGIServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore a client that disconnects or sends nothing."""
+
+
+class _Handler(WSGIRequestHandler):
+    # A client that sends nothing occupies a thread for this long, in seconds.
+    timeout = 10
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's signature
-        """Say nothing: a probe every few seconds is no event."""
+        """Log nothing: probes come every few seconds."""

@@ -24,7 +24,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ $tag }}{{ end -}}
 {{- end -}}
 
-{{/* The exporter wants no CUDA, and its node no gigabytes. */}}
+{{/* The exporter needs no CUDA image. */}}
 {{- define "dnf.exporterImage" -}}
 {{- .Values.image.repository -}}
 {{- if .Values.exporter.digest }}@{{ .Values.exporter.digest }}{{ else }}:{{ .Values.exporter.tag | default (printf "%s-cpu" .Chart.AppVersion) }}{{ end -}}
@@ -48,7 +48,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Where the broker is: from a Secret, never from the values. */}}
+{{/* The URL comes from a Secret, never from the values. */}}
 {{- define "dnf.redisEnv" -}}
 - name: DNF_REDIS_URL
   valueFrom:
@@ -83,7 +83,7 @@ capabilities:
 {{- end }}
 {{- end -}}
 
-{{/* The pod's group reads the key, nobody else. */}}
+{{/* Only the pod's group may read the key. */}}
 {{- define "dnf.redisTlsVolume" -}}
 {{- $tls := .Values.redis.tls }}
 {{- if include "dnf.redisTls" . }}
@@ -130,7 +130,7 @@ capabilities:
 {{- end }}
 {{- end -}}
 
-{{/* Bundles in S3 are read with boto3's own variables. */}}
+{{/* The detector reads bundles in S3 with boto3's own variables. */}}
 {{- define "dnf.bundleEnv" -}}
 - name: XDG_CACHE_HOME
   value: /cache
@@ -175,7 +175,7 @@ capabilities:
 {{- end }}
 {{- end -}}
 
-{{/* Process number i of a pod serves on the port + i. */}}
+{{/* Process number i of a pod serves on port + i. */}}
 {{- define "dnf.portName" -}}
 http{{ if gt (int .) 0 }}-{{ . }}{{ end }}
 {{- end -}}

@@ -1,4 +1,4 @@
-"""dnf-worker bench on real services and real workers."""
+"""python -m tests.benchmarks on real services and real workers."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def test_bench_measures_the_whole_path_against_bare_celery_and_the_bare_detector
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
     """Every check of every round was carried out, and both speeds of each row are kept."""
-    command = [sys.executable, "-m", "worker.cli", "bench", "--rounds", "1", "--checks", "20"]
+    command = [sys.executable, "-m", "tests.benchmarks", "--rounds", "1", "--checks", "20"]
     command += ["--pictures", "4", "--batch-size", "2", "--bundle", str(tiny_bundle)]
     done = subprocess.run(
         [*command, "--json", str(tmp_path / "bench.json")], capture_output=True, text=True, check=False

@@ -16,8 +16,8 @@ from worker.client import Client
 from worker.contract.messages import QUEUES, ImageCheck
 from worker.embedded.services import EmbeddedServices, Valkey
 from worker.embedded.startup import valkey_program
-from worker.operations.doctor.broker import check_broker
-from worker.operations.exporter.collector import QueueCollector
+from worker.operations.doctor.broker import diagnose_broker
+from worker.operations.exporter import QueueCollector
 from worker.settings import Settings
 
 USERS = Path(__file__).parents[3] / "deploy" / "redis" / "users.acl"
@@ -114,8 +114,8 @@ def test_each_user_does_its_whole_job(  # noqa: PLR0917 - fixtures
         dead_letters.redrive(first)
         dead_letters.drop(second)
     worker.wait_for_event("check_dead_lettered", count=3)
-    assert {check.name for check in check_broker(operator) if check.outcome == "fault"} == set()
-    assert all("not to be seen" not in check.seen for check in check_broker(operator))
+    assert {check.name for check in diagnose_broker(operator) if check.outcome == "fault"} == set()
+    assert all("not permitted" not in check.observed for check in diagnose_broker(operator))
     assert worker.stop() == 0
     assert [(e["username"], e["object"]) for e in admin.acl_log()] == []  # type: ignore[index,union-attr]
 

@@ -128,7 +128,7 @@ def test_a_message_of_any_size_has_a_letter_of_a_bounded_one(dead_letters: DeadL
 
 
 @pytest.mark.parametrize("entry", [b"not json", "ü".encode(), b"\xff\x00\xfe", b""])
-def test_an_entry_that_is_put_back_is_the_same_entry(
+def test_an_entry_that_is_redriven_is_the_same_entry(
     dead_letters: DeadLetters, broker: redis.Redis, entry: bytes
 ) -> None:
     """Byte for byte, on the queue that it came from."""
@@ -144,7 +144,7 @@ def test_an_entry_that_is_put_back_is_the_same_entry(
     ("args", "kwargs"),
     [([{"check_id": "c", "n": 2**70}], {}), ([], {"a": 1}), ([[1]], {}), ([1, 2], {"b": 1})],
 )
-def test_a_call_that_is_put_back_has_the_same_arguments_and_no_deliveries(
+def test_a_call_that_is_redriven_has_the_same_arguments_and_no_deliveries(
     dead_letters: DeadLetters, broker: redis.Redis, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
     """It is a new message of the same call, tried for the first time; what was counted is forgotten."""
@@ -219,7 +219,7 @@ def test_a_letter_stays_when_the_server_takes_no_newer_one(
     assert _only(dead_letters) == stored
 
 
-def test_a_letter_that_was_put_back_or_dropped_leaves_nothing_and_may_come_again(
+def test_a_letter_that_was_redriven_or_dropped_leaves_nothing_and_may_come_again(
     dead_letters: DeadLetters, broker: redis.Redis
 ) -> None:
     """The message fails once more: it has a letter again."""
@@ -300,13 +300,13 @@ def test_an_operator_lists_shows_puts_back_and_drops_letters(
     assert json.loads(cli("show", one, "--json").stdout)["dead_letter"]["queue"] == QUEUE
     assert cli("show", "1-1").returncode == 1
 
-    put_back = cli("redrive", one, "1-1", "--json")
-    assert put_back.returncode == 1
-    assert [json.loads(line)["outcome"] for line in put_back.stdout.splitlines()] == [
-        "put_back",
-        "not_put_back",
+    redriven = cli("redrive", one, "1-1", "--json")
+    assert redriven.returncode == 1
+    assert [json.loads(line)["outcome"] for line in redriven.stdout.splitlines()] == [
+        "redriven",
+        "not_redriven",
     ]
-    assert cli("redrive", "--reason", "model_failed").stdout.count("put back") == 2
+    assert cli("redrive", "--reason", "model_failed").stdout.count("redriven") == 2
     assert broker.llen(QUEUE) == 3
     dropped = cli("drop", "--all")
     assert (dropped.returncode, dropped.stdout.strip()) == (0, f"{broken}  dropped")
@@ -317,12 +317,12 @@ def test_an_operator_lists_shows_puts_back_and_drops_letters(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["redrive"], "Name letters by their ids"),
-        (["drop"], "Name letters by their ids"),
+        (["redrive"], "Select dead letters by their ids"),
+        (["drop"], "Select dead letters by their ids"),
         (["drop", "1-1", "--all"], "not both"),
         (["drop", "--all", "--reason", "bored"], "Invalid value for '--reason'"),
-        (["list", "--older-than", "soon"], "is no age"),
-        (["show", "first"], "is no letter's id"),
+        (["list", "--older-than", "soon"], "is not an age"),
+        (["show", "first"], "is not the id of a dead letter"),
     ],
 )
 def test_wrong_usage_is_refused_and_touches_nothing(

@@ -24,7 +24,7 @@ from worker.broker.verdict_stream import connect
 from worker.client import Client, QueueUnreachableError
 from worker.embedded.services import EmbeddedServices, Valkey
 from worker.embedded.startup import HOST, free_ports
-from worker.operations.doctor.broker import check_broker
+from worker.operations.doctor.broker import diagnose_broker
 from worker.settings import Settings
 
 
@@ -183,9 +183,9 @@ def test_the_doctor_says_what_is_wrong_with_the_broker_or_with_the_settings(
 ) -> None:
     """In the one line that is left when the broker cannot be asked."""
     variables, said = mistake
-    (line,) = check_broker(_settings(variables))
+    (line,) = diagnose_broker(_settings(variables))
     assert (line.name, line.outcome) == ("broker", "fault")
-    assert said in line.wrong
+    assert said in line.problem
 
 
 def test_a_broker_that_is_only_away_or_lost_is_not_called_distrustful(trusted: dict[str, str]) -> None:

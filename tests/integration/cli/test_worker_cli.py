@@ -1,4 +1,4 @@
-"""dnf-worker, as people use it."""
+"""dnf-worker on a running worker."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def _worker(worker_process: Callable[..., Any]) -> None:
 
 @pytest.fixture(scope="module")
 def cli(service_environment: dict[str, str]) -> Cli:
-    """Provide a function that runs dnf-worker with arguments, and with variables on top of the module's."""
+    """Provide a function that runs dnf-worker with arguments and additional environment variables."""
 
     def run(*arguments: object, **variables: str) -> "subprocess.CompletedProcess[str]":
         finished = subprocess.run(
@@ -52,7 +52,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, make_picture: Callable[..
 
 
 def test_submit_and_wait_shows_the_verdicts(cli: Cli, pictures: list[Path]) -> None:
-    """Two pictures are judged in one call, by their names; the exit status is 0."""
+    """Two pictures are judged in one call and listed by name; the exit status is 0."""
     finished = cli("submit", "--wait", *pictures[:2])
     assert finished.returncode == 0, finished.stderr
     for picture in pictures[:2]:
@@ -60,15 +60,15 @@ def test_submit_and_wait_shows_the_verdicts(cli: Cli, pictures: list[Path]) -> N
     assert sum(finished.stdout.count(word) for word in (" real ", " review ", " generated ")) == 2
 
 
-def test_submit_and_wait_tells_of_a_rejection(cli: Cli, pictures: list[Path]) -> None:
+def test_submit_and_wait_reports_a_rejection(cli: Cli, pictures: list[Path]) -> None:
     """The reason is shown, the others are judged, and the exit status is 1."""
     finished = cli("submit", "--wait", *pictures)
     assert finished.returncode == 1
     assert "rejected: not_an_image" in finished.stdout
 
 
-def test_submit_prints_check_ids_that_verdicts_answers(cli: Cli, pictures: list[Path]) -> None:
-    """The metadata comes back in the event, which is one JSON object a line."""
+def test_submit_prints_the_check_ids_of_the_verdicts(cli: Cli, pictures: list[Path]) -> None:
+    """The metadata is returned in the event, which is one JSON object per line."""
     submitted = cli("submit", "--metadata", '{"user": 5}', "--queue", "image-checks.bulk", *pictures[:2])
     assert submitted.returncode == 0, submitted.stderr
     check_ids = submitted.stdout.split()
@@ -82,15 +82,15 @@ def test_submit_prints_check_ids_that_verdicts_answers(cli: Cli, pictures: list[
         assert events[check_id]["data"]["metadata"] == {"user": 5}
 
 
-def test_an_object_in_the_store_is_submitted_by_its_address(cli: Cli) -> None:
-    """An object that is not there is rejected by the worker, not by the command."""
+def test_an_object_in_the_store_is_submitted_by_its_uri(cli: Cli) -> None:
+    """A missing object is rejected by the worker, not by the command."""
     finished = cli("submit", "--wait", "s3://test-uploads/nothing/here.jpg")
     assert finished.returncode == 1
     assert "rejected: missing" in finished.stdout
 
 
 def test_a_group_sees_each_event_once(cli: Cli, pictures: list[Path]) -> None:
-    """A second call of the same group has nothing left to show; another group has."""
+    """A second call of the same group shows nothing; another group shows every event."""
     cli("submit", "--wait", pictures[0])
     assert cli("verdicts", "--group", "one").stdout.strip()
     assert not cli("verdicts", "--group", "one").stdout.strip()
@@ -100,9 +100,9 @@ def test_a_group_sees_each_event_once(cli: Cli, pictures: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/no/such/picture.jpg"], "there is no such file"),
+        (["/no/such/picture.jpg"], "no such file"),
         (["s3://bucket-only"], "expected s3://BUCKET/KEY"),
-        (["--metadata", "{", "s3://bucket/key"], "--metadata is no JSON"),
+        (["--metadata", "{", "s3://bucket/key"], "--metadata is not JSON"),
         (["--metadata", "[]", "s3://bucket/key"], "--metadata must be a JSON object"),
         (
             ["--metadata", json.dumps({"a": "x" * 4096}), "s3://bucket/key"],
@@ -113,14 +113,14 @@ def test_a_group_sees_each_event_once(cli: Cli, pictures: list[Path]) -> None:
     ],
 )
 def test_wrong_usage_has_one_line_and_status_2(cli: Cli, arguments: list[str], message: str) -> None:
-    """Nothing is enqueued, and the line says what to change."""
+    """Nothing is enqueued, and the line names the mistake."""
     finished = cli("submit", *arguments)
     assert finished.returncode == 2
     assert message in finished.stderr
 
 
-def test_a_wrong_setting_is_named(cli: Cli) -> None:
-    """Every command says which variable is wrong and how, with status 2."""
+def test_an_invalid_setting_is_named(cli: Cli) -> None:
+    """Every command names the variable and its problem, with status 2."""
     for command in ("run", "verdicts", "config"):
         finished = cli(command, DNF_BATCH_SIZE="many")
         assert finished.returncode == 2
@@ -128,8 +128,8 @@ def test_a_wrong_setting_is_named(cli: Cli) -> None:
         assert len(finished.stderr.strip().splitlines()) == 1
 
 
-def test_services_that_cannot_be_reached_are_named_in_one_line(cli: Cli, pictures: list[Path]) -> None:
-    """Redis, the object store and a bundle that is not there: a line each, and no traceback."""
+def test_unreachable_services_are_named_in_one_line(cli: Cli, pictures: list[Path]) -> None:
+    """Redis, the object store and a missing bundle: one line each, no traceback, no secret."""
     port = free_ports(1)[0]
     submit = ["submit", pictures[0]]
     commands: list[tuple[list[Any], dict[str, str], str]] = [
@@ -151,14 +151,14 @@ def test_services_that_cannot_be_reached_are_named_in_one_line(cli: Cli, picture
         assert len(finished.stderr.strip().splitlines()) == 1
 
 
-def test_without_a_worker_waiting_ends_in_time(
+def test_without_a_worker_waiting_times_out(
     cli: Cli, pictures: list[Path], service_environment: dict[str, str]
 ) -> None:
     """The message asks whether a worker runs; the exit status is 1."""
     lonely = service_environment["DNF_REDIS_URL"].rpartition("/")[0] + "/205"
     finished = cli("submit", "--wait", "--timeout", "1", pictures[0], DNF_REDIS_URL=lonely)
     assert finished.returncode == 1
-    assert "Does a worker run?" in finished.stderr
+    assert "Is a worker running?" in finished.stderr
 
 
 def test_config_shows_every_setting_and_no_secret(cli: Cli, service_environment: dict[str, str]) -> None:
@@ -177,3 +177,9 @@ def test_config_shows_every_setting_and_no_secret(cli: Cli, service_environment:
     for secret in ("hidden-password", service_environment["DNF_S3_SECRET_ACCESS_KEY"]):
         assert secret not in table.stdout
         assert secret not in json.dumps(shown)
+
+
+def test_tables_have_no_colours_in_a_pipe(cli: Cli) -> None:
+    """No escape sequence reaches a file or another program."""
+    for command in (["config"], ["doctor"], ["--help"]):
+        assert "\x1b" not in cli(*command).stdout

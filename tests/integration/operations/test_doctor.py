@@ -1,4 +1,4 @@
-"""dnf-worker doctor finds what is wrong with real services, and says what to set."""
+"""dnf-worker doctor finds the faults of real services and says how to fix them."""
 
 import json
 import shutil
@@ -18,8 +18,8 @@ from worker.client import Client
 from worker.contract.messages import InvalidMessageError
 from worker.embedded.services import EmbeddedServices, Valkey
 from worker.embedded.startup import free_ports
-from worker.operations.doctor.check import Check
-from worker.operations.doctor.examination import examine
+from worker.operations.doctor import diagnose
+from worker.operations.doctor.diagnosis import Diagnosis
 from worker.settings import Settings
 
 WRONG_KEYS = {"DNF_S3_SECRET_ACCESS_KEY": "hidden-and-wrong"}
@@ -32,7 +32,7 @@ def _settings(environment: Mapping[str, str]) -> Settings:
 
 @pytest.fixture(scope="module")
 def environment(services: EmbeddedServices, tiny_bundle: Path) -> dict[str, str]:
-    """Return DNF_ variables with which nothing is wrong: database 0 of the session's broker is unused."""
+    """Return DNF_ variables without any fault, with a database of the session's broker that is unused."""
     return {
         **services.environment(),
         "DNF_REDIS_URL": services.redis_url.removesuffix("/0") + "/208",
@@ -41,10 +41,11 @@ def environment(services: EmbeddedServices, tiny_bundle: Path) -> dict[str, str]
     }
 
 
-def _found(environment: Mapping[str, str], **changes: str) -> dict[str, Check]:
-    found = {check.name: check for check in examine(_settings({**environment, **changes}))}
-    for check in found.values():
-        assert bool(check.wrong) == bool(check.mend) == (check.outcome != "ok"), check
+def _diagnoses(environment: Mapping[str, str], **changes: str) -> dict[str, Diagnosis]:
+    found = {diagnosis.name: diagnosis for diagnosis in diagnose(_settings({**environment, **changes}))}
+    for diagnosis in found.values():
+        texts = (diagnosis.problem, diagnosis.remedy)
+        assert all(texts) if diagnosis.outcome != "ok" else not any(texts), diagnosis
     return found
 
 
@@ -56,16 +57,16 @@ def _doctor(environment: Mapping[str, str], *arguments: str, **changes: str) -> 
     return finished
 
 
-def test_where_nothing_is_wrong_every_check_is_ok(environment: dict[str, str]) -> None:
-    """The exit status is 0; the table and the JSON name the same checks."""
+def test_without_a_fault_every_diagnosis_is_ok(environment: dict[str, str]) -> None:
+    """The exit status is 0; the table and the JSON have the same diagnoses."""
     finished = _doctor(environment, "--json")
     report = json.loads(finished.stdout)
-    assert {check["name"]: check["outcome"] for check in report["checks"]} == dict.fromkeys(
+    assert {each["name"]: each["outcome"] for each in report["diagnoses"]} == dict.fromkeys(
         [
             "visibility timeout",
             "retries",
-            "socket time limits",
-            "store time limits",
+            "socket timeouts",
+            "storage timeout",
             "publish once",
             "threads",
             "broker",
@@ -78,8 +79,8 @@ def test_where_nothing_is_wrong_every_check_is_ok(environment: dict[str, str]) -
             "verdict stream",
             "dead letters",
             "other applications",
-            "store: test-uploads",
-            "store clock",
+            "storage: test-uploads",
+            "storage clock",
             "bundle",
             "device",
         ],
@@ -88,7 +89,7 @@ def test_where_nothing_is_wrong_every_check_is_ok(environment: dict[str, str]) -
     assert (report["outcome"], finished.exit_code) == ("ok", 0)
     table = _doctor(environment)
     assert table.exit_code == 0
-    assert all(check["name"] in table.stdout for check in report["checks"])
+    assert all(each["name"] in table.stdout for each in report["diagnoses"])
 
 
 @pytest.mark.parametrize(
@@ -96,85 +97,85 @@ def test_where_nothing_is_wrong_every_check_is_ok(environment: dict[str, str]) -
     [
         ("visibility timeout", "warning", {"DNF_CHECK_DEADLINE_SECONDS": "119"}),
         ("retries", "warning", {"DNF_MAX_RETRIES": "0"}),
-        ("store time limits", "warning", {"DNF_S3_TIMEOUT_SECONDS": "60"}),
+        ("storage timeout", "warning", {"DNF_S3_TIMEOUT_SECONDS": "60"}),
         ("publish once", "fault", {"DNF_PUBLISH_ONCE_TTL_SECONDS": "600"}),
         ("threads", "warning", {"DNF_THREADS": "16", "DNF_BATCH_SIZE": "16"}),
         ("memory", "fault", {"DNF_VERDICT_STREAM_MAX_LENGTH": "1000000000"}),
         ("device", "fault", {"DNF_DEVICE": "cuda:63"}),
         ("device", "fault", {"DNF_DEVICE": "gpu"}),
         ("bundle", "fault", {"DNF_BUNDLE": "no-such-bundle"}),
-        ("store: nowhere", "fault", {"DNF_ALLOWED_BUCKETS": "nowhere"}),
-        ("store", "fault", {"DNF_ALLOWED_BUCKETS": "[]"}),
+        ("storage: nowhere", "fault", {"DNF_ALLOWED_BUCKETS": "nowhere"}),
+        ("storage", "fault", {"DNF_ALLOWED_BUCKETS": "[]"}),
     ],
 )
-def test_a_setting_at_fault_is_found_and_no_other(
+def test_a_faulty_setting_is_the_only_one_found(
     environment: dict[str, str], name: str, outcome: str, changes: dict[str, str]
 ) -> None:
-    """The check of that name has the outcome, with what is wrong and what to set; the others are ok."""
-    found = _found(environment, **changes)
-    assert {check.name: check.outcome for check in found.values() if check.outcome != "ok"} == {name: outcome}
+    """The diagnosis of that name has the outcome; the others are ok."""
+    found = _diagnoses(environment, **changes)
+    assert {each.name: each.outcome for each in found.values() if each.outcome != "ok"} == {name: outcome}
 
 
-def test_a_visibility_timeout_that_a_frozen_connection_outlasts_is_found(environment: dict[str, str]) -> None:
-    """A connection is given up after five seconds; a check must not be delivered elsewhere before."""
-    changes = {"DNF_VISIBILITY_TIMEOUT_SECONDS": "5", "DNF_CHECK_DEADLINE_SECONDS": "4"}
-    assert _found(environment, **changes)["socket time limits"].outcome == "fault"
-
-
-def test_a_bundle_that_was_tampered_with_is_found(
-    environment: dict[str, str], tiny_bundle: Path, tmp_path: Path
+def test_a_visibility_timeout_below_the_socket_timeout_is_found(
+    environment: dict[str, str],
 ) -> None:
+    """A frozen connection times out after five seconds; until then its checks must not be redelivered."""
+    changes = {"DNF_VISIBILITY_TIMEOUT_SECONDS": "5", "DNF_CHECK_DEADLINE_SECONDS": "4"}
+    assert _diagnoses(environment, **changes)["socket timeouts"].outcome == "fault"
+
+
+def test_a_tampered_bundle_is_found(environment: dict[str, str], tiny_bundle: Path, tmp_path: Path) -> None:
     """One changed byte in the weights is a fault that names the file."""
     tampered = shutil.copytree(tiny_bundle, tmp_path / "tampered")
     weights = tampered / "classifier.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    check = _found(environment, DNF_BUNDLE=str(tampered))["bundle"]
-    assert check.outcome == "fault"
-    assert "digest_mismatch" in check.seen
-    assert "classifier.safetensors" in check.wrong
+    bundle = _diagnoses(environment, DNF_BUNDLE=str(tampered))["bundle"]
+    assert bundle.outcome == "fault"
+    assert "digest_mismatch" in bundle.observed
+    assert "classifier.safetensors" in bundle.problem
 
 
 @pytest.fixture(scope="module")
-def careless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """Provide a broker that keeps nothing on disk, evicts, and has little memory."""
+def unsafe_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Provide a broker that does not persist, evicts keys and has little memory."""
     options = ["--appendonly", "no", "--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru"]
-    server = Valkey(tmp_path_factory.mktemp("careless"), options=options)
+    server = Valkey(tmp_path_factory.mktemp("unsafe"), options=options)
     server.start()
     yield server
     server.stop()
 
 
-def test_a_broker_that_would_lose_verdicts_is_found(environment: dict[str, str], careless: Valkey) -> None:
+def test_a_broker_that_can_lose_verdicts_is_found(environment: dict[str, str], unsafe_broker: Valkey) -> None:
     """No append-only file, eviction and too little memory are faults, and the exit status is 1."""
-    found = _found(environment, DNF_REDIS_URL=careless.url)
-    assert {name for name, check in found.items() if check.outcome == "fault"} == {
+    found = _diagnoses(environment, DNF_REDIS_URL=unsafe_broker.url)
+    assert {name for name, each in found.items() if each.outcome == "fault"} == {
         "append-only file",
         "eviction",
         "memory",
     }
-    assert "appendonly yes" in found["append-only file"].mend
-    assert found["eviction"].seen == "allkeys-lru"
-    finished = _doctor(environment, DNF_REDIS_URL=careless.url)
+    assert "appendonly yes" in found["append-only file"].remedy
+    assert found["eviction"].observed == "allkeys-lru"
+    finished = _doctor(environment, DNF_REDIS_URL=unsafe_broker.url)
     assert finished.exit_code == 1
     assert "noeviction" in finished.stdout
 
 
-def test_a_broker_whose_disk_is_full_is_told_from_one_that_is_not_there(
+def test_a_broker_with_a_full_disk_is_told_from_an_unreachable_one(
     environment: dict[str, str], tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
-    """It answers, though with refusals alone: what is at fault is its disk, and not its address."""
+    """It answers every command with a refusal: the fault is its disk, not its address."""
     server = valkey_on_a_small_disk(tmp_path)
     server.start()
     with full_disk(server), redis.Redis.from_url(server.url) as broker:
         broker.set("more than the disk takes", bytes(1000))
         wait_until(lambda: _refuses_even_a_ping(broker), "a disk that is full")
-        found = _found(environment, DNF_REDIS_URL=server.url)
+        found = _diagnoses(environment, DNF_REDIS_URL=server.url)
     server.stop()
     assert found["broker"].outcome == "ok"
     assert found["append-only file"].outcome == "fault"
-    assert "MISCONF" in found["append-only file"].wrong
+    assert "MISCONF" in found["append-only file"].problem
     assert "eviction" not in found
 
 
@@ -186,7 +187,7 @@ def _refuses_even_a_ping(broker: redis.Redis) -> bool:
     return False
 
 
-def test_what_waits_on_the_broker_is_told(environment: dict[str, str]) -> None:
+def test_queues_streams_and_other_applications_raise_warnings(environment: dict[str, str]) -> None:
     """Dead letters, queues near their limit and a young full stream are warnings; the exit status is 0."""
     url = environment["DNF_REDIS_URL"].rpartition("/")[0] + "/210"
     changes = {"DNF_REDIS_URL": url, "DNF_MAX_QUEUE_LENGTH": "2", "DNF_VERDICT_STREAM_MAX_LENGTH": "1"}
@@ -204,20 +205,20 @@ def test_what_waits_on_the_broker_is_told(environment: dict[str, str]) -> None:
     dead_letters.close()
     with Celery("another", broker=url) as other:
         other.send_task("theirs")
-    found = _found(environment, **changes)
-    warned = {name for name, check in found.items() if check.outcome == "warning"}
+    found = _diagnoses(environment, **changes)
+    warned = {name for name, each in found.items() if each.outcome == "warning"}
     assert warned == {"queues", "verdict stream", "dead letters", "other applications"}
-    assert "celery" in found["other applications"].seen
+    assert "celery" in found["other applications"].observed
     assert _doctor(environment, **changes).exit_code == 0
 
 
-def test_keys_that_may_not_read_a_bucket_are_told_apart_from_wrong_keys(
+def test_missing_permissions_are_told_from_wrong_keys(
     environment: dict[str, str], services: EmbeddedServices
 ) -> None:
-    """Wrong keys are named as such; good keys that may not read have the rights to ask for."""
-    wrong = _found(environment, **WRONG_KEYS)["store: test-uploads"]
-    assert (wrong.outcome, wrong.seen) == ("fault", "403 SignatureDoesNotMatch")
-    assert "does not accept the keys" in wrong.wrong
+    """Wrong keys are named as such; for valid keys the remedy names the missing permissions."""
+    wrong = _diagnoses(environment, **WRONG_KEYS)["storage: test-uploads"]
+    assert (wrong.outcome, wrong.observed) == ("fault", "403 SignatureDoesNotMatch")
+    assert "does not accept the keys" in wrong.problem
     s3 = services.seaweedfs.client()
     s3.create_bucket(Bucket="closed")
     denied = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::closed/*"}
@@ -225,22 +226,21 @@ def test_keys_that_may_not_read_a_bucket_are_told_apart_from_wrong_keys(
     policy = {"Version": "2012-10-17", "Statement": [denied, listing]}
     s3.put_object(Bucket="closed", Key="a.jpg", Body=b"content")
     s3.put_bucket_policy(Bucket="closed", Policy=json.dumps(policy))
-    closed = _found(environment, DNF_ALLOWED_BUCKETS="closed")["store: closed"]
-    assert (closed.outcome, closed.seen) == ("fault", "403 AccessDenied")
-    assert "s3:GetObject" in closed.mend
+    closed = _diagnoses(environment, DNF_ALLOWED_BUCKETS="closed")["storage: closed"]
+    assert (closed.outcome, closed.observed) == ("fault", "403 AccessDenied")
+    assert "s3:GetObject" in closed.remedy
 
 
-def test_a_place_without_objects_is_no_fault(environment: dict[str, str]) -> None:
-    """A prefix to which nothing was uploaded yet may be read."""
-    check = _found(environment, DNF_ALLOWED_BUCKETS="test-uploads/none-yet/")["store: test-uploads/none-yet/"]
-    assert (check.outcome, check.seen) == ("ok", "nothing in it, and it may be read")
+def test_an_empty_prefix_is_ok(environment: dict[str, str]) -> None:
+    """A prefix without uploads is readable."""
+    found = _diagnoses(environment, DNF_ALLOWED_BUCKETS="test-uploads/none-yet/")
+    prefix = found["storage: test-uploads/none-yet/"]
+    assert (prefix.outcome, prefix.observed) == ("ok", "readable and empty")
 
 
 @pytest.mark.parametrize("json_wanted", [True, False])
-def test_services_that_cannot_be_reached_are_one_fault_each(
-    environment: dict[str, str], *, json_wanted: bool
-) -> None:
-    """One line each and no traceback; the rest is examined all the same, and no password is shown."""
+def test_each_unreachable_service_is_one_fault(environment: dict[str, str], *, json_wanted: bool) -> None:
+    """One line each, no traceback, no password; the rest is diagnosed all the same."""
     port = free_ports(1)[0]
     changes = {
         "DNF_REDIS_URL": f"redis://worker:hidden-password@127.0.0.1:{port}/0",
@@ -252,34 +252,32 @@ def test_services_that_cannot_be_reached_are_one_fault_each(
     assert "hidden-password" not in finished.output
     if json_wanted:
         report = json.loads(finished.stdout)
-        faults = [check for check in report["checks"] if check["outcome"] == "fault"]
-        assert [check["name"] for check in faults] == ["broker", "store: test-uploads"]
-        assert all(str(port) in check["wrong"] and "\n" not in check["wrong"] for check in faults)
+        faults = [each for each in report["diagnoses"] if each["outcome"] == "fault"]
+        assert [each["name"] for each in faults] == ["broker", "storage: test-uploads"]
+        assert all(str(port) in each["problem"] and "\n" not in each["problem"] for each in faults)
 
 
-def test_a_wrong_setting_is_wrong_usage(environment: dict[str, str]) -> None:
-    """Settings that no worker starts with have exit status 2 and name the variable."""
+def test_an_invalid_setting_is_wrong_usage(environment: dict[str, str]) -> None:
+    """The exit status is 2 and the message names the variable."""
     finished = _doctor(environment, DNF_BATCH_SIZE="many")
     assert finished.exit_code == 2
     assert "DNF_BATCH_SIZE" in finished.output
 
 
-def test_clocks_that_are_apart_are_found(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """This machine's clock is set an hour ahead: the broker's and the store's are both told of."""
+def test_clock_differences_are_found(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With this machine's clock an hour ahead, both the broker's and the store's clock are faults."""
     import time
 
     real = time.time
     monkeypatch.setattr("worker.operations.doctor.broker.time", _Clock(real, 3600))
-    monkeypatch.setattr("worker.operations.doctor.store.time", _Clock(real, 3600))
-    found = _found(environment)
-    assert found["broker clock"].outcome == found["store clock"].outcome == "fault"
-    assert found["broker clock"].seen.startswith("3600")
+    monkeypatch.setattr("worker.operations.doctor.storage.time", _Clock(real, 3600))
+    found = _diagnoses(environment)
+    assert found["broker clock"].outcome == found["storage clock"].outcome == "fault"
+    assert found["broker clock"].observed.startswith("3600")
 
 
 class _Clock:
-    """The module time, some seconds ahead."""
+    """The module `time`, some seconds ahead."""
 
     def __init__(self, real: Callable[[], float], ahead: float) -> None:
         self.time = lambda: real() + ahead

@@ -1,9 +1,8 @@
-"""The metrics: their names, their page, and a GPU's figures."""
+"""The metrics: their names and their page."""
 
 from itertools import permutations
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, get_args
+from typing import get_args
 
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,9 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.generators.metrics_page import LABELS, page
 from detector.policy import VerdictName
 from worker.contract.messages import QUEUES, RejectionReason
-from worker.operations.exporter import collector as exporter
-from worker.telemetry import gpu_metrics, metrics
-from worker.telemetry.gpu_metrics import GpuCollector
+from worker.operations import exporter
+from worker.telemetry import metrics
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 
@@ -52,37 +50,5 @@ def test_no_label_takes_more_values_than_an_operator_can_read() -> None:
         if not sample.name.endswith("_created")
     ]
     assert len(samples) < 500
-    documented = [*metrics.DOCUMENTED, *gpu_metrics.DOCUMENTED, *exporter.DOCUMENTED]
+    documented = [*metrics.DOCUMENTED, *exporter.DOCUMENTED]
     assert {label for row in documented for label in row.labels} == LABELS.keys()
-
-
-class _NvmlError(Exception):
-    """The management library's error."""
-
-
-def test_a_gpu_that_does_not_answer_has_no_figure_and_the_others_have() -> None:
-    """Three GPUs, the second lost: memory in bytes and load as a share, by the driver's number."""
-
-    def handle(number: int) -> int:
-        if number == 1:
-            raise _NvmlError
-        return number
-
-    library: Any = SimpleNamespace(
-        NVMLError=_NvmlError,
-        nvmlDeviceGetCount=lambda: 3,
-        nvmlDeviceGetHandleByIndex=handle,
-        nvmlDeviceGetMemoryInfo=lambda device: SimpleNamespace(used=(device + 1) << 30),
-        nvmlDeviceGetUtilizationRates=lambda device: SimpleNamespace(gpu=25 * (device + 1)),
-    )
-    samples = {
-        (sample.name, sample.labels["gpu"]): sample.value
-        for family in GpuCollector(library).collect()
-        for sample in family.samples
-    }
-    assert samples == {
-        ("dnf_gpu_memory_used_bytes", "0"): 1 << 30,
-        ("dnf_gpu_memory_used_bytes", "2"): 3 << 30,
-        ("dnf_gpu_utilization_ratio", "0"): 0.25,
-        ("dnf_gpu_utilization_ratio", "2"): 0.75,
-    }

@@ -1,6 +1,6 @@
-"""The contract as documents: the schema of a queue's entry, and AsyncAPI 3.0 of all queues and streams.
+"""The contract as documents: JSON Schemas of the messages, and AsyncAPI 3.0 of all queues and streams.
 
-`python -m deploy.generators.asyncapi FOLDER` writes them and the JSON Schemas of `worker.contract.messages`.
+`python -m deploy.generators.schemas FOLDER` writes them.
 """
 
 import json
@@ -8,7 +8,9 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from detector.bundle.calibration import Thresholds
 from worker.contract.envelope import Entry, entry_of
@@ -25,7 +27,6 @@ from worker.contract.messages import (
     Verdict,
     VerdictEvent,
     event_id,
-    write_schemas,
 )
 from worker.settings import Settings
 
@@ -33,11 +34,29 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _FORMAT = "application/schema+json;version=draft-2020-12"
 _DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-_TURNS = {"image-checks.urgent": "first of all", "image-checks": "the default", "image-checks.bulk": "last"}
+_PRIORITIES = {
+    "image-checks.urgent": "first",
+    "image-checks": "second, and producers use it by default",
+    "image-checks.bulk": "last",
+}
+
+#: The model of each message, by the name of its schema.
+MESSAGES: dict[str, type[BaseModel]] = {
+    "image-check": ImageCheck,
+    "image-verdict-v1": VerdictEvent,
+    "image-rejected-v1": RejectionEvent,
+    "dead-letter": DeadLetter,
+}
+
+
+def message_schema(name: str) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of one of `MESSAGES`."""
+    mode: Literal["validation", "serialization"] = "validation" if name == "image-check" else "serialization"
+    return {"$schema": _DIALECT} | MESSAGES[name].model_json_schema(mode=mode)
 
 
 def entry_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a queue's entry, as workers read it; its body is described within."""
+    """Return the JSON Schema of a queue entry as workers read it; `contentSchema` describes its body."""
     schema = {"$schema": _DIALECT} | Entry.model_json_schema(by_alias=True)
     schema["properties"]["headers"] = {"$ref": "#/$defs/EntryHeaders"}
     schema["$defs"]["EntryHeaders"]["properties"]["task"]["const"] = CHECK_IMAGE
@@ -64,7 +83,7 @@ def entry_schema() -> dict[str, Any]:
 
 
 def examples() -> dict[str, Any]:
-    """Return one message of each kind as JSON, by its schema's name."""
+    """Return an example of each message as JSON, by the name of its schema."""
     check = ImageCheck(
         check_id="upload-4711",
         bucket="uploads",
@@ -120,12 +139,12 @@ def examples() -> dict[str, Any]:
 
 
 def asyncapi() -> dict[str, Any]:
-    """Return the AsyncAPI 3.0 document, as a worker sees it, with the names of the default settings."""
+    """Return the AsyncAPI 3.0 document from the view of a worker, with the names of the default settings."""
     settings = Settings.model_construct()
     checks = {
         _identifier(queue): {
             "address": queue,
-            "description": f"A list; a worker takes from its right end, this queue {_TURNS[queue]}.",
+            "description": f"A list; workers take from its right end, from this queue {_PRIORITIES[queue]}.",
             "messages": {"entry": {"$ref": "#/components/messages/queue-entry"}},
         }
         for queue in QUEUES
@@ -143,8 +162,8 @@ def asyncapi() -> dict[str, Any]:
         },
         "deadLetters": {
             "address": settings.dead_letter_stream,
-            "description": "A stream; an entry has the field `letter`, JSON. About"
-            f" {settings.dead_letter_stream_max_length} letters are kept.",
+            "description": "A stream; an entry has the field `dead_letter`, JSON. About"
+            f" {settings.dead_letter_stream_max_length} dead letters are kept.",
             "messages": {"dead-letter": {"$ref": "#/components/messages/dead-letter"}},
         },
     }
@@ -161,7 +180,7 @@ def asyncapi() -> dict[str, Any]:
             "broker": {
                 "host": "{host}",
                 "protocol": "redis",
-                "description": "What DNF_REDIS_URL names.",
+                "description": "The server in DNF_REDIS_URL.",
                 "variables": {"host": {"default": "127.0.0.1:6379"}},
                 "security": [{"$ref": "#/components/securitySchemes/password"}],
             }
@@ -172,19 +191,19 @@ def asyncapi() -> dict[str, Any]:
                 f"receive{name[0].upper()}{name[1:]}": {
                     "action": "receive",
                     "channel": {"$ref": f"#/channels/{name}"},
-                    "summary": "Judge the picture that the check names.",
+                    "summary": "Judge the picture of a check.",
                 }
                 for name in checks
             },
             "sendVerdicts": {
                 "action": "send",
                 "channel": {"$ref": "#/channels/verdicts"},
-                "summary": "Publish the one event of a check.",
+                "summary": "Publish the event of a check, exactly once.",
             },
             "sendDeadLetters": {
                 "action": "send",
                 "channel": {"$ref": "#/channels/deadLetters"},
-                "summary": "Keep a message that could not be carried out.",
+                "summary": "Keep a message that could not be processed.",
             },
         },
         "components": {
@@ -205,16 +224,10 @@ def asyncapi() -> dict[str, Any]:
 
 
 def documents() -> dict[str, str]:
-    """Return the text of every document that is generated here, by its file's name."""
-    made = {"queue-entry.json": entry_schema(), "asyncapi.json": asyncapi()}
+    """Return the text of every document by its file name."""
+    made = {f"{name}.json": message_schema(name) for name in MESSAGES}
+    made |= {"queue-entry.json": entry_schema(), "asyncapi.json": asyncapi()}
     return {name: json.dumps(document, indent=2) + "\n" for name, document in made.items()}
-
-
-def write_documents(folder: Path) -> None:
-    """Write every schema and document of the contract to `folder`."""
-    write_schemas(folder)
-    for name, text in documents().items():
-        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _identifier(queue: str) -> str:
@@ -223,4 +236,5 @@ def _identifier(queue: str) -> str:
 
 
 if __name__ == "__main__":
-    write_documents(Path(sys.argv[1]))
+    for _name, _text in documents().items():
+        (Path(sys.argv[1]) / _name).write_text(_text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The contract as documents."""
+"""The schemas and the AsyncAPI document of the contract."""
 
 import base64
 import copy
@@ -11,21 +11,21 @@ import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 from referencing import Registry, Resource
 
-from deploy.generators.asyncapi import asyncapi, documents, entry_schema, examples
+from deploy.generators.schemas import MESSAGES, asyncapi, documents, entry_schema, examples
 from worker.broker.app import create_app
 from worker.contract.envelope import admit
-from worker.contract.messages import SCHEMAS, InvalidMessageError
+from worker.contract.messages import InvalidMessageError
 from worker.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "schemas"
 #: AsyncAPI's own schema (tests/data/SOURCES.md).
 OFFICIAL = json.loads((Path(__file__).parents[1] / "data" / "asyncapi-3.0.0.json").read_text())
-NAMES = [*SCHEMAS, "queue-entry"]
+NAMES = [*MESSAGES, "queue-entry"]
 
 
 def _validator(name: str) -> Draft202012Validator:
     files = {f"./{path.name}": json.loads(path.read_text()) for path in FOLDER.glob("*.json")}
-    # The document of AsyncAPI is no schema.
+    # The AsyncAPI document is not a schema.
     del files["./asyncapi.json"]
     registry: Registry[Any] = Registry().with_resources(
         (uri, Resource.from_contents(schema)) for uri, schema in files.items()
@@ -47,12 +47,13 @@ def _references(part: object) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", documents())
 def test_the_documents_in_the_repository_are_those_of_the_code(name: str) -> None:
-    """Whoever changes the contract sees it in the documents."""
+    """`make schemas` writes them, and there is no other file beside them."""
     assert (FOLDER / name).read_text() == documents()[name], "run `make schemas`"
+    assert {path.name for path in FOLDER.iterdir()} == documents().keys()
 
 
 def test_the_document_is_valid_by_the_schema_of_asyncapi_itself() -> None:
-    """AsyncAPI 3.0.0 says so; and it says no to a document without an operation's channel."""
+    """The schema of AsyncAPI 3.0.0 accepts it, and refuses it without the channel of an operation."""
     validator = Draft7Validator(OFFICIAL)
     document = asyncapi()
     assert [error.message for error in validator.iter_errors(document)] == []
@@ -61,8 +62,8 @@ def test_the_document_is_valid_by_the_schema_of_asyncapi_itself() -> None:
     assert list(validator.iter_errors(broken))
 
 
-def test_every_reference_of_the_document_leads_somewhere() -> None:
-    """Those within it to a part of it, the others to a schema beside it."""
+def test_every_reference_of_the_document_resolves() -> None:
+    """Internal references to a part of it, others to a schema beside it."""
     document = asyncapi()
     for reference in _references(document):
         if reference.startswith("#/"):
@@ -74,7 +75,7 @@ def test_every_reference_of_the_document_leads_somewhere() -> None:
 
 
 def test_the_channels_are_those_of_the_application() -> None:
-    """Each queue that workers take from and each stream that they write to is a channel, and no other."""
+    """The queues that workers consume and the streams that they write, and nothing else."""
     settings = Settings.model_construct()
     queues = {queue.name for queue in create_app(settings).conf.task_queues}
     streams = {settings.verdict_stream, settings.dead_letter_stream}
@@ -83,7 +84,7 @@ def test_the_channels_are_those_of_the_application() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_example_follows_its_schema(name: str) -> None:
-    """And a schema says no to an example that lost what it requires."""
+    """And the schema refuses the example without any of its required fields."""
     example = examples()[name]
     validator = _validator(name)
     assert [error.message for error in validator.iter_errors(example)] == []
@@ -91,8 +92,8 @@ def test_each_example_follows_its_schema(name: str) -> None:
         assert list(validator.iter_errors({key: part for key, part in example.items() if key != required}))
 
 
-def test_the_smallest_entry_that_the_schema_allows_is_admitted() -> None:
-    """What a producer without Celery must write, and nothing else: a worker finds the check in it."""
+def test_the_smallest_entry_that_the_schema_allows_is_accepted() -> None:
+    """The fields that a producer without Celery must write: a worker decodes the check from them."""
     check = {"bucket": "uploads", "key": "a.jpg", "check_id": "c-1"}
     entry = {
         "body": base64.b64encode(json.dumps([[check], {}, {}]).encode()).decode(),
@@ -121,7 +122,7 @@ def test_the_smallest_entry_that_the_schema_allows_is_admitted() -> None:
 def test_the_schema_of_an_entry_refuses_what_a_worker_refuses(
     part: str | None, field: str, value: object
 ) -> None:
-    """Both say no to the same entry."""
+    """Both refuse the same entry."""
     entry = examples()["queue-entry"]
     (entry[part] if part else entry)[field] = value
     assert list(_validator("queue-entry").iter_errors(entry))
@@ -129,8 +130,8 @@ def test_the_schema_of_an_entry_refuses_what_a_worker_refuses(
         admit(json.dumps(entry).encode(), "image-checks", longest_wait_seconds=1)
 
 
-def test_the_body_of_an_entry_follows_the_schema_within_its_schema() -> None:
-    """One check as the only argument; a second one, or a call back, is no message of ours."""
+def test_the_body_of_an_entry_follows_its_content_schema() -> None:
+    """One check as the only argument; a second argument or a callback is refused."""
     within = entry_schema()["properties"]["body"]["contentSchema"]
     registry = _validator("queue-entry")._registry  # noqa: SLF001 - the same files
     validator = Draft202012Validator(within, registry=registry)

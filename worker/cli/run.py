@@ -1,0 +1,51 @@
+"""dnf-worker run: the worker processes of this machine."""
+
+import signal
+import sys
+
+import click
+
+from worker.cli.errors import current_settings
+from worker.settings import Settings
+
+
+@click.command(epilog="\b\nExample:\n  DNF_HTTP_PORT=9100 dnf-worker run --processes 2")
+@click.option("--processes", type=click.IntRange(min=1), help="Worker processes; default: DNF_PROCESSES.")
+@click.option("--unsupervised", is_flag=True, help="Run one process, without a supervisor that restarts it.")
+@click.option("--supervised", "descriptor", type=int, hidden=True)
+def run(*, processes: int | None, unsupervised: bool, descriptor: int | None) -> None:
+    """Start workers: one process for each visible GPU, or one on a CPU; failed processes are restarted.
+
+    The model is loaded and warmed up before the first check is taken. SIGTERM starts a graceful shutdown; a
+    second one stops at once.
+    """
+    from worker.telemetry.logs import configure_logs
+
+    settings = current_settings()
+    configure_logs(settings)
+    if descriptor is None and not unsupervised:
+        from worker.process.supervisor import own_command, supervise
+
+        chosen = settings.model_copy(update={"processes": processes or settings.processes})
+        sys.exit(supervise(chosen, own_command()))
+    sys.exit(_run_process(settings, descriptor))
+
+
+def _run_process(settings: Settings, descriptor: int | None) -> int:
+    from detector.bundle.files import BundleError
+    from worker.broker.connection import BrokerRefusedError, refuse_distrust
+    from worker.process.tether import Tether
+    from worker.telemetry.http import EndpointsUnavailableError
+
+    tether = None if descriptor is None else Tether(descriptor)
+    # Until Celery installs its own handler, the first process of a container would ignore SIGTERM.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        refuse_distrust(settings)
+        from worker.process.run import run_worker
+
+        return run_worker(settings, on_ready=tether.ready if tether else lambda: None)
+    except (BrokerRefusedError, BundleError, EndpointsUnavailableError) as error:
+        if tether:
+            tether.refused()
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,40 @@
+"""dnf-worker verdicts: the events on the verdict stream."""
+
+import click
+
+from worker.broker.verdict_stream import Event
+from worker.cli.errors import current_settings, reported_errors
+from worker.contract.messages import RejectionEvent
+
+
+@click.command(epilog="\b\nExample:\n  dnf-worker verdicts --follow --group moderation --json")
+@click.option("--follow", is_flag=True, help="Keep running and show events as they come, until Ctrl-C.")
+@click.option("--group", metavar="NAME", help="Consume as a member of this group and acknowledge each event.")
+@click.option("--json", "as_json", is_flag=True, help="Print one event per line.")
+def verdicts(*, follow: bool, group: str | None, as_json: bool) -> None:
+    """Show the events on the verdict stream, oldest first."""
+    from worker.client import Client
+
+    with reported_errors(), Client(current_settings()) as client:
+        try:
+            if group is None:
+                for event in client.events(follow=follow):
+                    _show(event, as_json=as_json)
+            else:
+                for delivered in client.verdicts(group, follow=follow):
+                    _show(delivered.event, as_json=as_json)
+                    delivered.ack()
+        except KeyboardInterrupt:
+            return
+
+
+def _show(event: Event, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(event.raw)
+        return
+    outcome = (
+        f"rejected: {event.envelope.data.reason}"
+        if isinstance(event.envelope, RejectionEvent)
+        else f"{event.envelope.data.verdict:<9} {event.envelope.data.score:.3f}"
+    )
+    click.echo(f"{event.envelope.time:%Y-%m-%d %H:%M:%S}  {outcome:<28}  {event.envelope.subject}")

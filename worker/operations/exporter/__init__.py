@@ -1,1 +1,0 @@
-"""Queues, streams and fleet as Prometheus metrics."""
