@@ -73,14 +73,12 @@ class Detector:
         *,
         device: str = "auto",
         dtype: Dtype = "auto",
-        threads: int | None = None,
         compiled: bool = False,
     ) -> Self:
         """Load a bundle's networks; a bundle that is not one yet is resolved first.
 
         `device` is auto, cpu, cuda, cuda:N or mps; the dtype "auto" is bfloat16 on CUDA and float32
-        elsewhere; `threads` limits the CPU threads of this process; `compiled` lets PyTorch compile the U-Net
-        on its first batches. Raises `BundleError`.
+        elsewhere; `compiled` lets PyTorch compile the U-Net on its first batches. Raises `BundleError`.
         """
         import torch
         from safetensors.torch import load_file
@@ -91,8 +89,6 @@ class Detector:
 
         if not isinstance(bundle, Bundle):
             bundle = resolve(bundle)
-        if threads is not None:
-            torch.set_num_threads(threads)
         torch_device = torch.device(best_device() if device == "auto" else device)
         torch_dtype = _torch_dtype(torch_device, dtype)
         network = build_classifier(bundle.manifest.classifier)
