@@ -9,8 +9,7 @@ from pathlib import Path
 
 import redis
 
-from worker.embedded.services import Valkey
-from worker.embedded.startup import valkey_program
+from worker.embedded.valkey import Valkey, valkey_program
 
 #: Breaks a server, with a client for what an operator does.
 Breaking = Callable[[Valkey, redis.Redis], AbstractContextManager[None]]

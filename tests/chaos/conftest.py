@@ -11,7 +11,8 @@ from tests.broken_broker import valkey_on_a_small_disk
 from tests.chaos.fleet import Fleet, settings_of
 from tests.chaos.report import Report
 from worker.client import Client
-from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.services import EmbeddedServices
+from worker.embedded.valkey import Valkey
 
 # `make test` proves each promise with some hundred checks; DNF_CHAOS_SCALE=40 with ten thousand.
 SCALE = int(os.environ.get("DNF_CHAOS_SCALE", "1"))

@@ -13,7 +13,7 @@ from tests.chaos.fleet import Fleet
 from tests.chaos.outcome import submit, wait_for_all, wait_for_share
 from tests.chaos.report import Report
 from worker.client import Client
-from worker.embedded.services import Valkey
+from worker.embedded.valkey import Valkey
 
 REFUSED_SECONDS = 3
 

@@ -11,7 +11,7 @@ from tests.chaos.proxy import FaultProxy
 from tests.chaos.report import Report
 from tests.conftest import PATIENCE, RunningWorker
 from worker.client import Client
-from worker.embedded.services import Valkey
+from worker.embedded.valkey import Valkey
 
 # The socket timeouts, the health check and the way to a new connection.
 RECOVERY_SECONDS = 30

@@ -14,8 +14,8 @@ from worker.client import Client
 from worker.contract.envelope import entry_of
 from worker.contract.messages import QUEUES
 from worker.embedded.guarded_process import GuardedProcess
-from worker.embedded.services import Valkey
 from worker.embedded.startup import free_ports
+from worker.embedded.valkey import Valkey
 
 WaitUntil = Callable[..., None]
 

@@ -10,7 +10,7 @@ from tests.chaos.report import Report
 from tests.conftest import PATIENCE
 from worker.checks.attempts import attempts_key
 from worker.client import Client
-from worker.embedded.services import Valkey
+from worker.embedded.valkey import Valkey
 
 # What was in flight comes again after the visibility timeout, at the next sweep; a sweep that was killed
 # holds back those of the others until its lock ends. It runs alone then, behind what runs at that moment.

@@ -13,8 +13,8 @@ from tests.chaos.proxy import FaultProxy
 from tests.conftest import RunningWorker
 from tests.scraping import Served
 from worker.client import Client
-from worker.embedded.services import Valkey
 from worker.embedded.startup import free_ports
+from worker.embedded.valkey import Valkey
 
 WaitUntil = Callable[..., None]
 

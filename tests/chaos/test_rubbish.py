@@ -21,8 +21,9 @@ from worker.broker.dead_letters import DeadLetters, RedriveRefusedError
 from worker.client import Client
 from worker.contract.envelope import entry_of
 from worker.contract.messages import QUEUES
-from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import free_ports
+from worker.embedded.valkey import Valkey
 
 MAX_DELIVERIES = 3
 

@@ -13,7 +13,7 @@ from tests.conftest import PATIENCE
 from worker.broker.app import create_app
 from worker.client import Client
 from worker.contract.messages import CHECK_IMAGE, QUEUES, ImageCheck
-from worker.embedded.services import Valkey
+from worker.embedded.valkey import Valkey
 
 IN_FLIGHT = 8
 

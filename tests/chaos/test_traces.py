@@ -18,8 +18,9 @@ from tests.chaos.proxy import FaultProxy
 from worker.client import Client
 from worker.contract.envelope import entry_of
 from worker.contract.messages import ImageCheck
-from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import free_ports
+from worker.embedded.valkey import Valkey
 
 if TYPE_CHECKING:
     from opentelemetry.proto.trace.v1.trace_pb2 import Span

@@ -12,8 +12,9 @@ from tests.chaos.proxy import FaultProxy
 from tests.scraping import Served
 from worker.client import Client
 from worker.contract.envelope import entry_of
-from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import free_ports
+from worker.embedded.valkey import Valkey
 
 
 def test_a_worker_counts_what_it_did(  # noqa: PLR0917 - the fixtures that it needs

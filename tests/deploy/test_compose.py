@@ -11,7 +11,8 @@ import redis
 
 from tests.deploy.documents import DASHBOARD, PROMETHEUS, ROOT, read_yaml, schema
 from worker.embedded.guarded_process import GuardedProcess
-from worker.embedded.startup import start_on_free_ports, valkey_program, wait_until
+from worker.embedded.startup import start_on_free_ports, wait_until
+from worker.embedded.valkey import valkey_program
 from worker.settings import Settings
 
 OURS = ("worker", "worker-gpu", "exporter")
@@ -189,7 +190,7 @@ def test_the_broker_of_compose_asks_for_its_password_and_keeps_an_append_only_fi
         wait_until(lambda: answers(ports[0]), server, "the broker")
 
     script = substituted(script, {})
-    port = start_on_free_ports(start, taken=None)[0]
+    port = start_on_free_ports(start)[0]
     server = started[-1]
     try:
         with redis.Redis(port=port, password=password) as client:

@@ -1,4 +1,4 @@
-"""Child processes that never outlive the process that started them."""
+"""Child processes that never outlive their parent."""
 
 import os
 import signal
@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# The guard reads one line. A line means that the child was stopped in order; the end of the pipe without
-# one means that its starter died, whatever the cause: the child's whole group goes too, and its folder, and
-# the folder around it when nothing else is left there.
+# The guard reads one line from a pipe. A line means that the child was stopped; end of file without a line
+# means that the parent died, for whatever reason: the guard then kills the child's process group and removes
+# its folder, and the folder's parent if that is empty.
 _GUARD = """
 read -r _ && exit
 kill -KILL "-$1"
@@ -21,11 +21,11 @@ rmdir "${2%/*}"
 
 
 class GuardedProcess:
-    """A child in its own session, with its output in a file, that dies with its starter.
+    """A child in a session of its own that dies with its parent.
 
-    `command` is the program with its arguments; `log` receives its standard output and standard error;
-    `environment` replaces the inherited one; `folder`, if given, is removed when the starter is killed.
-    Ctrl-C in the terminal does not reach the child: whoever started it decides when it stops.
+    `command` is the program with its arguments; `log` is the file for its standard output and error;
+    `environment` replaces the inherited one; `folder`, if given, is removed when the parent is killed. Ctrl-C
+    in the terminal does not reach the child: the parent decides when it stops.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class GuardedProcess:
     ) -> None:
         self.log = log
         try:
-            with _signals_held():
+            with _signals_deferred():
                 self._start([str(part) for part in command], environment, folder)
         except KeyboardInterrupt:
             self.kill()
@@ -66,20 +66,20 @@ class GuardedProcess:
 
     @property
     def pid(self) -> int:
-        """The child's process id, which is its group's id too."""
+        """The child's process id, which is also its group's id."""
         return self.popen.pid
 
     @property
     def alive(self) -> bool:
-        """Whether the child still runs."""
+        """Whether the child is running."""
         return self.popen.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the child alone; one that has ended is left in peace."""
+        """Send a signal to the child, not to its group; no-op if it has ended."""
         self.popen.send_signal(number)
 
     def stop(self, *, grace_seconds: float = 10.0) -> int:
-        """Ask the child to end with SIGTERM, insist with SIGKILL after `grace_seconds`, return its status."""
+        """Send SIGTERM, SIGKILL after `grace_seconds`; return the child's exit status."""
         if self.alive:
             self.popen.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -87,19 +87,19 @@ class GuardedProcess:
         return self.kill()
 
     def kill(self) -> int:
-        """End the child and what it left in its group with SIGKILL; return its exit status."""
+        """Kill the child and its process group (SIGKILL); return the child's exit status."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         status = self.popen.wait()
-        self._dismiss_guard()
+        self._end_guard()
         return status
 
     def tail(self, lines: int = 20) -> str:
-        """Return the last lines of the log, for a message about what went wrong."""
+        """Return the last lines of the log, for error messages."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
-    def _dismiss_guard(self) -> None:
+    def _end_guard(self) -> None:
         pipe = self._guard.stdin
         if pipe is not None and not pipe.closed:
             with suppress(BrokenPipeError):
@@ -111,26 +111,26 @@ class GuardedProcess:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Put off SIGINT and SIGTERM until the block ends: an exception between two starts would orphan a child.
+def _signals_deferred() -> Iterator[None]:
+    """Defer signals until the block ends: an exception between two starts would orphan a child.
 
-    A blocked signal mask would be inherited by the children, so the handlers are exchanged instead. Other
-    threads than the main one are never interrupted by a handler.
+    The handlers are replaced, because children would inherit a blocked signal mask. No-op outside of the main
+    thread, which alone runs signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held: list[int] = []
+    deferred: list[int] = []
     numbers = [
         number
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if callable(signal.getsignal(number))
     ]
-    before = {number: signal.signal(number, lambda late, _: held.append(late)) for number in numbers}
+    before = {number: signal.signal(number, lambda late, _: deferred.append(late)) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for late in held:
+    for late in deferred:
         signal.raise_signal(late)

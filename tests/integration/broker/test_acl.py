@@ -14,8 +14,8 @@ import redis
 from worker.broker.dead_letters import DeadLetters
 from worker.client import Client
 from worker.contract.messages import QUEUES, ImageCheck
-from worker.embedded.services import EmbeddedServices, Valkey
-from worker.embedded.startup import valkey_program
+from worker.embedded.services import EmbeddedServices
+from worker.embedded.valkey import Valkey, valkey_program
 from worker.operations.doctor.broker import diagnose_broker
 from worker.operations.exporter import QueueCollector
 from worker.settings import Settings

@@ -24,7 +24,7 @@ from worker.broker.dead_letters import (
 from worker.checks.attempts import attempts_key
 from worker.contract.envelope import admit
 from worker.contract.messages import DeadLetter, DeadLetterReason, InvalidMessageError
-from worker.embedded.services import Valkey
+from worker.embedded.valkey import Valkey
 from worker.settings import Settings
 
 QUEUE = "image-checks.bulk"

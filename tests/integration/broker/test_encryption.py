@@ -22,8 +22,9 @@ from worker.broker.app import create_app
 from worker.broker.connection import distrust
 from worker.broker.verdict_stream import connect
 from worker.client import Client, QueueUnreachableError
-from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import HOST, free_ports
+from worker.embedded.valkey import Valkey
 from worker.operations.doctor.broker import diagnose_broker
 from worker.settings import Settings
 

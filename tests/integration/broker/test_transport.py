@@ -20,7 +20,7 @@ from worker.broker.dead_letters import DeadLetters
 from worker.broker.transport import REFUSED_SECONDS, Transport
 from worker.contract.envelope import MAX_ENTRY_BYTES, entry_of
 from worker.contract.messages import QUEUES, DeadLetter
-from worker.embedded.services import Valkey
+from worker.embedded.valkey import Valkey
 from worker.settings import Settings
 
 QUEUE = "image-checks"

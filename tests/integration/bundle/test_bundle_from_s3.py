@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from detector.bundle.files import BundleError, resolve
-from worker.embedded.services import REGION, EmbeddedServices
+from worker.embedded.seaweedfs import REGION
+from worker.embedded.services import EmbeddedServices
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from worker.broker.verdict_stream import connect
 from worker.checks.attempts import Attempts, attempts_key
 from worker.contract.messages import InvalidMessageError
-from worker.embedded.services import Valkey
+from worker.embedded.valkey import Valkey
 from worker.settings import Settings
 
 DEADLINE = 0.2

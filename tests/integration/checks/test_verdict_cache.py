@@ -17,8 +17,9 @@ from worker.broker.verdict_stream import Event
 from worker.checks.verdict_cache import Judged, VerdictCache
 from worker.client import Client, NoVerdictError
 from worker.contract.messages import PictureFacts, Verdict
-from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import free_ports
+from worker.embedded.valkey import Valkey
 from worker.settings import Settings
 
 SCHEMA = Path(__file__).parents[3] / "deploy" / "schemas" / "image-verdict-v1.json"

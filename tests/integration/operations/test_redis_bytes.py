@@ -32,7 +32,7 @@ from worker.contract.messages import (
     event_id,
 )
 from worker.demo.samples import load_samples
-from worker.embedded.services import Valkey
+from worker.embedded.valkey import Valkey
 from worker.operations import capacity
 from worker.settings import Settings
 

@@ -19,7 +19,7 @@ from tests.broken_broker import (
     valkey_on_a_small_disk,
 )
 from worker.broker.verdict_stream import connect
-from worker.embedded.services import Valkey
+from worker.embedded.valkey import Valkey
 from worker.process.broker_watch import BrokerFault, BrokerWatch, broker_faults
 from worker.settings import Settings
 
