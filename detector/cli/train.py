@@ -3,262 +3,317 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from detector.bundle.manifest import FEATURES, needs_unet
-from detector.corpus.corpus import LAYOUTS
+from detector.bundle.files import Bundle, resolve
+from detector.bundle.manifest import FEATURES, DnfConfig, Feature, needs_unet
+from detector.cli.errors import WrongUsageError, plain_errors
+from detector.cli.sections import SectionedCommand, section
+from detector.corpus.corpus import (
+    LAYOUTS,
+    CorpusRejectedError,
+    TrainingSplit,
+    read_corpus,
+    readable,
+    training_split,
+)
 
 if TYPE_CHECKING:
-    from detector.bundle.files import Bundle
-    from detector.bundle.manifest import Feature
-    from detector.corpus.corpus import Sample, TrainingSplit
     from detector.networks.resnet import ResNet
     from detector.networks.unet import Unet
-    from detector.training.recipe import ClassifierTraining
-    from detector.training.unet import UnetTraining
+    from detector.training.recipe import ClassifierRecipe, UnetRecipe
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-# Chosen, not measured: the default bundle's two trainings took about this share of each other.
+# Share of `train all` for the U-Net, as in the training of the default bundle.
 _UNET_SHARE = 0.4
-
-
-@dataclass(frozen=True)
-class _Start:
-    """A trained network to go on from, and the bundle that it is from, for the record."""
-
-    network: "ResNet"
-    bundle: str
-
+_LAST_TIMESTEP = 999
 
 _folder = click.Path(path_type=Path, file_okay=False)
 _corpus = click.argument("corpus", type=click.Path(exists=True, path_type=Path, file_okay=False))
 
 
-def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
-    def decorate(command: _Command) -> _Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_read = _options(
-    click.option("--split", default="train", show_default=True, help="Of a corpus that has splits."),
-    click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True),
-)
-_trained = _options(
-    _read,
-    click.option("--seed", type=int, default=1, show_default=True),
-    click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
-    click.option(
-        "--loaders",
-        type=click.IntRange(1, 64),
-        default=1,
-        show_default=True,
-        help="Processes that draw crops.",
-    ),
-)
-_bundle = _options(
-    click.option("--out", required=True, type=_folder, help="The bundle."),
-    click.option("--name", default="dnf", show_default=True),
-    click.option("--version", default="1", show_default=True),
-)
-_hold_out = click.option("--hold-out", multiple=True, metavar="FAMILY", help="Never trained on; repeatable.")
-_judged = _options(
-    _hold_out,
-    click.option("--bank", type=click.IntRange(min=0), default=0, help="Crops kept with their features."),
-    click.option("--size", type=click.IntRange(32, 512), default=128, show_default=True, help="Of a crop."),
-    click.option("--views", type=click.Choice(["1", "4", "9", "16"]), default="9", show_default=True),
-    click.option("--batch", type=click.IntRange(2, 1024), default=32, show_default=True),
-    click.option("--timesteps", default="0", show_default=True, help="Of the feature, commas between."),
-    click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="The highest; 0.001."),
-    click.option("--preset", type=click.Choice(["own", "paper"]), default="own", show_default=True),
-)
-
-
-def _budget(default: float) -> Callable[[_Command], _Command]:
-    return _options(
-        click.option("--minutes", type=click.FloatRange(min=0.01), default=default, show_default=True),
-        click.option("--max-steps", type=click.IntRange(min=1), help="Instead of minutes: reproducible."),
+def _size(default: int) -> Callable[[Any], Any]:
+    return click.option(
+        "--size", type=click.IntRange(32, 512), default=default, help="Side of a crop in pixels."
     )
 
 
-def _numbers(text: str, name: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise click.UsageError(f"--{name} takes numbers with commas between them") from error
+def _batch(smallest: int) -> Callable[[Any], Any]:
+    return click.option(
+        "--batch", type=click.IntRange(smallest, 1024), default=32, help="Pictures in a batch."
+    )
 
 
-def _channels(text: str) -> tuple[int, ...]:
-    channels = _numbers(text, "channels")
-    if any(number <= 0 or number % 16 for number in channels):
-        raise click.UsageError("--channels takes multiples of 16")
-    return channels
-
-
-@click.group()
-def train() -> None:
-    """Train a detector on a corpus: real/..., generated/FAMILY/..., a manifest.csv, or a known layout."""
-
-
-@train.command()
-@_corpus
-@click.option("--out", required=True, type=_folder, help="A diffusers folder; training resumes there.")
-@click.option("--channels", default="16,32,64,96", show_default=True, help="By level, from the finest.")
-@click.option("--size", type=click.IntRange(32, 512), default=64, show_default=True, help="Of a crop.")
-@click.option("--batch", type=click.IntRange(1, 1024), default=32, show_default=True)
-@_hold_out
-@_budget(60)
-@_trained
-def unet(corpus: Path, *, out: Path, channels: str, **options: Any) -> None:
-    """Train a small diffusion U-Net on the corpus's photographs alone."""
-    recipe = _unet_recipe(channels, options, size=options["size"], batch=options["batch"])
-    _train_unet(_samples(corpus, options).training, out, recipe)
-
-
-@train.command()
-@_corpus
-@click.option("--unet", "unet_folder", help="A diffusers folder or hub id; rgb and npr need none.")
-@click.option("--work", required=True, type=_folder, help="Checkpoints; training resumes there.")
-@click.option("--bank-folder", type=_folder, help="Where the bank is; below the work folder if not given.")
-@click.option(
-    "--start-from", metavar="BUNDLE", help="Go on from its network, instead of from random weights."
+_layout = click.option(
+    "--layout", type=click.Choice(LAYOUTS), default="auto", help="How the corpus is laid out."
 )
-@click.option("--feature", type=click.Choice(FEATURES), default="dnf", show_default=True)
-@_bundle
-@_judged
-@_budget(60)
-@_trained
+_split = click.option("--split", default="train", help="Split to train on, if it has any.")
+_hold_out = click.option(
+    "--hold-out", multiple=True, metavar="FAMILY", help="Exclude this family from training; may be repeated."
+)
+_bundle_out = (
+    click.option("--out", required=True, type=_folder, help="Folder of the bundle."),
+    click.option("--name", default="dnf", help="Name of the bundle."),
+    click.option("--version", default="1", help="Version of the bundle."),
+)
+_bank_folder = click.option("--bank-folder", type=_folder, help="Folder of the bank; default: below --work.")
+_channels = click.option(
+    "--channels", default="16,32,64,96", help="U-Net channels of each level, finest first."
+)
+_timesteps = click.option("--timesteps", default="0", help="Timesteps of the noise feature, comma-separated.")
+_views = click.option(
+    "--views",
+    type=click.Choice(["1", "4", "9", "16"]),
+    default="9",
+    help="Views of a picture that the bundle scores.",
+)
+_budget = (
+    click.option("--minutes", type=click.FloatRange(min=0.01), default=60, help="Time budget."),
+    click.option(
+        "--max-steps", type=click.IntRange(min=1), help="Step budget, instead of minutes: reproducible."
+    ),
+)
+_seed = click.option("--seed", type=int, default=1, help="Seed of all random draws.")
+_classifier_training = (
+    click.option(
+        "--preset",
+        type=click.Choice(["own", "paper"]),
+        default="own",
+        help="paper replaces network, crops, batch and learning rate by the published ones.",
+    ),
+    *_budget,
+    _batch(2),
+    click.option(
+        "--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="Peak learning rate; 0.001."
+    ),
+    click.option(
+        "--bank",
+        type=click.IntRange(min=0),
+        default=0,
+        help="Crops drawn once and stored with their features; 0: new ones at each step.",
+    ),
+    _seed,
+)
+_machine = (
+    click.option("--device", default="cpu", help="cpu, cuda or cuda:N."),
+    click.option("--loaders", type=click.IntRange(1, 64), default=1, help="Processes that draw crops."),
+)
+
+
+@dataclass(frozen=True)
+class _Pretrained:
+    """A network to fine-tune, and the bundle it comes from, for the provenance."""
+
+    network: "ResNet"
+    bundle: str
+
+
+@click.group(context_settings={"show_default": True})
+def train() -> None:
+    """Train a detector on a corpus: real/..., generated/FAMILY/..., a manifest.csv, or a published layout."""
+
+
+@train.command(
+    cls=SectionedCommand, epilog="Example: dnf-detector train unet CORPUS --out unet --minutes 240"
+)
+@_corpus
+@section("Corpus", _layout, _split, _hold_out)
+@section(
+    "Output", click.option("--out", required=True, type=_folder, help="Diffusers folder, also to resume.")
+)
+@section("Network", _channels, _size(64))
+@section("Training", *_budget, _batch(1), _seed)
+@section("Machine", *_machine)
+def unet(corpus: Path, *, out: Path, **options: Any) -> None:
+    """Train a small diffusion U-Net on the photographs of a corpus."""
+    recipe = _unet_recipe(options, size=options["size"], batch=options["batch"])
+    _train_unet(_samples(corpus, options), out, recipe)
+
+
+@train.command(
+    cls=SectionedCommand,
+    epilog="""\b
+Examples:
+  dnf-detector train classifier CORPUS --unet unet --work work --out mine
+  dnf-detector train classifier CORPUS --feature npr --fine-tune default --work work --out mine
+""",
+)
+@_corpus
+@section("Corpus", _layout, _split, _hold_out)
+@section(
+    "Output",
+    *_bundle_out,
+    click.option("--work", required=True, type=_folder, help="Folder of the checkpoint, also to resume."),
+    _bank_folder,
+)
+@section(
+    "Network",
+    click.option("--feature", type=click.Choice(FEATURES), default="dnf", help="Classifier's input."),
+    click.option("--unet", "unet_folder", help="Diffusers folder or hub id; not for rgb and npr."),
+    click.option(
+        "--fine-tune",
+        metavar="BUNDLE",
+        help="Start from the network of this bundle, not from random weights.",
+    ),
+    _timesteps,
+    _size(128),
+    _views,
+)
+@section("Training", *_classifier_training)
+@section("Machine", *_machine)
 def classifier(
     corpus: Path,
     *,
     unet_folder: str | None,
     work: Path,
-    feature: "Feature",
-    start_from: str | None,
+    feature: Feature,
+    fine_tune: str | None,
     **options: Any,
 ) -> None:
-    """Train the ResNet on the U-Net's feature and write a calibrated bundle."""
+    """Train the ResNet on a feature and write a calibrated bundle."""
     from detector.networks.unet import UnetRejectedError, load_unet
 
     if needs_unet(feature) != (unet_folder is not None):
-        raise click.UsageError("a feature with dnf, and no other, needs --unet")
+        raise WrongUsageError("a feature with dnf, and no other, needs --unet")
     samples = _samples(corpus, options)
     try:
         network = load_unet(unet_folder) if unet_folder else None
     except UnetRejectedError as error:
-        raise click.UsageError(str(error)) from error
-    recipe = _recipe(feature, options)
-    start = _start(start_from, recipe) if start_from else None
-    bundle = _train_classifier(network, samples, work, recipe, options, start=start)
+        raise WrongUsageError(str(error)) from error
+    recipe = _classifier_recipe(feature, options)
+    pretrained = _pretrained(fine_tune, recipe) if fine_tune else None
+    bundle = _train_classifier(network, samples, work, recipe, options, pretrained=pretrained)
     click.echo(f"{bundle.folder}: digest {bundle.digest}")
 
 
-@train.command(name="all")
-@_corpus
-@click.option("--work", type=_folder, help="Checkpoints; training resumes there. OUT-work if not given.")
-@click.option("--channels", default="16,32,64,96", show_default=True, help="Of the U-Net.")
-@click.option(
-    "--feature",
-    type=click.Choice([feature for feature in FEATURES if needs_unet(feature)]),
-    default="dnf",
-    show_default=True,
+@train.command(
+    name="all", cls=SectionedCommand, epilog="Example: dnf-detector train all CORPUS --out mine --minutes 600"
 )
-@_bundle
-@_judged
-@_budget(60)
-@_trained
-def whole(corpus: Path, *, work: Path | None, channels: str, **options: Any) -> None:
+@_corpus
+@section("Corpus", _layout, _split, _hold_out)
+@section(
+    "Output",
+    *_bundle_out,
+    click.option(
+        "--work", type=_folder, help="Folder of the checkpoints, also to resume; default: OUT-work."
+    ),
+)
+@section(
+    "Network",
+    click.option(
+        "--feature",
+        type=click.Choice([feature for feature in FEATURES if needs_unet(feature)]),
+        default="dnf",
+        help="Classifier's input.",
+    ),
+    _channels,
+    _timesteps,
+    _size(128),
+    _views,
+)
+@section("Training", *_classifier_training)
+@section("Machine", *_machine)
+def whole(corpus: Path, *, work: Path | None, **options: Any) -> None:
     """Train the U-Net, then the ResNet on its feature, and write a calibrated bundle."""
     out: Path = options["out"]
     work = work or out.with_name(f"{out.name}-work")
     minutes: float = options["minutes"]
-    recipe = _recipe(options["feature"], options | {"minutes": minutes * (1 - _UNET_SHARE)})
+    recipe = _classifier_recipe(options["feature"], options | {"minutes": minutes * (1 - _UNET_SHARE)})
     samples = _samples(corpus, options)
-    unet_recipe = _unet_recipe(channels, options | {"minutes": minutes * _UNET_SHARE})
-    network = _train_unet(samples.training, work / "unet", unet_recipe)
+    unet_recipe = _unet_recipe(options | {"minutes": minutes * _UNET_SHARE})
+    network = _train_unet(samples, work / "unet", unet_recipe)
     bundle = _train_classifier(network, samples, work / "classifier", recipe, options)
     click.echo(f"{bundle.folder}: digest {bundle.digest}")
 
 
-@train.command()
+@train.command(
+    cls=SectionedCommand,
+    epilog="Example: dnf-detector train fuse CORPUS dnf rgb --out mine --hold-out GLIDE --hold-out COCO",
+)
 @_corpus
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
-@_bundle
-@click.option("--hold-out", multiple=True, required=True, metavar="FAMILY", help="As for the bundles.")
-@_read
+@section(
+    "Corpus",
+    _layout,
+    _split,
+    click.option(
+        "--hold-out", multiple=True, required=True, metavar="FAMILY", help="As in the bundles' training."
+    ),
+)
+@section("Output", *_bundle_out)
 def fuse(corpus: Path, *, bundles: tuple[str, ...], **options: Any) -> None:
-    """Put classifiers of several features side by side, weighted on held-out families.
+    """Combine the classifiers of several bundles into an ensemble, weighted on held-out families.
 
     The bundles' features are dnf and one or both of npr and rgb, in this order.
     """
-    from detector.bundle.files import BundleError, resolve
     from detector.training.assembly import FusionRejectedError
     from detector.training.assembly import fuse as fuse_bundles
 
     calibration = _samples(corpus, options).validation
     named = {name: options[name] for name in ("name", "version")}
     try:
-        bundle = fuse_bundles([resolve(name) for name in bundles], calibration, options["out"], **named)
-    except (BundleError, FusionRejectedError) as error:
-        raise click.UsageError(str(error)) from error
+        with plain_errors():
+            bundle = fuse_bundles([resolve(name) for name in bundles], calibration, options["out"], **named)
+    except FusionRejectedError as error:
+        raise WrongUsageError(str(error)) from error
     click.echo(f"{bundle.folder}: digest {bundle.digest}")
 
 
-def _samples(corpus: Path, options: dict[str, Any]) -> "TrainingSplit":
-    from detector.corpus.corpus import CorpusRejectedError, read_corpus, readable, training_split
-
+def _samples(corpus: Path, options: dict[str, Any]) -> TrainingSplit:
     try:
         samples, _ = readable(read_corpus(corpus, options["split"], options["layout"]))
-        return training_split(samples, options.get("hold_out", ()))
+        return training_split(samples, options["hold_out"])
     except CorpusRejectedError as error:
-        raise click.UsageError(str(error)) from error
+        raise WrongUsageError(str(error)) from error
 
 
-def _need_both_classes(samples: "TrainingSplit") -> None:
-    """Find out before hours of training, not after them, that nothing can be chosen or calibrated."""
+def _require_both_classes(samples: TrainingSplit) -> None:
+    """Report before hours of training, not after them, that a class is missing."""
     for name, part in (("train on", samples.training), ("validate on", samples.validation)):
         if {sample.generated for sample in part} != {True, False}:
-            raise click.UsageError(
-                f"there are no pictures of both classes to {name}; the corpus is too small"
-            )
+            raise WrongUsageError(f"there are no pictures of both classes to {name}; the corpus is too small")
 
 
-def _unet_recipe(channels: str, options: dict[str, Any], **more: int) -> "UnetTraining":
-    from detector.training.unet import UnetTraining
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise WrongUsageError(f"{option} takes comma-separated numbers") from error
 
+
+def _unet_recipe(options: dict[str, Any], **more: int) -> "UnetRecipe":
+    from detector.training.recipe import UnetRecipe
+
+    channels = _numbers("--channels", options["channels"])
+    if any(number <= 0 or number % 16 for number in channels):
+        raise WrongUsageError("--channels takes multiples of 16")
     shared = ("minutes", "max_steps", "seed", "device", "loaders")
-    numbers: dict[str, Any] = {name: options[name] for name in shared} | more
-    return UnetTraining(_channels(channels), **numbers)
+    return UnetRecipe(channels=channels, **{name: options[name] for name in shared} | more)
 
 
-def _train_unet(training: list["Sample"], folder: Path, recipe: "UnetTraining") -> "Unet":
+def _train_unet(samples: TrainingSplit, folder: Path, recipe: "UnetRecipe") -> "Unet":
     from detector.training.unet import train_unet
 
     try:
-        return train_unet(training, folder, recipe)
+        return train_unet(samples.training, folder, recipe)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise WrongUsageError(str(error)) from error
 
 
 def _train_classifier(
     network: "Unet | None",
-    samples: "TrainingSplit",
+    samples: TrainingSplit,
     work: Path,
-    recipe: "ClassifierTraining",
+    recipe: "ClassifierRecipe",
     options: dict[str, Any],
     *,
-    start: "_Start | None" = None,
-) -> "Bundle":
+    pretrained: _Pretrained | None = None,
+) -> Bundle:
     from detector.training.assembly import assemble
     from detector.training.classifier import train_classifier
 
-    _need_both_classes(samples)
+    _require_both_classes(samples)
     try:
         trained = train_classifier(
             network,
@@ -267,10 +322,10 @@ def _train_classifier(
             work,
             recipe,
             bank=options.get("bank_folder"),
-            start=start.network if start else None,
+            initial=pretrained.network if pretrained else None,
         )
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise WrongUsageError(str(error)) from error
     return assemble(
         network,
         trained.network,
@@ -289,32 +344,31 @@ def _train_classifier(
             "classifier_bank": recipe.bank,
             "validation_auroc": round(trained.validation_auroc, 4),
             "seed": recipe.seed,
-            **({"started_from": start.bundle} if start else {}),
+            **({"fine_tuned_from": pretrained.bundle} if pretrained else {}),
         },
     )
 
 
-def _start(bundle: str, recipe: "ClassifierTraining") -> "_Start":
-    from detector.bundle.files import BundleError, resolve
-    from detector.training.warm_start import CheckpointRejectedError, trained_network
+def _pretrained(reference: str, recipe: "ClassifierRecipe") -> _Pretrained:
+    from detector.training.checkpoint import CheckpointRejectedError, pretrained_network
 
     try:
-        found = resolve(bundle)
-        network = trained_network(found, recipe)
-    except (BundleError, CheckpointRejectedError) as error:
-        raise click.UsageError(str(error)) from error
-    return _Start(network, f"{found.manifest.name} {found.manifest.version}, digest {found.digest}")
+        with plain_errors():
+            bundle = resolve(reference)
+        network = pretrained_network(bundle, recipe)
+    except CheckpointRejectedError as error:
+        raise WrongUsageError(str(error)) from error
+    return _Pretrained(network, f"{bundle.manifest.name} {bundle.manifest.version}, digest {bundle.digest}")
 
 
-def _recipe(feature: "Feature", options: dict[str, Any]) -> "ClassifierTraining":
-    from detector.bundle.manifest import DnfConfig
-    from detector.training.recipe import ClassifierTraining, paper_recipe
+def _classifier_recipe(feature: Feature, options: dict[str, Any]) -> "ClassifierRecipe":
+    from detector.training.recipe import ClassifierRecipe, paper_recipe
 
-    timesteps = _numbers(options["timesteps"], "timesteps")
-    if any(not 0 <= t <= 999 for t in timesteps):  # noqa: PLR2004 - the schedule's last
-        raise click.UsageError("--timesteps are in 0..999")
+    timesteps = _numbers("--timesteps", options["timesteps"])
+    if any(not 0 <= t <= _LAST_TIMESTEP for t in timesteps):
+        raise WrongUsageError(f"--timesteps are in 0..{_LAST_TIMESTEP}")
     shared = ("size", "batch", "bank", "minutes", "max_steps", "seed", "device", "loaders")
-    recipe = ClassifierTraining(
+    recipe = ClassifierRecipe(
         feature=feature,
         dnf=DnfConfig(timesteps=timesteps),
         views=int(options["views"]),
@@ -325,7 +379,7 @@ def _recipe(feature: "Feature", options: dict[str, Any]) -> "ClassifierTraining"
     if options["preset"] == "paper":
         recipe = paper_recipe(recipe)
     if recipe.batch % 2:
-        raise click.UsageError("--batch is even: half of a batch is of each class")
+        raise WrongUsageError("--batch must be even: half of a batch is of each class")
     if 0 < recipe.bank < recipe.batch:
-        raise click.UsageError(f"--bank holds at least a batch, {recipe.batch} crops")
+        raise WrongUsageError(f"--bank must hold at least a batch, {recipe.batch} crops")
     return recipe

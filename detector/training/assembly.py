@@ -1,4 +1,4 @@
-"""A bundle from trained networks, calibrated on held-out pictures."""
+"""Assemble a bundle from trained networks, and calibrate it on held-out pictures."""
 
 import math
 import shutil
@@ -36,10 +36,10 @@ from detector.images.decode import decode
 from detector.networks.resnet import Ensemble, ResNet
 from detector.networks.unet import Unet, save_unet
 from detector.training.augmentation import CodecChain
-from detector.training.recipe import ClassifierTraining
+from detector.training.recipe import ClassifierRecipe
 
-_MOST_CALIBRATION_PICTURES = 400
-_LARGEST_CALIBRATION_SIDE = 384
+_MAX_CALIBRATION_PICTURES = 400
+_MAX_CALIBRATION_SIDE = 384
 _BATCH = 16
 
 Logits = NDArray[np.float64]
@@ -47,7 +47,7 @@ Labels = NDArray[np.int64]
 
 
 class FusionRejectedError(ValueError):
-    """The bundles cannot stand side by side."""
+    """The bundles cannot form an ensemble."""
 
 
 def assemble(
@@ -55,17 +55,17 @@ def assemble(
     classifier: ResNet,
     calibration: list[Sample],
     folder: Path,
-    recipe: ClassifierTraining,
+    recipe: ClassifierRecipe,
     *,
     name: str,
     version: str,
     provenance: dict[str, JsonValue],
 ) -> Bundle:
-    """Write the networks in float16 as a bundle whose scores and thresholds are fitted on `calibration`.
+    """Write the networks in float16 as a bundle whose score and thresholds are fitted on `calibration`.
 
-    Each of these pictures, at most 400 of them, is scored after one random history, in a square of its
-    shorter side, 384 pixels at most. The thresholds let at most 1 % of the reals among them be called
-    generated and at most 10 % reach a person or worse.
+    At most 400 of these pictures are scored, each after one augmentation, as a square of its shorter side, at
+    most 384 pixels. At the thresholds at most 1 % of the photographs among them are flagged as generated, and
+    at most 10 % are flagged or sent to review.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if unet:
@@ -91,17 +91,16 @@ def assemble(
 def fuse(
     bundles: Sequence[Bundle], calibration: list[Sample], folder: Path, *, name: str, version: str
 ) -> Bundle:
-    """Write a bundle with the networks of several as branches, weighed and calibrated on `calibration`.
+    """Write an ensemble of the networks of `bundles`, weighted and calibrated on `calibration`.
 
-    Their features are `dnf`, then `npr`, `rgb` or both. The weights of the logits are those of a logistic
-    regression on the pictures that also calibrate. Raises `FusionRejectedError` when they do not fit
-    together.
+    Their features must be `dnf`, then `npr`, `rgb` or both. A logistic regression on the calibration pictures
+    gives the weights of the logits. Raises `FusionRejectedError` when the bundles do not fit together.
     """
     manifests = [bundle.manifest for bundle in bundles]
     first = manifests[0]
-    feature, config = _fused(manifests)
+    feature, config = _fused_config(manifests)
     if {sample.generated for sample in calibration} != {True, False}:
-        raise FusionRejectedError("there are no held-out pictures of both classes to weigh the branches on")
+        raise FusionRejectedError("there are no held-out pictures of both classes to weight the branches on")
     scored = [_logits(bundle, calibration) for bundle in bundles]
     values, labels = np.stack([logits for logits, _ in scored], axis=1), scored[0][1]
     *weights, offset = fit_logistic(values, labels)
@@ -115,7 +114,7 @@ def fuse(
     shutil.copytree(str(bundles[0].unet_location), folder / "unet", dirs_exist_ok=True)
     _save_classifier(network, folder)
     others = {manifest.feature: manifest.provenance for manifest in manifests[1:]}
-    weighed = {manifest.feature: float(w) for manifest, w in zip(manifests, weights, strict=True)}
+    fusion_weights = {manifest.feature: float(w) for manifest, w in zip(manifests, weights, strict=True)}
     manifest = first.model_copy(
         update={
             "name": name,
@@ -124,28 +123,28 @@ def fuse(
             "feature": feature,
             "classifier": config,
             "figures": {},
-            "provenance": {**first.provenance, "fusion_weights": weighed, **others},
+            "provenance": {**first.provenance, "fusion_weights": fusion_weights, **others},
         }
     )
     return _calibrated(manifest, folder, values @ np.array(weights) + offset, labels)
 
 
-def _fused(manifests: Sequence[Manifest]) -> tuple[Feature, ResNetConfig]:
-    """Return the feature and the classifier of bundles side by side. Raises `FusionRejectedError`."""
+def _fused_config(manifests: Sequence[Manifest]) -> tuple[Feature, ResNetConfig]:
+    """Return the feature and the classifier of the ensemble. Raises `FusionRejectedError`."""
     first = manifests[0]
     name = "+".join(manifest.feature for manifest in manifests)
     feature = next((known for known in FEATURES if known == name and "+" in known), None)
     if feature is None or not needs_unet(feature):
         raise FusionRejectedError(f"the features must be dnf, then npr, rgb or both, not {name}")
     if first.dnf.quantise or any(m.preprocessing != first.preprocessing for m in manifests):
-        raise FusionRejectedError("the bundles must cut pictures into the same views, and not quantise")
+        raise FusionRejectedError("the bundles must have the same views and no quantisation")
     branches = feature_channels(feature, first.dnf)
     configs = [
         m.classifier.model_copy(update={"in_channels": sum(branches), "branches": branches})
         for m in manifests
     ]
     if any(config != configs[0] for config in configs):
-        raise FusionRejectedError("the bundles must have classifiers of one shape")
+        raise FusionRejectedError("the classifiers of the bundles must have the same shape")
     return feature, configs[0]
 
 
@@ -155,8 +154,8 @@ def _now() -> str:
 
 def _calibrated(manifest: Manifest, folder: Path, logits: Logits, labels: Labels) -> Bundle:
     calibration = fit_platt(logits, labels)
-    reals = np.array([calibration.probability(logit) for logit in logits[labels == 0]])
-    thresholds = thresholds_for_budget(reals, flagged=0.01, reviewed=0.10)
+    on_photographs = np.array([calibration.probability(logit) for logit in logits[labels == 0]])
+    thresholds = thresholds_for_budget(on_photographs, flagged=0.01, reviewed=0.10)
     return write_manifest(
         folder, manifest.model_copy(update={"calibration": calibration, "thresholds": thresholds})
     )
@@ -168,24 +167,24 @@ def _save_classifier(classifier: ResNet | Ensemble, folder: Path) -> None:
 
 
 def _half(weight: torch.Tensor) -> torch.Tensor:
-    # Convolutions alone: a small variance of a batch normalisation would vanish in float16.
-    return weight.half().contiguous() if weight.dim() > 2 else weight  # noqa: PLR2004 - kernels have four
+    # Only convolutions: small variances of batch normalisation would underflow in float16.
+    return weight.half().contiguous() if weight.dim() > 2 else weight  # noqa: PLR2004
 
 
 def _logits(bundle: Bundle, samples: list[Sample]) -> tuple[Logits, Labels]:
     device = best_device()
-    # The same to the second decimal, and on a CPU with instructions for it several times as fast.
+    # Equal to float32 to two decimals, and several times as fast where the CPU has the instructions.
     dtype: Dtype = "bfloat16" if computes_bfloat16(torch.device(device)) else "float32"
     detector = Detector.load(bundle, device=device, dtype=dtype)
-    chosen = samples[:: math.ceil(len(samples) / _MOST_CALIBRATION_PICTURES)]
+    chosen = samples[:: math.ceil(len(samples) / _MAX_CALIBRATION_PICTURES)]
     rng = np.random.default_rng(0)
     chain = CodecChain()
     size = detector.bundle.manifest.preprocessing.size
     logits: list[float] = []
     for start in range(0, len(chosen), _BATCH):
         pixels = [decode(sample.path.read_bytes()).pixels for sample in chosen[start : start + _BATCH]]
-        sides = [max(size, min(_LARGEST_CALIBRATION_SIDE, *picture.shape[:2])) for picture in pixels]
-        chained = [chain(picture, side, rng) for picture, side in zip(pixels, sides, strict=True)]
-        prepared = [detector.prepare(picture) for picture in chained]
+        sides = [max(size, min(_MAX_CALIBRATION_SIDE, *picture.shape[:2])) for picture in pixels]
+        augmented = [chain(picture, side, rng) for picture, side in zip(pixels, sides, strict=True)]
+        prepared = [detector.prepare(picture) for picture in augmented]
         logits += [finding.logit for finding in detector.examine(prepared)]
     return np.array(logits), np.array([int(sample.generated) for sample in chosen])

@@ -1,7 +1,8 @@
-"""One random history for both classes: downscale, crop, flip, blur and lossy re-encoding."""
+"""Random augmentations, drawn for each picture whatever its label."""
 
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Protocol
 
 import numpy as np
 from numpy.random import Generator
@@ -11,11 +12,19 @@ from PIL import Image, ImageFilter
 from detector.images.views import mirrored
 
 
+class Augmentation(Protocol):
+    """Turns a picture into a training crop. It is not given the label."""
+
+    def __call__(self, pixels: NDArray[np.uint8], size: int, rng: Generator) -> NDArray[np.uint8]:
+        """Return a crop (size, size, 3) of `pixels` (H, W, 3)."""
+
+
 @dataclass(frozen=True)
 class CodecChain:
-    """What an upload may have lived through, drawn anew for each picture whatever its label.
+    """Downscaling, blur, crops, lossy re-encoding and a flip, as uploads go through them.
 
-    Probabilities are in 0..1; `quality` is the range of JPEG and WebP qualities.
+    The fields are probabilities in 0..1, except for `smallest_scale` (0..1) and `quality`, the range of JPEG
+    and WebP qualities.
     """
 
     downscale: float = 0.6
@@ -27,20 +36,19 @@ class CodecChain:
     quality: tuple[int, int] = (65, 98)
 
     def __call__(self, pixels: NDArray[np.uint8], size: int, rng: Generator) -> NDArray[np.uint8]:
-        """Return a crop (size, size, 3) of `pixels` (H, W, 3) after one random history."""
+        """Return a crop (size, size, 3) of `pixels` (H, W, 3)."""
         image = Image.fromarray(pixels)
         if rng.random() < self.downscale:
             image = _downscaled(image, max(self.smallest_scale, size / min(image.size)), rng)
         if rng.random() < self.blur:
             image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
-        # A margin lets the codec's 8x8 grid fall anywhere in the final crop.
+        # The margin puts the codec's 8 x 8 grid at a random offset in the final crop.
         image = _crop(image, size + 16, rng)
         if rng.random() < self.encode:
             image = self._encoded(image, rng)
             if rng.random() < self.encode_again:
                 image = self._encoded(_crop(image, size + 8, rng), rng)
-        crop = np.asarray(_crop(image, size, rng))
-        return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)  # noqa: PLR2004 - a coin
+        return _flipped(np.asarray(_crop(image, size, rng)), rng)
 
     def _encoded(self, image: Image.Image, rng: Generator) -> Image.Image:
         quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
@@ -50,6 +58,19 @@ class CodecChain:
         else:
             image.save(file, "JPEG", quality=quality, subsampling=int(rng.choice([0, 2, 2])))
         return Image.open(file).convert("RGB")
+
+
+@dataclass(frozen=True)
+class SquashAndFlip:
+    """The published augmentation: the whole picture resized to `size` x `size`, and a flip.
+
+    Bicubic and antialiased, rounded to whole grey levels; the published resize keeps the fractions.
+    """
+
+    def __call__(self, pixels: NDArray[np.uint8], size: int, rng: Generator) -> NDArray[np.uint8]:
+        """Return (size, size, 3) of `pixels` (H, W, 3)."""
+        squashed = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+        return _flipped(np.asarray(squashed), rng)
 
 
 def _downscaled(image: Image.Image, smallest: float, rng: Generator) -> Image.Image:
@@ -62,9 +83,13 @@ def _downscaled(image: Image.Image, smallest: float, rng: Generator) -> Image.Im
 
 
 def _crop(image: Image.Image, size: int, rng: Generator) -> Image.Image:
-    """Cut a random square; a picture smaller than it is mirrored at its edges."""
+    """Cut a random square; a picture smaller than that is mirrored at its edges."""
     if min(image.size) < size:
         image = Image.fromarray(mirrored(np.asarray(image), size))
     left = int(rng.integers(0, image.width - size + 1))
     top = int(rng.integers(0, image.height - size + 1))
     return image.crop((left, top, left + size, top + size))
+
+
+def _flipped(pixels: NDArray[np.uint8], rng: Generator) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(pixels[:, ::-1] if rng.random() < 0.5 else pixels)  # noqa: PLR2004

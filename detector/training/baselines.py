@@ -1,4 +1,4 @@
-"""What a bundle is compared with: the same ResNet, with the same budget, on RGB or pixel residuals."""
+"""Baselines of a bundle: the same ResNet with the same budget, on RGB or on pixel residuals."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -17,7 +17,7 @@ from detector.corpus.corpus import (
 )
 
 if TYPE_CHECKING:
-    from detector.training.recipe import ClassifierTraining
+    from detector.training.recipe import ClassifierRecipe
 
 Baseline = Literal["rgb", "npr"]
 
@@ -33,9 +33,10 @@ def baseline_bundle(
 ) -> Bundle:
     """Train the baseline of a bundle on the corpus's train split, or reuse the one in `folder`.
 
-    The network (one branch of it), the views, the batch and the number of steps are those of `own`, from its
-    manifest and its provenance. An interrupted training is resumed. `measured` are the pictures of the
-    evaluation, which must not be trained on; `device` is where to train. Raises `BaselineRejectedError`.
+    The network (of an ensemble, one branch), the views, the batch size and the number of steps are those of
+    `own`, from its manifest and its provenance. An interrupted training resumes. `measured` are the pictures
+    of the evaluation, which must not be in the train split; `device` is where to train. Raises
+    `BaselineRejectedError`.
     """
     budget = _budget(own)
     finished = folder / "bundle"
@@ -84,7 +85,7 @@ def _trained(
 
     samples = _samples(corpus, cast("list[str]", budget["held_out_families"]))
     if {sample.path for sample in samples.training + samples.validation} & set(measured):
-        raise BaselineRejectedError("the corpus has no train split apart from the pictures that are measured")
+        raise BaselineRejectedError("the corpus has no train split without the pictures that are measured")
     recipe = _recipe(feature, own, budget, device)
     try:
         trained = train_classifier(None, samples.training, samples.validation, folder / "work", recipe)
@@ -110,13 +111,11 @@ def _samples(corpus: Path, held_out_families: list[str]) -> TrainingSplit:
         raise BaselineRejectedError(f"a baseline is trained on the train split: {error}") from error
 
 
-def _recipe(
-    feature: Baseline, own: Bundle, budget: dict[str, JsonValue], device: str
-) -> "ClassifierTraining":
-    from detector.training.recipe import FIRST_ESTIMATE, ClassifierTraining, paper_recipe
+def _recipe(feature: Baseline, own: Bundle, budget: dict[str, JsonValue], device: str) -> "ClassifierRecipe":
+    from detector.training.recipe import FIRST_ESTIMATE, ClassifierRecipe, paper_recipe
 
     preprocessing = own.manifest.preprocessing
-    recipe = ClassifierTraining(
+    recipe = ClassifierRecipe(
         feature=feature,
         network=own.manifest.classifier.model_copy(update={"in_channels": 3, "branches": ()}),
         mode=preprocessing.mode,
@@ -129,6 +128,6 @@ def _recipe(
         device=device,
     )
     if budget["preset"] == "paper":
-        # The published quantisation would cut off the dark half of a picture.
+        # The published quantisation would clip the dark half of a picture to black.
         return replace(paper_recipe(recipe), dnf=FIRST_ESTIMATE)
     return recipe

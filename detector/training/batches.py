@@ -1,82 +1,85 @@
-"""Batches of pictures for the classifier: balanced over classes and families, twins with one history."""
+"""Batches of pictures, balanced over classes and families, and made ahead of the step that needs them."""
 
 import hashlib
+import itertools
+import queue
+import threading
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
 from detector.corpus.corpus import Sample
 from detector.images.decode import decode
+from detector.training.augmentation import Augmentation
 
-_DECODED_BYTES = 6 << 30
+Batch = TypeVar("Batch")
 
-
-class History(Protocol):
-    """What a picture goes through before the detector sees it, drawn at random whatever its label."""
-
-    def __call__(self, pixels: NDArray[np.uint8], size: int, rng: Generator) -> NDArray[np.uint8]:
-        """Return (size, size, 3) of `pixels` (H, W, 3)."""
+_CACHE_BYTES = 6 << 30
+_PREFETCHED = 4
 
 
 @dataclass(frozen=True)
 class PictureBatch:
-    """`pictures` (B, S, S, 3) uint8 and `labels` (B,) float32, 1 for generated, in turn."""
+    """`pictures` (B, S, S, 3) uint8 and `labels` (B,) float32, 1 for generated, alternating."""
 
     pictures: NDArray[np.uint8]
     labels: NDArray[np.float32]
 
 
 class BalancedPictures:
-    """Half real and half generated, each family by the square root of its size, pairs kept together.
+    """Half real and half generated pictures, families weighted by the square root of their size.
 
-    Both pictures of a pair get the same history and the same crop, so that what the generator did is all
-    that tells them apart. Batch `i` is the same in every run with the same seed, wherever a run begins.
-    Raises ValueError when a class is missing.
+    A generated picture is drawn with the photograph that it was made from, and both get the same augmentation
+    and crop, so only the generator's changes tell them apart. Batch `i` depends on the seed alone, so a
+    resumed run draws the same batches. Raises ValueError when a class is missing.
     """
 
-    def __init__(self, samples: list[Sample], history: History, *, size: int, batch: int, seed: int) -> None:
-        self._history, self._size, self._pairs, self._seed = history, size, batch // 2, seed
-        self._decoded = _DecodedPictures(_DECODED_BYTES)
+    def __init__(
+        self, samples: list[Sample], augmentation: Augmentation, *, size: int, batch: int, seed: int
+    ) -> None:
+        self._augmentation, self._size, self._pairs, self._seed = augmentation, size, batch // 2, seed
+        self._decoded = _DecodedPictures(_CACHE_BYTES)
         families: dict[bool, dict[str, list[Sample]]] = {False: defaultdict(list), True: defaultdict(list)}
         for sample in samples:
             families[sample.generated][sample.family].append(sample)
         if not all(families.values()):
             raise ValueError("training needs pictures of both classes")
         self._families = {generated: list(named.values()) for generated, named in families.items()}
-        # Square roots: small families are seen more often than their share, yet are not learned by heart.
+        # The square root favours small families, but not enough to memorise them.
         self._weights = {
             generated: np.sqrt([len(family) for family in listed])
             for generated, listed in self._families.items()
         }
-        self._twins = _twins(samples)
-        drawn_from = sorted((str(sample.path), sample.generated, sample.pair) for sample in samples)
-        told = repr((drawn_from, history, size, batch, seed))
-        self._digest = hashlib.sha256(told.encode()).hexdigest()[:16]
-
-    @property
-    def digest(self) -> str:
-        """Sixteen hexadecimal digits of the pictures' paths, the history, the sizes and the seed."""
-        return self._digest
+        photographs = {sample.pair: sample for sample in samples if sample.pair and not sample.generated}
+        self._sources = {
+            s.path: photographs[s.pair] for s in samples if s.generated and s.pair in photographs
+        }
+        identities = sorted((str(sample.path), sample.generated, sample.pair) for sample in samples)
+        content = repr((identities, augmentation, size, batch, seed))
+        #: Identifies the pictures' paths, the augmentation, the sizes and the seed: 16 hexadecimal digits.
+        self.digest = hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def batch(self, index: int) -> PictureBatch:
-        """Draw batch `index`."""
+        """Return batch `index`."""
         rng = np.random.default_rng([self._seed, index])
         pictures: list[NDArray[np.uint8]] = []
         for _ in range(self._pairs):
             generated = self._draw(rng, generated=True)
-            twin = self._twins.get(generated.path)
-            real = twin or self._draw(rng, generated=False)
+            source = self._sources.get(generated.path)
+            real = source or self._draw(rng, generated=False)
             seeds = rng.integers(0, 1 << 62, 2)
-            if twin:
+            if source:
                 seeds[1] = seeds[0]
             for sample, seed in zip((generated, real), seeds, strict=True):
                 pixels = self._decoded[sample.path]
-                pictures.append(self._history(pixels, self._size, np.random.default_rng(seed)))
+                pictures.append(self._augmentation(pixels, self._size, np.random.default_rng(seed)))
         return PictureBatch(np.stack(pictures), np.tile(np.array([1, 0], dtype=np.float32), self._pairs))
 
     def _draw(self, rng: Generator, *, generated: bool) -> Sample:
@@ -86,25 +89,86 @@ class BalancedPictures:
 
 
 class _DecodedPictures:
-    """Decoded pixels by path, the least recently used forgotten beyond a budget of bytes."""
+    """A least-recently-used cache of decoded pixels by path, bounded in bytes."""
 
-    def __init__(self, budget: int) -> None:
-        self._budget, self._held = budget, 0
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
         self._pictures: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
 
     def __getitem__(self, path: Path) -> NDArray[np.uint8]:
         pixels = self._pictures.pop(path, None)
         if pixels is None:
             pixels = decode(path.read_bytes()).pixels
-            self._held += pixels.nbytes
+            self._bytes += pixels.nbytes
         self._pictures[path] = pixels
-        while self._held > self._budget and len(self._pictures) > 1:
-            _, forgotten = self._pictures.popitem(last=False)
-            self._held -= forgotten.nbytes
+        while self._bytes > self._max_bytes and len(self._pictures) > 1:
+            _, evicted = self._pictures.popitem(last=False)
+            self._bytes -= evicted.nbytes
         return pixels
 
 
-def _twins(samples: list[Sample]) -> dict[Path, Sample]:
-    """Map each generated picture of a pair to the real one that it was made from."""
-    real = {sample.pair: sample for sample in samples if sample.pair and not sample.generated}
-    return {s.path: real[s.pair] for s in samples if s.generated and s.pair in real}
+def batches_from(draw: Callable[[int], Batch], first: int, loaders: int = 1) -> Iterator[Batch]:
+    """Yield `draw(first)`, `draw(first + 1)` and so on without end, made ahead by `loaders` processes.
+
+    With one loader a thread of this process makes them: codecs release the interpreter lock, and a machine of
+    two cores has none to spare. The batches and their order do not depend on `loaders`. An error in `draw` is
+    raised here.
+    """
+    if loaders == 1:
+        yield from prefetched(draw(index) for index in itertools.count(first))
+        return
+    yield from DataLoader(
+        _Batches(draw),
+        sampler=itertools.count(first),
+        batch_size=None,
+        num_workers=loaders,
+        collate_fn=_unchanged,
+        prefetch_factor=_PREFETCHED,
+    )
+
+
+def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the same batches, up to four of them made ahead on a thread; errors are raised here."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=_PREFETCHED)
+    finished = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> None:
+        while not finished.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return
+
+    def make() -> None:
+        try:
+            for batch in batches:
+                put(batch)
+                if finished.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again on the consumer's thread
+            put(error)
+
+    threading.Thread(target=make, name="batches", daemon=True).start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        finished.set()
+
+
+class _Batches(Dataset[Batch], Generic[Batch]):
+    """Batches by number, drawn in the process that asks for them."""
+
+    def __init__(self, draw: Callable[[int], Batch]) -> None:
+        self._draw = draw
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._draw(index)
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch

@@ -1,35 +1,44 @@
-"""Where a training stands on disk: tensors and plain numbers, replaced as a whole."""
+"""Where a training starts: from its own checkpoint when it resumes, or from a bundle when it fine-tunes."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors.torch import load_file
+
+from detector.bundle.files import Bundle
+from detector.networks.resnet import Ensemble, ResNet, build_classifier
+from detector.training.recipe import ClassifierRecipe
 
 CHECKPOINT_FILE = "training.pt"
+
+
+class CheckpointRejectedError(ValueError):
+    """The bundle has no network that the recipe can fine-tune."""
 
 
 class Stateful(Protocol):
     """A network or an optimizer."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it needs to go on."""
+        """Return the state."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> object:
-        """Go on from there."""
+        """Restore the state."""
 
 
 def save_checkpoint(folder: Path, parts: Mapping[str, Stateful], record: Mapping[str, Any]) -> None:
-    """Write the parts' states and the `record` of plain numbers; a crash leaves the former checkpoint."""
+    """Write the states of the parts and the `record` of plain numbers, atomically."""
     partial = folder / f"{CHECKPOINT_FILE}.part"
     torch.save({"record": dict(record), **{name: part.state_dict() for name, part in parts.items()}}, partial)
     partial.replace(folder / CHECKPOINT_FILE)
 
 
 def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> dict[str, Any] | None:
-    """Restore the parts and return the record; None where no training was begun.
+    """Restore the parts and return the record; None if there is no checkpoint.
 
-    Read with `weights_only=True`: a checkpoint cannot run code.
+    Read with `weights_only=True`, so a checkpoint cannot run code.
     """
     path = folder / CHECKPOINT_FILE
     if not path.exists():
@@ -38,3 +47,32 @@ def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> dict[str, An
     for name, part in parts.items():
         part.load_state_dict(content[name])
     return dict(content["record"])
+
+
+def pretrained_network(bundle: Bundle, recipe: ClassifierRecipe) -> ResNet:
+    """Return the bundle's network on the feature of `recipe`, in float32; of an ensemble, that branch.
+
+    A network on the noise feature expects the estimates of the bundle's own U-Net. Raises
+    `CheckpointRejectedError` when the bundle has no network on this feature, or one of another shape.
+    """
+    manifest = bundle.manifest
+    title = f"{manifest.name} {manifest.version}"
+    features = manifest.feature.split("+") if manifest.classifier.branches else [manifest.feature]
+    if recipe.feature not in features:
+        raise CheckpointRejectedError(
+            f"{title} has no network on {recipe.feature} alone, but on {', '.join(features)}"
+        )
+    if "dnf" in recipe.feature and manifest.dnf != recipe.dnf:
+        raise CheckpointRejectedError(
+            f"{title} was trained on the noise feature of other timesteps or another variant"
+        )
+    shape = recipe.network.model_copy(update={"in_channels": recipe.channels})
+    if manifest.classifier.model_copy(update={"in_channels": recipe.channels, "branches": ()}) != shape:
+        raise CheckpointRejectedError(f"{title} has a network of another depth, width or stem")
+    network = build_classifier(manifest.classifier)
+    network.load_state_dict(
+        {name: value.float() for name, value in load_file(bundle.classifier_path).items()}
+    )
+    if not isinstance(network, Ensemble):
+        return network
+    return network.branches[features.index(recipe.feature)]

@@ -1,4 +1,4 @@
-"""Train the ResNet on a feature of both classes after one random codec chain."""
+"""Train the ResNet on a feature of augmented crops of both classes."""
 
 import hashlib
 import math
@@ -25,25 +25,27 @@ from detector.networks.features import combined, compute_feature
 from detector.networks.resnet import ResNet
 from detector.networks.unet import Unet
 from detector.training.bank import FeatureBank
-from detector.training.batches import BalancedPictures
+from detector.training.batches import BalancedPictures, batches_from, prefetched
 from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from detector.training.curves import save_curves
-from detector.training.prefetch import drawn, prefetched
-from detector.training.recipe import ClassifierTraining
+from detector.training.recipe import ClassifierRecipe
 
-log = structlog.get_logger()
+log = structlog.get_logger(__name__)
 
-_MOST_HELD_OUT = 1024
-_LEAST_RATE = 1e-6
+_MAX_VALIDATION_PICTURES = 1024
+_MIN_LEARNING_RATE = 1e-6
 _WARM_UP_STEPS = 50
 
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """The network of the best validation, its AUROC there, 0..1, and the `steps` of the whole training."""
+    """A trained classifier."""
 
+    #: The network of the best validation, on the CPU.
     network: ResNet
+    #: Steps of the whole training.
     steps: int
+    #: AUROC of the best validation, 0..1.
     validation_auroc: float
 
 
@@ -58,16 +60,16 @@ def train_classifier(
     training: list[Sample],
     validation: list[Sample],
     folder: Path,
-    recipe: ClassifierTraining,
+    recipe: ClassifierRecipe,
     *,
     bank: Path | None = None,
-    start: ResNet | None = None,
+    initial: ResNet | None = None,
 ) -> TrainedClassifier:
-    """Train until the budget is used up; return the network with the best AUROC on `validation`.
+    """Train until the budget is used up, and return the network with the best AUROC on `validation`.
 
-    The checkpoint to resume from and the curves go to `folder`; crops and features that are kept go to
-    `bank`, or below `folder`. The weights begin as those of `start`, or at random. Raises ValueError when a
-    class is missing.
+    `folder` gets the curves and the checkpoint from which an interrupted training resumes; stored crops and
+    features go to `bank`, or below `folder`. Fine-tunes `initial`, or starts from random weights. Raises
+    ValueError when a class is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
@@ -88,10 +90,10 @@ def train_classifier(
     record = load_checkpoint(folder, parts)
     if record is None:
         record = {"losses": [], "validation": [], "seconds": 0.0}
-        if start:
-            network.load_state_dict(start.state_dict())
+        if initial:
+            network.load_state_dict(initial.state_dict())
         else:
-            _fit_to_scale(network, held_out.features)
+            _normalise_input(network, held_out.features)
         averaged.load_state_dict(network.state_dict())
     began = time.monotonic() - record["seconds"]
     done = bool(record["validation"]) and _progress(len(record["losses"]), record["seconds"], recipe) >= 1
@@ -104,12 +106,12 @@ def train_classifier(
         record["losses"].append(_step(network, optimizer, batch))
         _average(averaged, network, min(recipe.ema, (1 + steps) / (10 + steps)))
         last = _progress(steps + 1, seconds, recipe) >= 1 or (
-            recipe.schedule == "plateau" and rate < _LEAST_RATE
+            recipe.schedule == "plateau" and rate < _MIN_LEARNING_RATE
         )
         if last or (steps + 1) % recipe.validate_steps == 0:
-            figure = _validate(averaged, held_out)
-            record["validation"].append([steps + 1, figure])
-            if figure >= max(value for _, value in record["validation"]):
+            value = _validate(averaged, held_out)
+            record["validation"].append([steps + 1, value])
+            if value >= max(earlier for _, earlier in record["validation"]):
                 best.load_state_dict(averaged.state_dict())
             record["seconds"] = time.monotonic() - began
             save_checkpoint(folder, parts, record)
@@ -117,50 +119,50 @@ def train_classifier(
             if last or (recipe.schedule == "cosine" and _stale(record["validation"], recipe.patience)):
                 break
     save_curves(folder, "classifier", record["losses"], record["validation"])
-    figure = max(value for _, value in record["validation"])
-    return TrainedClassifier(best.cpu().eval(), len(record["losses"]), figure)
+    auroc_of_best = max(value for _, value in record["validation"])
+    return TrainedClassifier(best.cpu().eval(), len(record["losses"]), auroc_of_best)
 
 
 class _FeatureSource:
-    """Features with labels, from new crops at each step or from a bank."""
+    """Features with labels, of new crops at each step or from a bank."""
 
     def __init__(
-        self, unet: Unet | None, training: list[Sample], bank: Path, recipe: ClassifierTraining
+        self, unet: Unet | None, training: list[Sample], bank: Path, recipe: ClassifierRecipe
     ) -> None:
         self._recipe = recipe
         self._unet = unet
-        place = torch.device(recipe.device)
-        dtype = torch.bfloat16 if computes_bfloat16(place) else torch.float32
-        # The features of training are computed as a worker will compute them.
-        self._estimator, _, _ = accelerate(deepcopy(unet), nn.Identity(), place, dtype)
+        device = torch.device(recipe.device)
+        dtype = torch.bfloat16 if computes_bfloat16(device) else torch.float32
+        # Training features are computed exactly as a worker computes them.
+        self._estimator, _, _ = accelerate(deepcopy(unet), nn.Identity(), device, dtype)
         self._pictures = BalancedPictures(
-            training, recipe.history, size=recipe.size, batch=recipe.batch, seed=recipe.seed
+            training, recipe.augmentation, size=recipe.size, batch=recipe.batch, seed=recipe.seed
         )
         self._bank = FeatureBank(bank, recipe.bank) if recipe.bank else None
 
     def batches(self, first: int) -> Iterator[_Batch]:
-        """Yield batches from number `first` on, for ever."""
+        """Yield batches from number `first` on, without end."""
         recipe = self._recipe
         if self._bank is None:
-            for fresh in drawn(self._pictures.batch, first, recipe.loaders):
+            for fresh in batches_from(self._pictures.batch, first, recipe.loaders):
                 yield self._batch(self._features(torch.from_numpy(fresh.pictures)), fresh.labels)
             return
-        name = self._kept_features()
+        name = self._stored_features()
         compute = self._estimates if name else None
         self._bank.fill(self._pictures, recipe.batch, compute, name or "", loaders=recipe.loaders)
-        for kept in prefetched(self._bank.batches(name, recipe.batch, first=first, seed=recipe.seed)):
-            pictures = torch.from_numpy(kept.pictures)
-            if kept.features is None:
-                yield self._batch(self._features(pictures), kept.labels)
+        for stored in prefetched(self._bank.batches(name, recipe.batch, first=first, seed=recipe.seed)):
+            pictures = torch.from_numpy(stored.pictures)
+            if stored.features is None:
+                yield self._batch(self._features(pictures), stored.labels)
                 continue
             x = self._pixels(pictures)
-            estimates = torch.from_numpy(kept.features).to(x)
-            yield self._batch(self._seen(combined(recipe.feature, estimates, x)), kept.labels)
+            estimates = torch.from_numpy(stored.features).to(x)
+            yield self._batch(self._quantised(combined(recipe.feature, estimates, x)), stored.labels)
 
-    def _kept_features(self) -> str | None:
-        """Name the features that a bank keeps: another U-Net, or other timesteps, have their own.
+    def _stored_features(self) -> str | None:
+        """Return a name for stored features, unique to the U-Net and timesteps; None to store none.
 
-        A CUDA device computes them sooner than a disk holds them: a bank then keeps the crops alone.
+        A CUDA device computes features faster than a disk reads them, so a bank then stores only the crops.
         """
         if self._unet is None or torch.device(self._recipe.device).type == "cuda":
             return None
@@ -170,17 +172,17 @@ class _FeatureSource:
         return f"dnf-{'-'.join(map(str, self._recipe.dnf.timesteps))}-{digest.hexdigest()[:8]}"
 
     def held_out(self, samples: list[Sample]) -> _Batch:
-        """Return the features of held-out pictures after one history that is the same in every run."""
-        chosen = samples[:: math.ceil(len(samples) / _MOST_HELD_OUT)]
+        """Return the features of held-out pictures, augmented in the same way in every run."""
+        chosen = samples[:: math.ceil(len(samples) / _MAX_VALIDATION_PICTURES)]
         rng = np.random.default_rng(0)
-        history, size = self._recipe.history, self._recipe.size
-        crops = np.stack([history(decode(s.path.read_bytes()).pixels, size, rng) for s in chosen])
+        augment, size = self._recipe.augmentation, self._recipe.size
+        crops = np.stack([augment(decode(s.path.read_bytes()).pixels, size, rng) for s in chosen])
         features = torch.cat([self._features(part).cpu() for part in torch.from_numpy(crops).split(32)])
         return _Batch(features, torch.tensor([float(sample.generated) for sample in chosen]))
 
     def _batch(self, features: Tensor, labels: NDArray[np.float32]) -> _Batch:
-        place = self._recipe.device
-        return _Batch(features.to(place), torch.from_numpy(labels).to(place))
+        device = self._recipe.device
+        return _Batch(features.to(device), torch.from_numpy(labels).to(device))
 
     def _pixels(self, pictures: Tensor) -> Tensor:
         return pictures.permute(0, 3, 1, 2).to(self._recipe.device).float() / 127.5 - 1
@@ -192,42 +194,42 @@ class _FeatureSource:
     @torch.no_grad()
     def _features(self, pictures: Tensor) -> Tensor:
         recipe, x = self._recipe, self._pixels(pictures)
-        return self._seen(compute_feature(recipe.feature, self._estimator, x, recipe.dnf)).clone()
+        return self._quantised(compute_feature(recipe.feature, self._estimator, x, recipe.dnf)).clone()
 
-    def _seen(self, features: Tensor) -> Tensor:
+    def _quantised(self, features: Tensor) -> Tensor:
         return quantised(features) if self._recipe.dnf.quantise else features
 
 
-def _fit_to_scale(network: ResNet, features: Tensor) -> None:
-    """Let the first convolution see every channel at unit scale, whatever its timestep."""
+def _normalise_input(network: ResNet, features: Tensor) -> None:
+    """Scale the first convolution so that every input channel has unit variance, whatever its timestep."""
     scale = features.std(dim=(0, 2, 3)).clamp_min(1e-6)
     network.conv1.weight.data.div_(scale.to(network.conv1.weight.device).view(1, -1, 1, 1))
 
 
-def _progress(steps: int, seconds: float, recipe: ClassifierTraining) -> float:
+def _progress(steps: int, seconds: float, recipe: ClassifierRecipe) -> float:
     if recipe.max_steps is not None:
         return steps / recipe.max_steps
     return seconds / (recipe.minutes * 60)
 
 
 def _learning_rate(
-    steps: int, progress: float, validation: list[tuple[int, float]], recipe: ClassifierTraining
+    steps: int, progress: float, validation: list[tuple[int, float]], recipe: ClassifierRecipe
 ) -> float:
     if recipe.schedule == "cosine":
         warm_up = min(1.0, (steps + 1) / _WARM_UP_STEPS)
         return recipe.learning_rate * warm_up * (0.5 + 0.5 * math.cos(math.pi * min(1.0, progress)))
-    rate, best, waited = recipe.learning_rate, -math.inf, 0
-    for _, figure in validation:
-        waited = 0 if figure > best else waited + 1
-        best = max(best, figure)
-        if recipe.patience is not None and waited > recipe.patience:
-            rate, waited = rate / 10, 0
+    rate, best, without_improvement = recipe.learning_rate, -math.inf, 0
+    for _, value in validation:
+        without_improvement = 0 if value > best else without_improvement + 1
+        best = max(best, value)
+        if recipe.patience is not None and without_improvement > recipe.patience:
+            rate, without_improvement = rate / 10, 0
     return rate
 
 
 def _stale(validation: list[tuple[int, float]], patience: int | None) -> bool:
-    figures = [figure for _, figure in validation]
-    return patience is not None and len(figures) - 1 - int(np.argmax(figures)) > patience
+    values = [value for _, value in validation]
+    return patience is not None and len(values) - 1 - int(np.argmax(values)) > patience
 
 
 def _step(network: ResNet, optimizer: torch.optim.Optimizer, batch: _Batch) -> float:
@@ -244,10 +246,10 @@ def _step(network: ResNet, optimizer: torch.optim.Optimizer, batch: _Batch) -> f
 @torch.inference_mode()
 def _validate(network: ResNet, held_out: _Batch) -> float:
     network.eval()
-    place = network.conv1.weight.device
-    with training_precision(place):
+    device = network.conv1.weight.device
+    with training_precision(device):
         logits = torch.cat(
-            [network(part.to(place)).float().flatten().cpu() for part in held_out.features.split(32)]
+            [network(part.to(device)).float().flatten().cpu() for part in held_out.features.split(32)]
         )
     return auroc(logits.double().numpy(), held_out.labels.long().numpy())
 
@@ -261,14 +263,14 @@ def _average(averaged: ResNet, network: ResNet, decay: float) -> None:
             average.copy_(current)
 
 
-def _report(record: dict[str, Any], recipe: ClassifierTraining, progress: float) -> None:
+def _report(record: dict[str, Any], recipe: ClassifierRecipe, progress: float) -> None:
     steps, seconds = len(record["losses"]), record["seconds"]
     log.info(
-        "classifier_trained",
+        "classifier_validated",
         feature=recipe.feature,
         step=steps,
         loss=round(float(np.mean(record["losses"][-100:])), 4),
         validation_auroc=round(record["validation"][-1][1], 4),
         pictures_per_second=round(steps * recipe.batch / max(seconds, 1), 1),
-        minutes_left=round(seconds / 60 * (1 - progress) / max(progress, 1e-9), 1),
+        remaining_minutes=round(seconds / 60 * (1 - progress) / max(progress, 1e-9), 1),
     )

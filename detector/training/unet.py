@@ -1,12 +1,11 @@
 """Train a small diffusion U-Net on photographs (Ho et al., "Denoising Diffusion Probabilistic Models", 2020).
 
-The feature is the estimate at low timesteps, so most of the training timesteps are drawn from the least
-noisy part of the schedule; the others are uniform as in the paper.
+The feature is the estimate at low timesteps, so most training timesteps are drawn from the least noisy part
+of the schedule; the others are uniform, as in the paper.
 """
 
 import time
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,38 +21,16 @@ from detector.images.decode import decode
 from detector.networks.dnf import TRAINING_TIMESTEPS, signal_levels
 from detector.networks.unet import Unet, save_unet
 from detector.training.augmentation import CodecChain
+from detector.training.batches import batches_from
 from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from detector.training.curves import save_curves
-from detector.training.prefetch import drawn
+from detector.training.recipe import UnetRecipe
 
-log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class UnetTraining:
-    """The recipe: `size` of crops in pixels; `low_share` of the timesteps, 0..1, lie below `low_timesteps`.
-
-    Training ends after `minutes` of wall clock, or after `max_steps` if given: with steps it is reproducible.
-    `loaders` processes make the batches.
-    """
-
-    channels: tuple[int, ...] = (16, 32, 64, 96)
-    size: int = 64
-    batch: int = 32
-    minutes: float = 60.0
-    max_steps: int | None = None
-    learning_rate: float = 8e-4
-    low_timesteps: int = 100
-    low_share: float = 0.7
-    ema: float = 0.998
-    seed: int = 1
-    checkpoint_minutes: float = 3.0
-    device: str = "cpu"
-    loaders: int = 1
+log = structlog.get_logger(__name__)
 
 
 def build_unet(channels: tuple[int, ...], size: int) -> Unet:
-    """Return an untrained, attention-free U-Net that takes pictures of any size divisible by 2^levels."""
+    """Return an untrained U-Net without attention, for pictures whose sides are divisible by 2^levels."""
     levels = len(channels)
     return Unet(
         UNet2DModel(
@@ -69,10 +46,11 @@ def build_unet(channels: tuple[int, ...], size: int) -> Unet:
     )
 
 
-def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) -> Unet:
-    """Train until the minutes are used up and write the averaged weights to `folder`; resume if begun there.
+def train_unet(photographs: list[Sample], folder: Path, recipe: UnetRecipe) -> Unet:
+    """Train until the budget is used up, and return the U-Net with averaged weights.
 
-    `photographs` are real pictures only. Returns the averaged U-Net.
+    Generated pictures among `photographs` are ignored. `folder` gets the weights, the curves and the
+    checkpoint from which an interrupted training resumes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
@@ -86,7 +64,7 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
     record = load_checkpoint(folder, parts) or {"losses": [], "seconds": 0.0}
     began, saved = time.monotonic() - record["seconds"], time.monotonic()
     losses: list[float] = record["losses"]
-    batches = drawn(_Crops(pictures, recipe).batch, len(losses), recipe.loaders)
+    batches = batches_from(_Crops(pictures, recipe).batch, len(losses), recipe.loaders)
     while (elapsed := time.monotonic() - began) < recipe.minutes * 60 and len(losses) != recipe.max_steps:
         progress = elapsed / (recipe.minutes * 60)
         for group in optimizer.param_groups:
@@ -102,11 +80,11 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
         losses.append(loss.item())
         if len(losses) % 100 == 0:
             log.info(
-                "unet_trained",
+                "unet_steps_trained",
                 step=len(losses),
                 loss=round(float(np.mean(losses[-100:])), 4),
                 pictures_per_second=round(len(losses) * recipe.batch / elapsed, 1),
-                minutes_left=round(recipe.minutes - elapsed / 60, 1),
+                remaining_minutes=round(recipe.minutes - elapsed / 60, 1),
             )
         if time.monotonic() - saved > recipe.checkpoint_minutes * 60:
             saved = time.monotonic()
@@ -120,13 +98,13 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetTraining) ->
 
 
 class _Crops:
-    """Batches of crops by number: a resumed run sees the pictures that an unbroken one would have seen."""
+    """Batches of crops; batch `i` depends on the seed alone, so a resumed run draws the same batches."""
 
-    def __init__(self, pictures: list[NDArray[np.uint8]], recipe: UnetTraining) -> None:
+    def __init__(self, pictures: list[NDArray[np.uint8]], recipe: UnetRecipe) -> None:
         self._pictures, self._recipe, self._chain = pictures, recipe, CodecChain()
 
     def batch(self, index: int) -> Tensor:
-        """Draw batch `index`: (B, 3, S, S) uint8."""
+        """Return batch `index`: (B, 3, S, S) uint8."""
         recipe = self._recipe
         rng = np.random.default_rng([recipe.seed, index])
         chosen = rng.integers(0, len(self._pictures), recipe.batch)
@@ -134,7 +112,7 @@ class _Crops:
         return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-def _step(unet: Unet, pictures: Tensor, levels: Tensor, recipe: UnetTraining) -> Tensor:
+def _step(unet: Unet, pictures: Tensor, levels: Tensor, recipe: UnetRecipe) -> Tensor:
     x = pictures.to(recipe.device, non_blocking=True).float() / 127.5 - 1
     t = torch.randint(0, TRAINING_TIMESTEPS, (x.shape[0],))
     low = torch.randint(0, recipe.low_timesteps, (x.shape[0],))

@@ -1,0 +1,138 @@
+"""dnf-detector train: bundles, ensembles, fine-tuning and usage errors."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+
+from detector.bundle.files import resolve
+from detector.cli import main
+from tests.striped_corpus import write_striped_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the striped corpus."""
+    return write_striped_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def test_a_bundle_is_trained_and_evaluated(corpus: Path, tmp_path: Path) -> None:
+    """`train all`, then `evaluate`, on stripes and noise."""
+    out = str(tmp_path / "bundle")
+    options = ["--out", out, "--max-steps", "20", "--size", "32", "--batch", "8", "--channels", "16,16"]
+    trained = CliRunner().invoke(main, ["train", "all", str(corpus), *options, "--bank", "32"])
+    assert trained.exit_code == 0, trained.output
+    manifest = resolve(out).manifest
+    assert manifest.preprocessing.mode == "crop"
+    assert manifest.provenance["classifier_steps"] == 20
+    assert (tmp_path / "bundle-work" / "unet" / "unet-curves.json").exists()
+    assert (tmp_path / "bundle-work" / "classifier" / "classifier-curves.png").exists()
+    report = str(tmp_path / "report")
+    measured = CliRunner().invoke(
+        main, ["evaluate", out, str(corpus), "--out", report, "--record", "own", "--robustness", "none"]
+    )
+    assert measured.exit_code == 0, measured.output
+    assert "| all " in (tmp_path / "report" / "figures.md").read_text()
+    assert "auroc" in str(resolve(out).manifest.figures["own"])
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--batch", "5"], "--batch must be even"),
+        (["--bank", "8"], "--bank must hold at least a batch, 32 crops"),
+    ],
+)
+def test_a_batch_that_cannot_be_balanced_is_a_usage_error(
+    corpus: Path, tmp_path: Path, options: list[str], complaint: str
+) -> None:
+    """It is reported before anything is trained."""
+    command = ["train", "all", str(corpus), "--out", str(tmp_path / "b"), "--max-steps", "1", *options]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert complaint in result.output
+    assert not (tmp_path / "b-work").exists()
+
+
+def test_a_corpus_too_small_to_calibrate_on_is_a_usage_error(tmp_path: Path) -> None:
+    """Two pictures leave none to validate on, which is reported before the classifier is trained."""
+    for place in ("real", "generated"):
+        (tmp_path / place).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / place / "a.png")
+    work = tmp_path / "work"
+    command = ["train", "classifier", str(tmp_path), "--feature", "rgb", "--work", str(work)]
+    result = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "b"), "--max-steps", "1"])
+    assert result.exit_code == 2
+    assert "no pictures of both classes to validate on" in result.output
+    assert not work.exists()
+
+
+def test_a_family_can_be_held_out_entirely(corpus: Path, tmp_path: Path) -> None:
+    """It is used for calibration and not for training; an unknown family is a usage error."""
+    out = str(tmp_path / "bundle")
+    tiny = ["--max-steps", "2", "--size", "32", "--batch", "4", "--work", str(tmp_path / "work")]
+    command = ["train", "classifier", str(corpus), "--feature", "npr", "--out", out, *tiny]
+    trained = CliRunner().invoke(main, [*command, "--hold-out", "g1", "--views", "4"])
+    assert trained.exit_code == 0, trained.output
+    manifest = resolve(out).manifest
+    assert manifest.preprocessing.views == 4
+    assert (manifest.feature, manifest.unet) == ("npr", None)
+    assert manifest.provenance["held_out_families"] == ["g1"]
+    assert manifest.provenance["training_pictures"] == 40 - 10 - 2 - 1
+    wrong = CliRunner().invoke(main, [*command, "--hold-out", "nobody"])
+    assert wrong.exit_code == 2
+    assert "no family nobody" in wrong.output
+
+
+def test_a_noise_feature_needs_a_unet(corpus: Path, tmp_path: Path) -> None:
+    """Without one the usage error names the option."""
+    command = ["train", "classifier", str(corpus), "--work", str(tmp_path), "--out", str(tmp_path / "b")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert "needs --unet" in result.output
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_bundles_network_is_fine_tuned(corpus: Path, tmp_path: Path, *, fused: bool) -> None:
+    """One step at the low rate of the warm-up nearly keeps the weights of the bundle or of its branch."""
+    train = ["train", "classifier", str(corpus), "--feature", "npr", "--size", "32", "--batch", "4"]
+    first = [*train, "--work", str(tmp_path / "a"), "--out", str(tmp_path / "npr"), "--max-steps", "3"]
+    assert CliRunner().invoke(main, first).exit_code == 0
+    start = tmp_path / "npr"
+    if fused:
+        whole = ["train", "all", str(corpus), "--size", "32", "--batch", "4", "--max-steps", "2"]
+        result = CliRunner().invoke(main, [*whole, "--channels", "16,32", "--out", str(tmp_path / "dnf")])
+        assert result.exit_code == 0, result.output
+        fuse = ["train", "fuse", str(corpus), str(tmp_path / "dnf"), str(start), "--hold-out", "g1"]
+        assert CliRunner().invoke(main, [*fuse, "--out", str(tmp_path / "fused")]).exit_code == 0
+        start = tmp_path / "fused"
+    second = [*train, "--work", str(tmp_path / "b"), "--out", str(tmp_path / "more"), "--max-steps", "1"]
+    result = CliRunner().invoke(main, [*second, "--fine-tune", str(start)])
+    assert result.exit_code == 0, result.output
+    before, after = (load_file(tmp_path / name / "classifier.safetensors") for name in ("npr", "more"))
+    moved = float((before["conv1.weight"] - after["conv1.weight"]).float().abs().max())
+    assert 0 < moved < 0.05  # two random initialisations differ by more than 0.3
+    provenance = resolve(str(tmp_path / "more")).manifest.provenance
+    assert provenance["fine_tuned_from"] == f"dnf 1, digest {resolve(str(start)).digest}"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--feature", "rgb"], "no network on rgb alone, but on npr"),
+        (["--feature", "npr", "--preset", "paper"], "another depth, width or stem"),
+    ],
+)
+def test_a_bundle_that_cannot_be_fine_tuned_is_a_usage_error(
+    corpus: Path, tmp_path: Path, options: list[str], reason: str
+) -> None:
+    """It is reported before anything is trained, with what the bundle has."""
+    write = ["train", "classifier", str(corpus), "--size", "32", "--batch", "4", "--max-steps", "1"]
+    first = [*write, "--feature", "npr", "--work", str(tmp_path / "a"), "--out", str(tmp_path / "npr")]
+    assert CliRunner().invoke(main, first).exit_code == 0
+    again = [*write, *options, "--work", str(tmp_path / "b"), "--out", str(tmp_path / "c")]
+    result = CliRunner().invoke(main, [*again, "--fine-tune", str(tmp_path / "npr")])
+    assert result.exit_code == 2
+    assert reason in result.output
