@@ -1,26 +1,32 @@
-PYTHON ?= python3.11
+# The first of these on this machine; `make setup PYTHON=python3.13` chooses another one.
+PYTHON ?= $(shell for version in 3.11 3.12 3.13; do python$$version -c '' 2> /dev/null && echo python$$version && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# A PYTHON that was asked for has a stamp of its own, so that another version builds the environment anew.
+READY := $(VENV)/.ready$(if $(filter file,$(origin PYTHON)),,-$(notdir $(PYTHON)))
 
 .PHONY: setup demo test chaos lint bench scale-out schemas metrics lock clean
 
-setup: $(VENV)/.ready
+setup: $(READY)
 
-# torch stands apart from the lock: one version is a CPU build here and a CUDA build there.
-$(VENV)/.ready: requirements.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	grep -oE '^[a-z0-9._-]+==[^ ;]+' requirements.lock | grep -vE '^numpy==' > $(VENV)/pins.txt
+# torch is not in the lock: one version is a CPU build on one machine and a CUDA build on another.
+$(READY): requirements.lock pyproject.toml
+	$(if $(PYTHON),,$(error Python 3.11, 3.12 or 3.13 is required))
+	$(PYTHON) -m venv --clear $(VENV)
+	sed -nE 's/^([a-z0-9._-]+==.*[^ ]) *\\$$/\1/p' requirements.lock > $(VENV)/pins.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check 'torch==2.13.0' -c $(VENV)/pins.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $@
+	touch $(VENV)/.ready $@
 
 demo: setup
 	$(BIN)/dnf-worker demo
 
-# Most tests wait for servers and workers; a file stays in one process, so its worker serves all of its tests.
+# Most tests wait for servers and workers; a file stays in one process, so that its tests share a worker.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 chaos: setup
 	rm -f chaos.jsonl
@@ -29,6 +35,7 @@ chaos: setup
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive detector worker
+	$(BIN)/codespell && $(BIN)/validate-pyproject pyproject.toml
 
 bench: setup
 	$(BIN)/dnf-detector bench && $(BIN)/python -m tests.benchmarks
