@@ -1,5 +1,7 @@
-# The first of these on this machine; `make setup PYTHON=python3.13` chooses another one.
-PYTHON ?= $(shell for version in 3.11 3.12 3.13; do python$$version -c '' 2> /dev/null && echo python$$version && break; done)
+# The first of these on this machine; `make setup PYTHON=python3.13` chooses another one. pyenv's shims run only
+# the selected version unless PYENV_VERSION names one.
+RUN_PYTHON = PYENV_VERSION=$$(pyenv whence $(1) 2> /dev/null | tail -n 1) $(1)
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13,$(shell $(call RUN_PYTHON,$(name)) -c '' 2> /dev/null && echo $(name))))
 VENV := .venv
 BIN := $(VENV)/bin
 # A PYTHON that was asked for has a stamp of its own, so that another version builds the environment anew.
@@ -12,7 +14,7 @@ setup: $(READY)
 # torch is not in the lock: one version is a CPU build on one machine and a CUDA build on another.
 $(READY): requirements.lock pyproject.toml
 	$(if $(PYTHON),,$(error Python 3.11, 3.12 or 3.13 is required))
-	$(PYTHON) -m venv --clear $(VENV)
+	$(call RUN_PYTHON,$(PYTHON)) -m venv --clear $(VENV)
 	sed -nE 's/^([a-z0-9._-]+==.*[^ ]) *\\$$/\1/p' requirements.lock > $(VENV)/pins.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check 'torch==2.13.0' -c $(VENV)/pins.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
@@ -53,4 +55,4 @@ lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.in -o requirements.lock
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo .coverage .coverage.*
