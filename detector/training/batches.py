@@ -122,6 +122,7 @@ def batches_from(draw: Callable[[int], Batch], first: int, loaders: int = 1) -> 
         sampler=itertools.count(first),
         batch_size=None,
         num_workers=loaders,
+        multiprocessing_context="forkserver",  # a fork of a process with threads may deadlock
         collate_fn=_unchanged,
         prefetch_factor=_PREFETCHED,
     )

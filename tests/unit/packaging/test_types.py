@@ -1,8 +1,8 @@
 """Programs that use the packages are type-checked against their annotations (PEP 561)."""
 
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,32 +17,41 @@ with Client() as client:
     answer: str = data.reason if isinstance(data, Rejection) else data.verdict
 """
 
+#: What is wrong in each program: (correct text, wrong text, code of mypy's error).
+WRONG = {
+    "argument": ("timeout_seconds=60", 'timeout_seconds="60"', "arg-type"),
+    "result": ("check_id: str", "check_id: int", "assignment"),
+    "forgotten_rejection": ("data.reason if isinstance(data, Rejection) else ", "", "union-attr"),
+}
 
-def _check(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run mypy outside of the repository, so that it finds the packages as a user's project does."""
-    (folder / "program.py").write_text(program, encoding="utf-8")
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "program.py"]
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder)
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Check every program in one run of strict mypy, outside of the repository as a user's project is."""
+    folder = tmp_path_factory.mktemp("programs")
+    (folder / "correct.py").write_text(CORRECT, encoding="utf-8")
+    for name, (correct, wrong, _) in WRONG.items():
+        (folder / f"{name}.py").write_text(CORRECT.replace(correct, wrong), encoding="utf-8")
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary", *folder.iterdir()],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
+    )
+    assert checked.stderr == ""
+    return checked.stdout.splitlines()
 
 
-def test_a_program_that_uses_the_client_correctly_passes_mypy(tmp_path: Path) -> None:
+def test_a_program_that_uses_the_client_correctly_passes_mypy(errors: list[str]) -> None:
     """Strict mypy accepts submit, wait_for and what an event holds."""
-    checked = _check(CORRECT, tmp_path)
-    assert checked.returncode == 0, checked.stdout
+    assert [line for line in errors if line.startswith("correct.py")] == []
 
 
-@pytest.mark.parametrize(
-    ("correct", "wrong", "code"),
-    [
-        ("timeout_seconds=60", 'timeout_seconds="60"', "arg-type"),
-        ("check_id: str", "check_id: int", "assignment"),
-        ("data.reason if isinstance(data, Rejection) else ", "", "union-attr"),
-    ],
-)
-def test_a_program_that_uses_the_client_wrongly_fails_mypy(
-    correct: str, wrong: str, code: str, tmp_path: Path
-) -> None:
-    """A wrong argument, a wrong result type and a forgotten rejection are errors."""
-    checked = _check(CORRECT.replace(correct, wrong), tmp_path)
-    assert checked.returncode == 1
-    assert f"[{code}]" in checked.stdout
+@pytest.mark.parametrize("name", WRONG)
+def test_a_program_that_uses_the_client_wrongly_fails_mypy(name: str, errors: list[str]) -> None:
+    """A wrong argument, a wrong result type and a forgotten rejection are one error or more each."""
+    found = [line for line in errors if line.startswith(f"{name}.py") and ": error:" in line]
+    assert found
+    assert f"[{WRONG[name][2]}]" in found[0]

@@ -25,7 +25,8 @@ class CleanInstallation:
 
     def run(self, program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         """Run one of the wheel's commands outside of the repository; its path has nothing of the tests'."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DNF_", "PYTHON"))}
+        ours = ("DNF_", "PYTHON", "COVERAGE")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return subprocess.run(
             [self.environment / "bin" / program, *arguments],
             check=False,
@@ -41,7 +42,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> CleanInstallation:
     """Build the wheel and install it, with links to the declared dependencies in place of a download."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = ["wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
+    build = [
+        "wheel",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(folder),
+        str(ROOT),
+    ]
     subprocess.run([*pip, *build], check=True)
     (wheel,) = folder.glob("*.whl")
     environment = folder / "environment"
@@ -82,7 +91,11 @@ def test_the_wheel_holds_both_packages_with_their_data_and_nothing_else(
 ) -> None:
     """The default bundle, the samples and the type markers are in it; tests and deployment are not."""
     names = zipfile.ZipFile(installed.wheel).namelist()
-    assert {name.partition("/")[0].rpartition(".")[2] for name in names} == {"detector", "worker", "dist-info"}
+    assert {name.partition("/")[0].rpartition(".")[2] for name in names} == {
+        "detector",
+        "worker",
+        "dist-info",
+    }
     assert {
         "detector/py.typed",
         "worker/py.typed",
