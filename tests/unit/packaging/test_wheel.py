@@ -58,32 +58,38 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> CleanInstallation:
     python = environment / "bin" / "python"
     subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
     (site_packages,) = environment.glob("lib/python*/site-packages")
-    _link_dependencies(site_packages, extra="embedded")
+    _link_dependencies(environment, site_packages, extra="embedded")
     return CleanInstallation(environment, wheel)
 
 
-def _link_dependencies(site_packages: Path, *, extra: str) -> None:
-    """Link what the distribution requires with `extra`, and what that requires in turn."""
-    wanted = [Requirement(f"{NAME}[{extra}]")]
-    linked = {NAME: {extra}}
-    done: set[str] = set()
-    while wanted:
-        requirement = wanted.pop()
-        extras = linked.setdefault(requirement.name, set()) | requirement.extras | {""}
-        if (key := f"{requirement.name.lower()}{sorted(extras)}") in done:
-            continue
-        done.add(key)
-        distribution = importlib.metadata.distribution(requirement.name)
-        if requirement.name != NAME:
-            for file in distribution.files or []:
-                link = site_packages / file.parts[0]
-                if file.parts[0] not in {"..", "__pycache__"} and not link.exists():
-                    link.symlink_to(Path(str(distribution.locate_file(file.parts[0]))))
-        wanted += [
-            required
-            for required in map(Requirement, distribution.requires or [])
-            if required.marker is None or any(required.marker.evaluate({"extra": name}) for name in extras)
-        ]
+def _link_dependencies(environment: Path, site_packages: Path, *, extra: str) -> None:
+    """Link what the wheel requires with `extra`, and what that requires in turn."""
+    (project,) = importlib.metadata.distributions(name=NAME, path=[str(site_packages)])
+    waiting = [(project, frozenset({extra}))]
+    seen = {(NAME, frozenset({extra}))}
+    while waiting:
+        distribution, extras = waiting.pop()
+        for requirement in map(Requirement, distribution.requires or []):
+            marker = requirement.marker
+            if marker and not any(marker.evaluate({"extra": name}) for name in ("", *extras)):
+                continue
+            key = (requirement.name, frozenset(requirement.extras))
+            if key not in seen:
+                seen.add(key)
+                required = importlib.metadata.distribution(requirement.name)
+                waiting.append((required, key[1]))
+                _link(required, environment, site_packages)
+
+
+def _link(distribution: importlib.metadata.Distribution, environment: Path, site_packages: Path) -> None:
+    """Link a distribution's packages and programs into the environment."""
+    for file in distribution.files or []:
+        if file.parts[-2:-1] == ("bin",) and file.parts[0] == "..":
+            link, name = environment / "bin" / file.name, str(file)
+        else:
+            link, name = site_packages / file.parts[0], file.parts[0]
+        if name not in {"..", "__pycache__"} and not link.exists():
+            link.symlink_to(Path(str(distribution.locate_file(name))).resolve())
 
 
 def test_the_wheel_holds_both_packages_with_their_data_and_nothing_else(
