@@ -1,1 +1,1 @@
-"""The demonstration: sample pictures in, verdicts and a contact sheet out."""
+"""The demonstration: sample pictures, their verdicts and a contact sheet."""

@@ -1,4 +1,4 @@
-"""The demonstration: broker, object store and worker on this machine, samples in, verdicts out."""
+"""The demonstration: broker, object store and worker on this machine judge sample pictures."""
 
 import shlex
 import signal
@@ -26,7 +26,6 @@ from worker.broker.verdict_stream import Event, Results
 from worker.client import Client
 from worker.contract.messages import Rejection
 from worker.demo.contact_sheet import NOTE, ContactSheet, JudgedPicture, RejectedUpload, render_html
-from worker.demo.contact_sheet_png import render_png
 from worker.demo.samples import BadUpload, Sample, bad_uploads, load_samples
 from worker.demo.tables import print_tables
 from worker.embedded.guarded_process import GuardedProcess
@@ -40,14 +39,14 @@ INTERRUPTED = 130
 
 
 class DemoFailedError(RuntimeError):
-    """The demonstration could not come to its end; the message says what happened."""
+    """The demonstration failed; the message says why."""
 
 
 def run_demo(*, keep: bool, out: Path, bundle: str) -> int:
-    """Run the demonstration and return its exit status: 0, 1 when it failed, 130 when it was interrupted.
+    """Run the demonstration and return its exit status: 0, 1 after a failure, 130 after an interrupt.
 
-    The contact sheet and the worker's log go to the folder `out`; `bundle` names the detector; with `keep`
-    the services and the worker stay up until Ctrl-C.
+    The contact sheet and the worker's log are written to the folder `out`; `bundle` names the detector; with
+    `keep` the services and the worker run until Ctrl-C.
     """
     console = Console()
     try:
@@ -65,7 +64,7 @@ def run_demo(*, keep: bool, out: Path, bundle: str) -> int:
 
 @dataclass(frozen=True)
 class _Upload:
-    """What is sent under one key: a sample or a bad upload."""
+    """An object of the store: a sample or a bad upload."""
 
     key: str
     content: Sample | BadUpload
@@ -83,26 +82,24 @@ def _demonstrate(
     log.unlink(missing_ok=True)
     with EmbeddedServices() as services:
         console.print(f"Valkey at {services.redis_url}, SeaweedFS at {services.s3_endpoint}")
-        # A folder is named in full, so that the printed commands work in any directory.
-        named = str(Path(bundle).resolve()) if Path(bundle).is_dir() else bundle
-        variables = {**services.environment(), "DNF_BUNDLE": named, "DNF_LOG_FORMAT": "json"}
+        # An absolute path, so that the printed commands work in any directory.
+        bundle = str(Path(bundle).resolve()) if Path(bundle).is_dir() else bundle
+        variables = {**services.environment(), "DNF_BUNDLE": bundle, "DNF_LOG_FORMAT": "json"}
         with _environment(variables), _worker(log, interruption) as worker:
-            sheet = _examine(console, services, worker)
+            sheet = _judge_samples(console, services, worker)
             print_tables(console, sheet)
             (out / "verdicts.html").write_text(render_html(sheet), encoding="utf-8")
-            (out / "verdicts.png").write_bytes(render_png(sheet))
             console.print(
-                f"Contact sheet: {out / 'verdicts.html'} and {out / 'verdicts.png'}\n"
-                f"Worker's log: {log}\n{NOTE}",
+                f"Contact sheet: {out / 'verdicts.html'}\nWorker's log: {log}\n{NOTE}",
                 soft_wrap=True,
                 highlight=False,
             )
             if keep:
-                _stay_up(console, worker, variables)
+                _keep_running(console, worker, variables)
 
 
-def _examine(console: Console, services: EmbeddedServices, worker: "_Worker") -> ContactSheet:
-    """Upload and enqueue everything, and gather what came of each upload, in the order of sending."""
+def _judge_samples(console: Console, services: EmbeddedServices, worker: "_Worker") -> ContactSheet:
+    """Upload and enqueue everything; return the outcomes in the order of the uploads."""
     settings = Settings()
     store = services.seaweedfs.client()
     contents: list[Sample | BadUpload] = [*load_samples(), *bad_uploads()]
@@ -113,20 +110,20 @@ def _examine(console: Console, services: EmbeddedServices, worker: "_Worker") ->
             if upload.data is not None:
                 store.put_object(Bucket=services.bucket, Key=upload.key, Body=upload.data)
             progress.advance(uploading)
-        loading = progress.add_task("The worker loads its model", total=1)
+        loading = progress.add_task("Loading the model", total=1)
         _wait_until_ready(worker)
         progress.advance(loading)
-        # Enqueued only now, so that the time in the queue is not the time of loading the model.
+        # Enqueued only now, so that the time in the queue excludes loading the model.
         judging = progress.add_task("Verdicts", total=len(uploads))
-        sent = {client.submit(services.bucket, upload.key): upload for upload in uploads}
-        events = _receive(settings, worker, set(sent), lambda: progress.advance(judging))
-    return _sheet([(upload, events[check_id]) for check_id, upload in sent.items()])
+        submitted = {client.submit(services.bucket, upload.key): upload for upload in uploads}
+        events = _receive(settings, worker, set(submitted), lambda: progress.advance(judging))
+    return _sheet([(upload, events[check_id]) for check_id, upload in submitted.items()])
 
 
 def _receive(
     settings: Settings, worker: "_Worker", awaited: set[str], advance: Callable[[], None]
 ) -> dict[str, Event]:
-    """Return the event of each awaited check id; call `advance` as each one comes."""
+    """Return the event of each awaited check id; call `advance` for each one."""
     results = Results(settings)
     received: dict[str, Event] = {}
     deadline = time.monotonic() + VERDICTS_SECONDS
@@ -140,14 +137,14 @@ def _receive(
         if time.monotonic() > deadline:
             raise DemoFailedError(
                 f"{len(received)} of {len(awaited)} verdicts within {VERDICTS_SECONDS:.0f} seconds. "
-                f"{worker.last_words()}"
+                f"{worker.log_tail()}"
             )
     results.close()
     return received
 
 
 def _sheet(received: list[tuple[_Upload, Event]]) -> ContactSheet:
-    """Lay out the events; the model and its thresholds are those that the verdicts name."""
+    """Return the contact sheet; model and thresholds are those of the verdicts."""
     judged, rejected = [], []
     model, thresholds = "", None
     for upload, event in received:
@@ -182,7 +179,7 @@ def _wait_until_ready(worker: "_Worker") -> None:
         worker.check()
         if time.monotonic() > deadline:
             raise DemoFailedError(
-                f"The worker was not ready within {WORKER_READY_SECONDS:.0f} seconds.\n{worker.last_words()}"
+                f"The worker was not ready within {WORKER_READY_SECONDS:.0f} seconds.\n{worker.log_tail()}"
             )
         time.sleep(0.1)
 
@@ -194,7 +191,7 @@ def _progress(console: Console) -> Progress:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, for this process and its children, while the block runs."""
+    """Set environment variables of this process and its children while the block runs."""
     before = {name: environ.get(name) for name in variables}
     environ.update(variables)
     try:
@@ -209,26 +206,26 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Worker:
-    """The worker process, and whether to go on waiting for it."""
+    """The worker process; `check` tells whether waiting for it still makes sense."""
 
     process: GuardedProcess
     interruption: "_Interruption"
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt after Ctrl-C, and `DemoFailedError` when the worker has ended."""
+        """Raise KeyboardInterrupt after an interrupt, `DemoFailedError` when the worker has ended."""
         self.interruption.check()
         if not self.process.alive:
             status = self.process.popen.returncode
-            raise DemoFailedError(f"The worker ended with status {status}. {self.last_words()}")
+            raise DemoFailedError(f"The worker ended with status {status}. {self.log_tail()}")
 
-    def last_words(self) -> str:
-        """Return the end of the worker's log."""
+    def log_tail(self) -> str:
+        """Return the last lines of the worker's log."""
         return f"The end of its log:\n{self.process.tail(15)}"
 
 
 @contextmanager
 def _worker(log: Path, interruption: "_Interruption") -> Iterator[_Worker]:
-    """Run a worker process of its own while the block runs."""
+    """Run a worker process while the block runs."""
     process = GuardedProcess([sys.executable, "-m", "worker.cli", "run"], log=log)
     try:
         yield _Worker(process, interruption)
@@ -236,46 +233,46 @@ def _worker(log: Path, interruption: "_Interruption") -> Iterator[_Worker]:
         process.stop(grace_seconds=15.0)
 
 
-def _stay_up(console: Console, worker: "_Worker", variables: Mapping[str, str]) -> None:
-    """Print how to submit pictures from another terminal, and wait for Ctrl-C."""
+def _keep_running(console: Console, worker: "_Worker", variables: Mapping[str, str]) -> None:
+    """Print how to submit pictures from another terminal and wait for Ctrl-C."""
     command = shlex.quote(str(Path(sys.executable).with_name("dnf-worker")))
-    console.print("\nThe services and the worker stay up until Ctrl-C. In another terminal:\n", style="bold")
+    console.print("\nThe services and the worker run until Ctrl-C. In another terminal:\n", style="bold")
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     for line in [*lines, f"{command} submit --wait PICTURE.jpg", f"{command} verdicts --follow"]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-    console.print("\nThe keys open these throw-away services only.")
+    console.print("\nThe keys are valid only for these throw-away services.")
     while True:
         worker.check()
         time.sleep(0.2)
 
 
 class _Interruption:
-    """Ctrl-C or SIGTERM: the first one unwinds the demonstration, later ones do not disturb the cleaning up.
+    """The handler of Ctrl-C and SIGTERM: the first one unwinds the demonstration, later ones are ignored.
 
-    An exception that a signal handler raises is lost when it strikes inside a finaliser, so that one came is
-    remembered too and asked for at every step of waiting.
+    An exception raised by a signal handler is lost inside a finaliser, so the signal is also remembered, and
+    checked at every step of waiting.
     """
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
-        self._came = False
+        self._received = False
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        self._came = True
+        self._received = True
         for number in self.numbers:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal came."""
-        if self._came:
+        """Raise KeyboardInterrupt if a signal was received."""
+        if self._received:
             raise KeyboardInterrupt
 
 
 @contextmanager
 def _interruptible() -> Iterator[_Interruption]:
-    """Handle the signals while the block runs."""
+    """Handle SIGINT, SIGTERM and SIGHUP while the block runs."""
     interruption = _Interruption()
     before = {number: signal.signal(number, interruption) for number in interruption.numbers}
     try:

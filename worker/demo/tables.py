@@ -1,4 +1,4 @@
-"""The demonstration's tables for the terminal."""
+"""The tables of the demonstration in the terminal."""
 
 from rich import box
 from rich.console import Console
@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from detector.policy import VerdictName
-from worker.demo.contact_sheet import ContactSheet
+from worker.demo.contact_sheet import MARKS, ContactSheet
 
 STYLES: dict[VerdictName, str] = {"real": "green", "review": "yellow", "generated": "red"}
 VERDICT_WIDTH, STAGE_WIDTH = 64, 9
@@ -17,17 +17,17 @@ _SHORT = {
     "classify": "class",
     "thumbnail": "thumb",
 }
-MARKS = {"right": "[green]✓[/]", "wrong": "[red]✗[/]", "open": "·"}
+AGREEMENT_STYLES = {"right": "green", "wrong": "red", "open": "default"}
 
 
 def print_tables(console: Console, sheet: ContactSheet) -> None:
-    """Print the verdicts with the milliseconds of each stage, and the rejections with their reasons."""
+    """Print the verdicts with the time of each stage, and the rejections with their reasons."""
     stages = list(dict.fromkeys(stage for item in sheet.judged for stage in item.stages))
     verdicts = _table(f"Verdicts of {escape(sheet.model)}, with the milliseconds of each stage")
-    # A narrow terminal shows the stages in a table of their own instead of cutting them off.
+    # A narrow terminal shows the stages in a second table instead of truncating them.
     wide = console.width >= VERDICT_WIDTH + STAGE_WIDTH * len(stages)
     times = verdicts if wide else _table("Milliseconds of each stage")
-    for name in ["Picture", "Verdict", "Score", "Truly"]:
+    for name in ["Picture", "Verdict", "Score", "Actually"]:
         verdicts.add_column(name, no_wrap=True, justify="right" if name == "Score" else "left")
     if not wide:
         times.add_column("Picture", no_wrap=True, max_width=15)
@@ -39,7 +39,7 @@ def print_tables(console: Console, sheet: ContactSheet) -> None:
             escape(item.title),
             f"[{STYLES[item.verdict]}]{item.verdict}[/]",
             f"{item.score:.3f}",
-            f"{MARKS[item.agreement]} {item.truth or ''}",
+            f"[{AGREEMENT_STYLES[item.agreement]}]{MARKS[item.agreement]}[/] {item.truth or ''}",
         ]
         spent = [f"{item.stages[stage]:.0f}" if stage in item.stages else "" for stage in stages]
         spent.append(f"{item.milliseconds:.0f}")
@@ -52,7 +52,7 @@ def print_tables(console: Console, sheet: ContactSheet) -> None:
     if not wide:
         console.print(times)
     rejections = _table("Rejected uploads")
-    for name in ["Upload", "Reason", "What it means"]:
+    for name in ["Upload", "Reason", "Detail"]:
         rejections.add_column(name)
     for upload in sheet.rejected:
         rejections.add_row(escape(upload.title), f"[yellow]{upload.reason}[/]", escape(upload.detail))

@@ -1,4 +1,4 @@
-"""The pictures of the demonstration, and uploads that no detector should judge."""
+"""The sample pictures of the demonstration, and bad uploads."""
 
 import io
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 
 class Sample(BaseModel):
-    """One sample picture: what it truly is, and where it is from; `file` is its name in this package."""
+    """A sample picture with its truth and its source; `file` is its name in this package."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +30,7 @@ class Sample(BaseModel):
 
 @dataclass(frozen=True)
 class BadUpload:
-    """An upload that ends in a rejection; `data` is None where the object is not there at all."""
+    """An upload that is rejected; `data` is None for a missing object."""
 
     file: str
     data: bytes | None
@@ -38,24 +38,24 @@ class BadUpload:
 
 
 def load_samples() -> list[Sample]:
-    """Return the samples in the order in which they are shown."""
+    """Return the samples in display order."""
     listing = resources.files(__name__).joinpath("samples.json").read_bytes()
     return TypeAdapter(list[Sample]).validate_json(listing)
 
 
 def bad_uploads() -> list[BadUpload]:
-    """Make one upload for each common reason of rejection."""
+    """Return one upload for each common reason of rejection."""
     photograph = load_samples()[0].read()
     text = b"A shopping list is no picture, whatever its name says.\n"
     return [
         BadUpload("notes.jpg", text, "a text file named .jpg"),
         BadUpload("cut-off.jpg", photograph[: len(photograph) // 2], "half of a JPEG file"),
         BadUpload("empty.jpg", b"", "an empty file"),
-        # 400 million pixels in 50 kB: the header alone must be enough to refuse it.
+        # 400 million pixels in 50 kB, rejected by its header alone.
         BadUpload("bomb.png", _encoded("1", 20_000, "PNG"), "20,000 x 20,000 pixels"),
         BadUpload("scan.tiff", _encoded("RGB", 64, "TIFF"), "a TIFF file"),
         BadUpload("dot.png", _encoded("RGB", 16, "PNG"), "16 x 16 pixels"),
-        BadUpload("gone.jpg", None, "an object that is not there"),
+        BadUpload("gone.jpg", None, "a missing object"),
     ]
 
 
