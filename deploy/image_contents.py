@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What the container image holds of the lock: `image_contents.py requirements` and `image_contents.py size`.
+"""The locked libraries of the container image: `image_contents.py requirements` and `image_contents.py size`.
 
-`requirements` writes the entries of requirements.lock, with their hashes, that the project and its extras for
-operators need, and nothing of what only development and demonstrations do. `size` adds up what those entries
-take on disk in the environment that runs it.
+`requirements` prints the entries of requirements.lock, with hashes, that the project and its extras for
+operators need, without those of development and demonstration. `size` prints their size on disk in the
+environment that runs it.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("gpu", "otel")
-# What the last stages of the Dockerfile leave out of PyTorch.
+# Parts of PyTorch that the Dockerfile removes.
 DROPPED = ("torch/include/", "torch/test/", "torch/share/", "torch/bin/")
 KEPT = "torch/bin/torch_shm_manager"
 
@@ -25,14 +25,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Entry(NamedTuple):
-    """One pin of the lock: its lines with all hashes, and the names of those that require it."""
+    """A pin of the lock: its lines with all hashes, and the names of the packages that require it."""
 
     text: str
     required_by: frozenset[str]
 
 
 def entries(lock: str) -> dict[str, list[Entry]]:
-    """Return the lock's pins by name; several where markers choose between versions."""
+    """Return the pins of the lock by name; several where markers choose between versions."""
     found: dict[str, list[Entry]] = {}
     for block in re.split(r"^(?=[a-z0-9])", lock, flags=re.MULTILINE):
         name = _NAME.match(block)
@@ -46,7 +46,7 @@ def entries(lock: str) -> dict[str, list[Entry]]:
 
 
 def needed(locked: Mapping[str, list[Entry]], roots: Iterable[str]) -> list[str]:
-    """Return what `roots` need, themselves included, sorted. Raises KeyError for an unknown root."""
+    """Return the sorted names that `roots` need, themselves included. Raises KeyError for an unknown root."""
     found = set(roots)
     if missing := found - locked.keys():
         raise KeyError(f"not in the lock: {', '.join(sorted(missing))}")
@@ -62,7 +62,7 @@ def needed(locked: Mapping[str, list[Entry]], roots: Iterable[str]) -> list[str]
 
 
 def direct_requirements(extras: Iterable[str] = EXTRAS) -> set[str]:
-    """Return the names that the project requires by itself and for `extras`, without torch."""
+    """Return the names that the project and its `extras` require directly, without torch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [*project["dependencies"], *(x for e in extras for x in project["optional-dependencies"][e])]
     names = {match[0] for line in lines if (match := _NAME.match(line))}
@@ -70,7 +70,7 @@ def direct_requirements(extras: Iterable[str] = EXTRAS) -> set[str]:
 
 
 def megabytes(distribution: str) -> float:
-    """Return what a distribution's files take here, in units of 1,000,000 bytes, as the image keeps them."""
+    """Return the size of a distribution's files in the image, in megabytes (10^6 bytes)."""
     total = 0
     for file in importlib.metadata.files(distribution) or []:
         kept = str(file) == KEPT or not str(file).startswith(DROPPED)
@@ -85,7 +85,7 @@ def _sizes(names: Iterable[str]) -> str:
         try:
             return bool(importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            return False  # of another platform
+            return False  # for another platform
 
     libraries = {name: megabytes(name) for name in names if installed(name)}
     own = {"sympy", "networkx", "mpmath"} - libraries.keys()
@@ -94,7 +94,7 @@ def _sizes(names: Iterable[str]) -> str:
     largest = sorted(libraries.items(), key=lambda item: -item[1])[:5]
     rows = [
         (
-            f"torch {importlib.metadata.version('torch')} and what only it needs",
+            f"torch {importlib.metadata.version('torch')} and its own requirements",
             sum(map(megabytes, ["torch", *own])),
         ),
         (f"{len(libraries)} locked libraries", sum(libraries.values())),
@@ -105,10 +105,12 @@ def _sizes(names: Iterable[str]) -> str:
 
 
 def main() -> None:
-    """Run one of the commands."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("command", choices=["requirements", "size"])
-    parser.add_argument("--of", nargs="+", metavar="NAME", help="instead of what the project needs")
+    parser.add_argument(
+        "--of", nargs="+", metavar="NAME", help="packages instead of the project's requirements"
+    )
     arguments = parser.parse_args()
     locked = entries((ROOT / "requirements.lock").read_text(encoding="utf-8"))
     names = needed(locked, arguments.of or direct_requirements())

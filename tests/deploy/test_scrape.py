@@ -29,7 +29,7 @@ EMPTY = {
     "GPU memory",
     "Retries, by reason",
     "Shadow: score difference",
-    "Shadow: share of other verdicts",
+    "Shadow: share of different verdicts",
 }
 
 GOOD, MISSING = 24, 4
