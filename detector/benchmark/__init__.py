@@ -1,1 +1,1 @@
-"""How fast the detector is, and the published pipeline beside it."""
+"""The speed of the detector, alone and compared with the published pipeline."""

@@ -1,4 +1,4 @@
-"""The published pipeline as its authors run it, to be measured beside ours; and the network it is about.
+"""The published pipeline as its authors run it, for comparison, and networks of the published size.
 
 Zhang and Xu, "Diffusion Noise Feature", arXiv 2312.02625 (v3), and the authors' public code: float32, the
 contiguous layout, pictures squashed to 256 x 256, the feature written to a picture file and read back.
@@ -26,9 +26,9 @@ PAPER_SIZE = 256
 
 
 class PaperPipeline:
-    """A bundle's own weights in the published pipeline; the feature's files are written to `folder`.
+    """The published pipeline with a bundle's weights; features are written as files to `folder`.
 
-    Raises `BundleError` for a bundle that has no U-Net, or whose classifier reads more than one estimate.
+    Raises `BundleError` for a bundle without a U-Net, or with more than one noise estimate.
     """
 
     def __init__(self, bundle: Bundle, folder: Path, *, device: str = "cpu", size: int = PAPER_SIZE) -> None:
@@ -40,28 +40,28 @@ class PaperPipeline:
 
         location, source = bundle.unet_location, bundle.manifest.unet
         if not location or source is None or bundle.manifest.classifier.in_channels != 3:  # noqa: PLR2004
-            raise BundleError("malformed", f"{bundle.folder} is no detector on a single noise estimate.")
+            raise BundleError("malformed", f"{bundle.folder} is not a detector on a single noise estimate.")
         self._folder, self._size, self._device = folder, size, torch.device(device)
         self._unet = load_unet(location, source.revision).to(self._device)
         self._classifier = build_classifier(bundle.manifest.classifier)
         weights = load_file(bundle.classifier_path)
-        widened = {name: v.float() if v.is_floating_point() else v for name, v in weights.items()}
-        self._classifier.load_state_dict(widened)
+        float32 = {name: v.float() if v.is_floating_point() else v for name, v in weights.items()}
+        self._classifier.load_state_dict(float32)
         self._classifier.to(self._device).eval()
 
     def logits(self, files: Sequence[bytes]) -> list[float]:
-        """Judge encoded pictures, all in one batch: a logit each, in their order."""
+        """Return the logits of encoded pictures, in their order, computed in one batch."""
         import torch
 
         paths = self.save_features(files)
         pictures = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
         batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().to(self._device).float() / 255
         with torch.inference_mode():
-            found: list[float] = self._classifier(batch).flatten().tolist()
-        return found
+            logits: list[float] = self._classifier(batch).flatten().tolist()
+        return logits
 
     def save_features(self, files: Sequence[bytes]) -> list[Path]:
-        """Compute the features of encoded pictures and write each as a PNG file of `size` pixels a side."""
+        """Compute the features of encoded pictures and write each as a PNG of `size` x `size` pixels."""
         import torch
 
         squashed = torch.cat([self._squashed(decode(data).pixels) for data in files]).to(self._device)
@@ -83,9 +83,9 @@ class PaperPipeline:
 
 
 def full_size_bundle(folder: Path, *, seed: int = 0) -> Bundle:
-    """Write the published networks with random weights: the LSUN-Bedroom U-Net and the ResNet-50.
+    """Write a bundle of the published networks with random weights: LSUN-Bedroom's U-Net and the ResNet-50.
 
-    113.67 M and 23.5 M parameters, 550 MB, by the rule of `weight_by_rule`; nothing is downloaded.
+    113.67 M and 23.5 M parameters, 550 MB, drawn by `weight_by_rule`; nothing is downloaded.
     """
     from diffusers import UNet2DModel
     from safetensors.torch import save_file
@@ -125,7 +125,7 @@ def full_size_bundle(folder: Path, *, seed: int = 0) -> Bundle:
 
 
 def weight_by_rule(name: str, like: "torch.Tensor", seed: int) -> "torch.Tensor":
-    """Draw the weight that stands in for `name` from a seed that the name determines, shaped as `like`.
+    """Return a random weight for the parameter `name`, in the shape of `like`; name and `seed` determine it.
 
     With r standard normal: r / sqrt(fan-in) for more than one dimension, 1 + 0.1 |r| for running variances,
     1 + 0.1 r for the scales of normalisations, 0.1 r for biases and running means.

@@ -1,4 +1,4 @@
-"""Pictures a second, milliseconds by stage, memory, arithmetic; and ours against the published pipeline."""
+"""Throughput, time of each stage, memory and arithmetic; and a comparison with the published pipeline."""
 
 import io
 import resource
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SIDE = 512
 
-# Dense bfloat16 tensor-core peaks in TFLOP/s, from the vendor's data sheets; the longest name that fits wins.
+# Dense bfloat16 peaks of tensor cores in TFLOP/s, from data sheets; the longest matching name counts.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -39,55 +39,55 @@ PEAK_TFLOPS = {
     "RTX 3090": 71.0,
 }
 
+#: Encoded pictures to logits, in their order.
 Pipeline = Callable[[Sequence[bytes]], list[float]]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row: medians over rounds, in milliseconds a picture; `speed` in pictures a second.
-
-    `tflops` is the arithmetic of the networks done in a second, 1e12 operations, over the whole time;
-    `peak_share` its share of the device's peak, 0..1, where that is known; `memory_bytes` the most held in
-    RAM, on a CUDA device in its own memory.
-    """
+    """One row of the benchmark: medians over rounds."""
 
     device: str
     dtype: str
     batch_size: int
     acceleration: str
+    #: Milliseconds per picture in each stage.
     decode_ms: float
     prepare_ms: float
     dnf_ms: float
     classify_ms: float
-    speed: float
+    pictures_per_second: float
+    #: Operations of the networks in 1e12 per second, over the time of all stages.
     tflops: float
+    #: Share of the device's peak, 0..1; None where that is unknown.
     peak_share: float | None
+    #: Peak memory in RAM; on a CUDA device, in its own memory.
     memory_bytes: int
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against the published pipeline, round by round: seconds a picture and their ratios.
-
-    `ratios` are by the wall clock; `cpu_ratio` is the median ratio of processor time, which other processes
-    on the machine disturb less; `largest_logit_difference` is over all pictures.
-    """
+    """This detector compared with the published pipeline."""
 
     pictures: int
+    #: Median seconds per picture.
     paper_seconds: float
     ours_seconds: float
+    #: Ratio of wall-clock times in each round.
     ratios: tuple[float, ...]
+    #: Median ratio of processor times, which other processes disturb less.
     cpu_ratio: float
+    #: Over all pictures.
     largest_logit_difference: float
 
     @property
     def ratio(self) -> float:
-        """How many times faster ours is, the median over rounds."""
+        """How many times faster this detector is: the median over rounds."""
         return statistics.median(self.ratios)
 
 
 def sample_files(count: int) -> list[bytes]:
-    """Make JPEG files of 512 x 512 pixels with smooth areas, edges and grain, the same every time."""
+    """Return JPEG files of 512 x 512 pixels with smooth areas, edges and grain, the same in every run."""
     random = np.random.default_rng(0)
     files: list[bytes] = []
     for _ in range(count):
@@ -110,12 +110,12 @@ def measure(
     peak_tflops: float | None = None,
     compiled: bool = False,
 ) -> list[Measurement]:
-    """Measure the detector, `compiled` or not, for each device, type and batch size, in turn.
+    """Measure the detector, `compiled` or not, for each device, dtype and batch size.
 
-    Without `dtypes`, those that are no detour on the device; without `batch_sizes`, 1, 4 and 16 on a CPU, and
-    on a CUDA device 1, 8 and what its free memory holds.
+    `dtypes` defaults to those with instructions on the device, `batch_sizes` to 1, 4 and 16 on a CPU, and to
+    1, 8 and what fits in its free memory on a CUDA device.
     """
-    flops = flops_a_picture(bundle)
+    flops = flops_per_picture(bundle)
     rows: list[Measurement] = []
     for device in devices:
         for dtype in dtypes or usual_dtypes(device):
@@ -126,11 +126,11 @@ def measure(
 
 
 def usual_dtypes(device: str) -> tuple[Dtype, ...]:
-    """Return float32 and, where the device has instructions for it, bfloat16; the faster one is the last."""
+    """Return float32 and, where the device has instructions for it, bfloat16; the fastest is last."""
     import torch
 
-    place = torch.device(best_device() if device == "auto" else device)
-    return ("float32", "bfloat16") if computes_bfloat16(place) else ("float32",)
+    actual = torch.device(best_device() if device == "auto" else device)
+    return ("float32", "bfloat16") if computes_bfloat16(actual) else ("float32",)
 
 
 def _row(
@@ -138,11 +138,11 @@ def _row(
 ) -> Measurement:
     files = sample_files(batch_size)
     detector.warm_up(batch_size)
-    restart_peak_memory(detector.device)
+    reset_peak_memory(detector.device)
     stages = np.array([_round(detector, files) for _ in range(rounds)]) / batch_size
     decode_ms, prepare_ms, dnf_ms, classify_ms = (float(value) for value in np.median(stages, axis=0))
-    speed = float(1000 / np.median(stages.sum(axis=1)))
-    tflops = flops * speed / 1e12
+    pictures_per_second = float(1000 / np.median(stages.sum(axis=1)))
+    tflops = flops * pictures_per_second / 1e12
     peak = peak_tflops or known_peak_tflops(device_name(detector.device))
     return Measurement(
         device=detector.device,
@@ -153,7 +153,7 @@ def _row(
         prepare_ms=prepare_ms,
         dnf_ms=dnf_ms,
         classify_ms=classify_ms,
-        speed=speed,
+        pictures_per_second=pictures_per_second,
         tflops=tflops,
         peak_share=tflops / peak if peak and detector.dtype == "bfloat16" else None,
         memory_bytes=peak_memory_bytes(detector.device),
@@ -171,18 +171,18 @@ def _round(detector: Detector, files: list[bytes]) -> tuple[float, float, float,
 
 
 def our_pipeline(detector: Detector, pool: Executor, *, at_once: int = 4) -> Pipeline:
-    """Return our way from encoded pictures to logits: the next are decoded while the model sees the last."""
+    """Return the detector as a pipeline that decodes the next `at_once` pictures while the networks run."""
 
     def logits(files: Sequence[bytes]) -> list[float]:
         prepared = list(pool.map(lambda data: detector.prepare(decode(data).pixels), files[:at_once]))
-        found: list[float] = []
+        results: list[float] = []
         for end in range(at_once, len(files) + at_once, at_once):
             waiting = [
                 pool.submit(lambda d: detector.prepare(decode(d).pixels), d) for d in files[end:][:at_once]
             ]
-            found += [finding.logit for finding in detector.examine(prepared)]
+            results += [finding.logit for finding in detector.examine(prepared)]
             prepared = [future.result() for future in waiting]
-        return found
+        return results
 
     return logits
 
@@ -196,11 +196,11 @@ def compare(
     clock: Callable[[], float] = time.perf_counter,
     processor_clock: Callable[[], float] = time.process_time,
 ) -> Comparison:
-    """Run both pipelines on the same files, one after the other in each round, after a round unmeasured.
+    """Run both pipelines on the same files, alternating within each round, after a warm-up.
 
-    Whatever else the machine does falls on both alike, so that the ratio means more than either time.
+    Other load on the machine affects both alike, so the ratio is more reliable than either time.
     """
-    expected, found = paper(files), ours(files)
+    expected, actual = paper(files), ours(files)
     wall: dict[str, list[float]] = {"paper": [], "ours": []}
     processor: dict[str, list[float]] = {"paper": [], "ours": []}
     for number in range(rounds):
@@ -218,12 +218,12 @@ def compare(
         cpu_ratio=statistics.median(
             p / o for p, o in zip(processor["paper"], processor["ours"], strict=True)
         ),
-        largest_logit_difference=max(abs(p - o) for p, o in zip(expected, found, strict=True)),
+        largest_logit_difference=max(abs(p - o) for p, o in zip(expected, actual, strict=True)),
     )
 
 
-def flops_a_picture(bundle: Bundle) -> int:
-    """Count the floating-point operations of both networks on one picture, all its views and estimates."""
+def flops_per_picture(bundle: Bundle) -> int:
+    """Count the floating-point operations of both networks on all views and estimates of one picture."""
     import torch
 
     from detector.networks.resnet import build_classifier
@@ -243,7 +243,7 @@ def flops_a_picture(bundle: Bundle) -> int:
 
 
 def count_flops(network: "nn.Module", *inputs: Any) -> int:
-    """Count one pass's operations in convolutions and matrix products, a multiply-add as two."""
+    """Count the operations of convolutions and matrix products in one pass; a multiply-add is two."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -253,13 +253,13 @@ def count_flops(network: "nn.Module", *inputs: Any) -> int:
 
 
 def known_peak_tflops(name: str) -> float | None:
-    """Return the bfloat16 peak of the device called `name`, in TFLOP/s, or None when it is not listed."""
-    fitting = [known for known in PEAK_TFLOPS if set(known.split()) <= set(name.replace("-", " ").split())]
-    return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
+    """Return the bfloat16 peak of the device called `name` in TFLOP/s, or None if it is not listed."""
+    matching = [known for known in PEAK_TFLOPS if set(known.split()) <= set(name.replace("-", " ").split())]
+    return PEAK_TFLOPS[max(matching, key=len)] if matching else None
 
 
 def device_name(device: str) -> str:
-    """Return the name of a CUDA device, or of this machine's processor."""
+    """Return the name of a CUDA device, or of the processor."""
     import torch
 
     if device.startswith("cuda"):
@@ -271,8 +271,8 @@ def device_name(device: str) -> str:
     return device
 
 
-def restart_peak_memory(device: str) -> None:
-    """Forget the peak so far, where the system allows it."""
+def reset_peak_memory(device: str) -> None:
+    """Reset the measured peak, where the system allows it."""
     if device.startswith("cuda"):
         import torch
 
@@ -283,7 +283,7 @@ def restart_peak_memory(device: str) -> None:
 
 
 def peak_memory_bytes(device: str = "cpu") -> int:
-    """Return the most memory held since the restart: in RAM, or on a CUDA device in its own memory."""
+    """Return the peak memory since the reset: in RAM, or on a CUDA device in its own memory."""
     if device.startswith("cuda"):
         import torch
 
@@ -304,8 +304,8 @@ def _usual_batch_sizes(detector: Detector) -> tuple[int, ...]:
 
     peaks: list[int] = []
     for size in (1, 5):
-        detector.warm_up(size)  # the first pass may search for algorithms
-        restart_peak_memory(detector.device)
+        detector.warm_up(size)  # the first pass may benchmark algorithms
+        reset_peak_memory(detector.device)
         detector.warm_up(size)
         peaks.append(peak_memory_bytes(detector.device))
     free, _ = torch.cuda.mem_get_info(detector.device)

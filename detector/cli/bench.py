@@ -4,7 +4,6 @@ import json
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,40 +12,59 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from detector.bundle.files import Bundle, BundleError, resolve
+from detector.bundle.files import Bundle, resolve
+from detector.cli.errors import WrongUsageError, plain_errors
+from detector.cli.sections import SectionedCommand, section
 
 if TYPE_CHECKING:
     from detector.benchmark.speed import Comparison, Measurement
     from detector.detector import Dtype
 
 
-@click.command()
+@click.command(
+    cls=SectionedCommand,
+    epilog="""\b
+Examples:
+  dnf-detector bench --device cuda --json bench.json
+  dnf-detector bench --full-size --paper
+""",
+)
 @click.argument("bundle", required=False)
-@click.option("--device", "devices", multiple=True, help="auto, cpu, cuda or cuda:N; may be repeated.")
-@click.option(
-    "--dtype",
-    "dtypes",
-    multiple=True,
-    type=click.Choice(["float32", "bfloat16"]),
-    help="May be repeated; float32 and, where the device computes in it, bfloat16 if not given.",
+@section(
+    "What to measure",
+    click.option("--device", "devices", multiple=True, help="auto, cpu, cuda or cuda:N; may be repeated."),
+    click.option(
+        "--dtype",
+        "dtypes",
+        multiple=True,
+        type=click.Choice(["float32", "bfloat16"]),
+        help="May be repeated; default: those that the device has instructions for.",
+    ),
+    click.option(
+        "--batch-size",
+        "batch_sizes",
+        multiple=True,
+        type=click.IntRange(1, 512),
+        help="Pictures at once; may be repeated. With --paper, pictures per round; default: 2.",
+    ),
+    click.option("--threads", type=click.IntRange(1, 256), help="CPU threads of the networks."),
+    click.option("--compile", "compiled", is_flag=True, help="Compile the U-Net with PyTorch first."),
+    click.option("--full-size", is_flag=True, help="Networks of the published size with random weights."),
+    click.option("--paper", is_flag=True, help="Compare with the published pipeline on the same weights."),
 )
-@click.option(
-    "--batch-size",
-    "batch_sizes",
-    multiple=True,
-    type=click.IntRange(1, 512),
-    help="Pictures at once; may be repeated. With --paper, pictures a round (2).",
-)
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
-@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads of the networks.")
-@click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write it all here."
-)
-@click.option("--paper", is_flag=True, help="Ours against the published pipeline, on the same weights.")
-@click.option("--full-size", is_flag=True, help="The published networks' sizes, random weights.")
-@click.option("--compile", "compiled", is_flag=True, help="Let PyTorch compile the U-Net first.")
-@click.option(
-    "--peak-tflops", type=click.FloatRange(min=0, min_open=True), help="The device's peak in bfloat16."
+@section(
+    "How to measure",
+    click.option(
+        "--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Measurements per row."
+    ),
+    click.option(
+        "--peak-tflops",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Peak of the device in bfloat16, if it is not a known one.",
+    ),
+    click.option(
+        "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here."
+    ),
 )
 def bench(
     bundle: str | None,
@@ -54,21 +72,21 @@ def bench(
     devices: tuple[str, ...],
     dtypes: "tuple[Dtype, ...]",
     batch_sizes: tuple[int, ...],
-    rounds: int,
     threads: int | None,
-    json_file: Path | None,
-    paper: bool,
-    full_size: bool,
     compiled: bool,
+    full_size: bool,
+    paper: bool,
+    rounds: int,
     peak_tflops: float | None,
+    json_file: Path | None,
 ) -> None:
-    """Measure BUNDLE (the default one, if none is named): speed, stages, memory and arithmetic.
+    """Measure the speed of BUNDLE (default: default): throughput, stages, memory and arithmetic.
 
-    With --paper, time the published pipeline and ours in turn in one process and print the ratio.
+    With --paper, run the published pipeline and this one alternately in one process and print the ratio.
     """
     import torch
 
-    from detector.benchmark.speed import device_name, flops_a_picture, measure
+    from detector.benchmark.speed import device_name, flops_per_picture, measure
 
     devices = devices or ("auto",)
     _check(bundle, devices, batch_sizes, full_size=full_size, paper=paper)
@@ -76,49 +94,46 @@ def bench(
         torch.set_num_threads(threads)
     rows: list[Measurement] = []
     comparison: Comparison | None = None
-    how = ""
-    try:
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            found = _full_size(folder) if full_size else resolve(bundle or "default")
-            flops = flops_a_picture(found)
-            if paper:
-                comparison, how = _compare(
-                    found,
-                    folder,
-                    device=devices[0],
-                    dtypes=dtypes,
-                    batch_sizes=batch_sizes,
-                    rounds=rounds,
-                    compiled=compiled,
-                )
-            else:
-                rows = measure(
-                    found,
-                    devices=devices,
-                    dtypes=dtypes,
-                    batch_sizes=batch_sizes,
-                    rounds=rounds,
-                    peak_tflops=peak_tflops,
-                    compiled=compiled,
-                )
-            title = f"{found.manifest.name} {found.manifest.version}"
-    except BundleError as error:
-        raise click.UsageError(f"{error.reason}: {error}") from error
+    ours = ""
+    with plain_errors(), tempfile.TemporaryDirectory() as name:
+        measured = _full_size(Path(name)) if full_size else resolve(bundle or "default")
+        flops = flops_per_picture(measured)
+        if paper:
+            comparison, ours = _compare(
+                measured,
+                Path(name),
+                device=devices[0],
+                dtypes=dtypes,
+                pictures=batch_sizes[0] if batch_sizes else 2,
+                rounds=rounds,
+                compiled=compiled,
+            )
+        else:
+            rows = measure(
+                measured,
+                devices=devices,
+                dtypes=dtypes,
+                batch_sizes=batch_sizes,
+                rounds=rounds,
+                peak_tflops=peak_tflops,
+                compiled=compiled,
+            )
+    title = f"{measured.manifest.name} {measured.manifest.version}"
     machine = {"cpu": device_name("cpu"), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if json_file:
-        record: dict[str, Any] = {"bundle": title, "machine": machine, "flops_a_picture": flops}
+        record: dict[str, Any] = {"bundle": title, "machine": machine, "flops_per_picture": flops}
         record["rows"] = [asdict(row) for row in rows]
-        record["comparison"] = comparison and {**asdict(comparison), "ratio": comparison.ratio, "ours": how}
+        record["comparison"] = comparison and {**asdict(comparison), "ratio": comparison.ratio, "ours": ours}
         json_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     console = Console()
-    console.print(f"{title}, {flops / 1e9:.1f} GFLOP a picture; " + _inline(machine), highlight=False)
+    described = ", ".join(f"{name} {value}" for name, value in machine.items())
+    console.print(f"{title}, {flops / 1e9:.1f} GFLOP per picture; {described}", highlight=False)
     if comparison:
-        _print_comparison(console, comparison, how)
+        _print_comparison(console, comparison, ours)
     else:
         console.print(_table(rows))
-        for how in sorted({f"{row.device}, {row.dtype}: {row.acceleration}" for row in rows}):
-            console.print(how, highlight=False)
+        for line in sorted({f"{row.device}, {row.dtype}: {row.acceleration}" for row in rows}):
+            console.print(line, highlight=False)
 
 
 def _check(
@@ -132,24 +147,24 @@ def _check(
     import torch
 
     if bundle and full_size:
-        raise click.UsageError("--full-size makes its own weights; name no bundle with it")
+        raise WrongUsageError("--full-size draws its own weights; name no bundle with it")
     if paper and (len(devices) > 1 or len(batch_sizes) > 1):
-        raise click.UsageError("--paper compares on one device and one batch size")
+        raise WrongUsageError("--paper compares on one device and one batch size")
     for device in devices:
         kind, _, index = device.partition(":")
         if kind not in {"auto", "cpu", "cuda", "mps"}:
-            raise click.UsageError(f"{device} is no device; give auto, cpu, cuda, cuda:N or mps")
+            raise WrongUsageError(f"{device} is not a device; give auto, cpu, cuda, cuda:N or mps")
         if kind == "cuda" and not (index or "0").isdigit():
-            raise click.UsageError(f"{device} is no device; CUDA devices are numbered")
+            raise WrongUsageError(f"{device} is not a device; CUDA devices are numbered")
         if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-            raise click.UsageError(f"PyTorch finds no device {device} on this machine")
+            raise WrongUsageError(f"PyTorch finds no device {device} on this machine")
 
 
 def _full_size(folder: Path) -> Bundle:
     from detector.benchmark.paper_pipeline import full_size_bundle
 
     if sys.stderr.isatty():
-        click.echo("Making 137 M random weights", err=True)
+        click.echo("Drawing 137 M random weights", err=True)
     return full_size_bundle(folder / "bundle")
 
 
@@ -159,10 +174,11 @@ def _compare(
     *,
     device: str,
     dtypes: "tuple[Dtype, ...]",
-    batch_sizes: tuple[int, ...],
+    pictures: int,
     rounds: int,
     compiled: bool,
 ) -> "tuple[Comparison, str]":
+    """Return the comparison, and a description of this pipeline."""
     from detector.benchmark.paper_pipeline import PaperPipeline
     from detector.benchmark.speed import compare, our_pipeline, sample_files, usual_dtypes
     from detector.detector import Detector
@@ -170,10 +186,10 @@ def _compare(
     dtype = dtypes[0] if dtypes else usual_dtypes(device)[-1]
     detector = Detector.load(bundle, device=device, dtype=dtype, compiled=compiled)
     published = PaperPipeline(bundle, folder, device=detector.device)
-    files = sample_files(batch_sizes[0] if batch_sizes else 2)
     with ThreadPoolExecutor(1) as pool:
-        found = compare(published.logits, our_pipeline(detector, pool), files, rounds=rounds)
-    return found, f"{detector.device}, {detector.dtype}, {detector.acceleration}"
+        files = sample_files(pictures)
+        comparison = compare(published.logits, our_pipeline(detector, pool), files, rounds=rounds)
+    return comparison, f"{detector.device}, {detector.dtype}, {detector.acceleration}"
 
 
 def _table(rows: "list[Measurement]") -> Table:
@@ -182,16 +198,21 @@ def _table(rows: "list[Measurement]") -> Table:
     for row in rows:
         stages = (row.decode_ms, row.prepare_ms, row.dnf_ms, row.classify_ms)
         share = "" if row.peak_share is None else f"{row.peak_share:.0%}"
-        figures = (f"{row.speed:.2f}", f"{row.tflops:.3f}", share, f"{row.memory_bytes / 2**20:.0f}")
+        figures = (
+            f"{row.pictures_per_second:.2f}",
+            f"{row.tflops:.3f}",
+            share,
+            f"{row.memory_bytes / 2**20:.0f}",
+        )
         cells = (row.device, row.dtype, str(row.batch_size), *(f"{stage:.1f}" for stage in stages), *figures)
         table.add_row(*cells)
     return table
 
 
-def _print_comparison(console: Console, comparison: "Comparison", how: str) -> None:
-    table = Table("Pipeline", "Seconds a picture")
-    table.add_row("published: float32, contiguous, through a file", f"{comparison.paper_seconds:.3f}")
-    table.add_row(f"ours: {how}", f"{comparison.ours_seconds:.3f}")
+def _print_comparison(console: Console, comparison: "Comparison", ours: str) -> None:
+    table = Table("Pipeline", "Seconds per picture")
+    table.add_row("published: float32, contiguous, features in files", f"{comparison.paper_seconds:.3f}")
+    table.add_row(f"ours: {ours}", f"{comparison.ours_seconds:.3f}")
     console.print(table)
     low, high = min(comparison.ratios), max(comparison.ratios)
     console.print(
@@ -200,7 +221,3 @@ def _print_comparison(console: Console, comparison: "Comparison", how: str) -> N
         f"{comparison.largest_logit_difference:.4f}",
         highlight=False,
     )
-
-
-def _inline(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

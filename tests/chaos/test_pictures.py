@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from detector.benchmark.speed import peak_memory_bytes, restart_peak_memory
+from detector.benchmark.speed import peak_memory_bytes, reset_peak_memory
 from detector.images.decode import ImageLimits, ImageReason, ImageRejectedError, decode
 from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.malformed import KINDS, malformed_pictures
@@ -35,7 +35,7 @@ def test_five_thousand_malformed_pictures_are_read_or_refused_with_a_reason(repo
     for _, data in malformed_pictures(500, seed=1):
         with suppress(ImageRejectedError):
             decode(data, LIMITS)
-    restart_peak_memory("cpu")
+    reset_peak_memory("cpu")
     before = peak_memory_bytes()
     for _, data in malformed_pictures(count):
         began = time.perf_counter()
