@@ -1,4 +1,4 @@
-"""For platforms in Python: submit checks and consume events, without torch or a model."""
+"""For platforms in Python: submit checks and consume events, without torch and without a model."""
 
 import socket
 import time
@@ -15,17 +15,18 @@ from kombu.exceptions import OperationalError
 from pydantic import JsonValue
 
 from worker.broker.app import DEFAULT_QUEUE, create_app
-from worker.broker.connection import distrust
+from worker.broker.connection import connect
 from worker.broker.dead_letters import DeadLetters
-from worker.broker.verdict_stream import Event, Results, connect
-from worker.contract.envelope import entry_of
+from worker.broker.faults import connection_fault
+from worker.broker.verdict_stream import Event, VerdictStream
+from worker.contract.envelope import encode
 from worker.contract.messages import CHECK_IMAGE, DeadLetter, ImageCheck, QueueName
 from worker.settings import Settings
 from worker.storage import Storage
 from worker.telemetry import tracing
 
-# One command for each: large enough to be quick, small enough not to hold up the broker.
-_CHECKS_A_STEP = 200
+# Checks in one command: enough to be quick, few enough not to block the broker.
+_CHECKS_PER_COMMAND = 200
 
 
 class QueueUnreachableError(ConnectionError):
@@ -37,7 +38,7 @@ class QueueFullError(Exception):
 
 
 class NoVerdictError(Exception):
-    """Not every awaited check had an event.
+    """Some awaited checks have no event.
 
     `found` holds the events that came and `letters` the dead letters, both by check id; `missing` holds the
     ids of which nothing was heard in time.
@@ -58,27 +59,30 @@ class NoVerdictError(Exception):
 
 
 @dataclass(frozen=True)
-class Delivered:
-    """An event that a group's member received: `event`, and `ack()` once it was dealt with."""
+class ConsumedEvent:
+    """An event that a member of a consumer group received."""
 
     event: Event
-    _results: Results
+    _stream: VerdictStream
     _group: str
 
     def ack(self) -> None:
-        """Tell the group that the event was dealt with; until then another member may claim it."""
-        self._results.acknowledge(self._group, self.event)
+        """Acknowledge the event; until then another member of the group may claim it."""
+        self._stream.acknowledge(self._group, self.event)
 
 
 class Client:
     """A producer and consumer on the broker that the settings name."""
 
+    #: The settings in force, by default those of the DNF_ environment variables.
+    settings: Settings
+
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
         self._app = create_app(self.settings)
-        self._results = Results(self.settings)
+        self._verdict_stream = VerdictStream.connect(self.settings)
         self._dead_letters = DeadLetters.connect(self.settings)
-        self._redis = connect(self.settings)
+        self._redis = connect(self.settings.broker)
         self._storage: Storage | None = None
 
     def submit(self, bucket: str, key: str, *, queue: QueueName = DEFAULT_QUEUE, **fields: Any) -> str:
@@ -110,21 +114,21 @@ class Client:
         return check.check_id
 
     def submit_many(self, checks: Iterable[ImageCheck], *, queue: QueueName = DEFAULT_QUEUE) -> list[str]:
-        """Enqueue many checks, some hundred in one step each, and return their ids.
+        """Enqueue many checks, some hundred in each command, and return their ids.
 
         After an error some may be enqueued: submitting all of them again is safe. Raises `QueueFullError` and
         `QueueUnreachableError`.
         """
         check_ids: list[str] = []
-        left = iter(checks)
-        while chunk := list(islice(left, _CHECKS_A_STEP)):
-            self._refuse_if_full(queue, room_for=len(chunk))
+        remaining = iter(checks)
+        while chunk := list(islice(remaining, _CHECKS_PER_COMMAND)):
+            self._refuse_if_full(queue, adding=len(chunk))
             try:
                 with tracing.span("submit", **{"dnf.checks": len(chunk), "dnf.queue": queue}):
                     trace = tracing.traceparent()
                     messages = [check.model_dump(mode="json") for check in chunk]
                     self._redis.lpush(
-                        queue, *(entry_of([each], {}, queue, traceparent=trace) for each in messages)
+                        queue, *(encode([each], {}, queue, traceparent=trace) for each in messages)
                     )
             except redis.RedisError as error:
                 raise self._unreachable(error) from error
@@ -139,7 +143,7 @@ class Client:
         metadata: dict[str, JsonValue] | None = None,
     ) -> str:
         """Upload a local file to the upload bucket under its digest, enqueue its check, return the id."""
-        self._storage = self._storage or Storage(self.settings)
+        self._storage = self._storage or Storage(self.settings.storage)
         key, digest = self._storage.upload(path)
         return self.submit(
             self.settings.upload_bucket, key, queue=queue, sha256=digest, metadata=metadata or {}
@@ -147,11 +151,11 @@ class Client:
 
     def position(self) -> str:
         """Return the stream's newest entry id, for `events(since=...)` and `wait_for(since=...)`."""
-        return self._results.position()
+        return self._verdict_stream.position()
 
     def events(self, *, since: str = "0-0", follow: bool = True) -> Iterator[Event]:
         """Yield events after `since`, oldest first; without `follow`, end at the newest one."""
-        for event in self._results.tail(since, block_seconds=1.0 if follow else 0.001):
+        for event in self._verdict_stream.tail(since, block_seconds=1.0 if follow else 0.001):
             if event is not None:
                 yield event
             elif not follow:
@@ -164,19 +168,20 @@ class Client:
         consumer: str | None = None,
         follow: bool = True,
         claim_after_seconds: float = 60.0,
-    ) -> Iterator[Delivered]:
+    ) -> Iterator[ConsumedEvent]:
         """Yield events as a member of a consumer group; each must be acknowledged with `ack()`.
 
-        `consumer` names the member, by default after the host: under the same name it goes on after a crash
-        with what it had not acknowledged. What another member left for `claim_after_seconds` is claimed.
+        `consumer` names the member, by default the host's name: under the same name it continues after a
+        crash with the events that it had not acknowledged. Events that another member left pending for
+        `claim_after_seconds` are claimed.
         """
         member = consumer or socket.gethostname()
         wait = 1.0 if follow else 0.001
-        for event in self._results.consume(
+        for event in self._verdict_stream.consume(
             group, member, block_seconds=wait, claim_after_seconds=claim_after_seconds
         ):
             if event is not None:
-                yield Delivered(event, self._results, group)
+                yield ConsumedEvent(event, self._verdict_stream, group)
             elif not follow:
                 return
 
@@ -190,21 +195,21 @@ class Client:
     ) -> dict[str, Event]:
         """Return the events of these checks by id, looking at what came after `since`.
 
-        A check may be named by its id, or given whole: then it is submitted again, to `queue`, when nothing
-        was heard of it for `resubmit_after_seconds`, and again after twice that time, and so on. A broker
-        that lost what it had confirmed, in a power failure say, thus costs time and no verdict. Raises
-        `NoVerdictError` when the time is up, or when every check without an event is a dead letter.
+        A check is an id or an `ImageCheck`. The latter is submitted again, to `queue`, when it has no event
+        after `resubmit_after_seconds`, and again after twice that time, and so on: a broker that lost a
+        confirmed message, in a power failure say, then costs time and no verdict. Raises `NoVerdictError`
+        after the timeout, or when every check without an event has a dead letter.
         """
-        began = time.monotonic()
-        deadline = began + timeout_seconds
+        started = time.monotonic()
+        deadline = started + timeout_seconds
         whole = {check.check_id: check for check in checks if isinstance(check, ImageCheck)}
-        patience = resubmit_after_seconds or float("inf")
+        resubmit_after = resubmit_after_seconds or float("inf")
         awaited = {check if isinstance(check, str) else check.check_id for check in checks}
         found: dict[str, Event] = {}
         dead_letters: dict[str, DeadLetter] = {}
-        # Both streams take their ids from one server's clock.
+        # The ids of both streams come from one server's clock.
         read = since
-        with closing(self._results.tail(since, block_seconds=0.2)) as tail:
+        with closing(self._verdict_stream.tail(since, block_seconds=0.2)) as tail:
             for event in tail:
                 if event is not None:
                     if event.check_id in awaited:
@@ -224,29 +229,29 @@ class Client:
                     return found
                 if not missing or time.monotonic() > deadline:
                     raise NoVerdictError(found, dead, missing)
-                if event is None and time.monotonic() > began + patience:
-                    patience *= 2
+                if event is None and time.monotonic() > started + resubmit_after:
+                    resubmit_after *= 2
                     self.submit_many([whole[check_id] for check_id in missing & whole.keys()], queue=queue)
         raise AssertionError("unreachable: the tail is endless")
 
-    def _refuse_if_full(self, queue: QueueName, *, room_for: int = 1) -> None:
+    def _refuse_if_full(self, queue: QueueName, *, adding: int = 1) -> None:
         most = self.settings.max_queue_length
         try:
             length = int(self._redis.llen(queue))
         except redis.RedisError as error:
             raise self._unreachable(error) from error
-        if length + room_for > most:
-            raise QueueFullError(f"{length} checks wait in {queue}; at most {most} may")
+        if length + adding > most:
+            raise QueueFullError(f"{length} checks wait in {queue}; the limit is {most}")
 
     def _unreachable(self, error: Exception) -> QueueUnreachableError:
         return QueueUnreachableError(
-            distrust(error, self.settings) or f"the broker cannot be reached: {error}"
+            str(connection_fault(error, self.settings.broker) or f"the broker cannot be reached: {error}")
         )
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
-        self._results.close()
+        self._verdict_stream.close()
         self._dead_letters.close()
         self._app.close()
 

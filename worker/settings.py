@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
@@ -12,6 +14,44 @@ MASK = "********"
 
 # What boto3 takes for a host.
 _HOST = re.compile(r"([A-Za-z0-9-]+\.)*[A-Za-z0-9-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+
+
+@dataclass(frozen=True)
+class BrokerSettings:
+    """What a connection to the broker needs."""
+
+    #: redis:// or rediss:// URL, with its user and password.
+    url: SecretStr
+    #: PEM of the authority that signed the broker's certificate; None: the system's.
+    ca_file: Path | None = None
+    #: PEM of this client's certificate and of its key, for a broker that asks for one.
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class StorageSettings:
+    """What the object store needs, and the limits of an upload."""
+
+    #: None: Amazon's.
+    endpoint_url: SecretStr | None
+    region: str
+    #: None: boto3 searches for credentials.
+    access_key_id: SecretStr | None
+    secret_access_key: SecretStr | None
+    #: Limit of a connect and of a single read.
+    timeout_seconds: float
+    #: Limit of a whole fetch.
+    fetch_seconds: float
+    #: BUCKET or BUCKET/PREFIX/ that may be read.
+    allowed_buckets: tuple[str, ...]
+    upload_bucket: str
+    #: Limit of an object.
+    max_bytes: int
+    #: Connections kept open.
+    connections: int
+    #: Texts that no error may quote.
+    secrets: frozenset[str]
 
 
 class Settings(BaseSettings):
@@ -26,7 +66,8 @@ class Settings(BaseSettings):
         description="Broker and results: redis:// or rediss:// URL.",
     )
     redis_ca_file: FilePath | None = Field(
-        default=None, description="PEM of who signs a rediss:// broker's certificate; unset: the system's."
+        default=None,
+        description="PEM of the authority that signs a rediss:// broker's certificate; unset: the system's.",
     )
     redis_certificate_file: FilePath | None = Field(
         default=None, description="PEM of this client's own certificate, for a broker that asks for one."
@@ -46,7 +87,8 @@ class Settings(BaseSettings):
     upload_bucket: str = Field(default="uploads", description="Where `submit` puts local files.")
     bundle: str = Field(default="default", description="The detector: a folder, a name, s3:// or a hub id.")
     shadow_bundle: str | None = Field(
-        default=None, description="A detector that scores beside the serving one and has no say."
+        default=None,
+        description="A second detector, for comparison; the verdicts are the serving one's.",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Computation type.")
@@ -60,15 +102,15 @@ class Settings(BaseSettings):
         description="Checks in flight in one worker process; unset means twice the batch size.",
     )
     check_deadline_seconds: float = Field(
-        default=90, gt=0, description="Limit of one try of a check; below the visibility timeout."
+        default=90, gt=0, description="Limit of one attempt at a check; below the visibility timeout."
     )
     model_stall_seconds: float = Field(
         default_factory=lambda earlier: 2 / 3 * float(earlier.get("check_deadline_seconds", 90)),
         gt=0,
-        description="A model that stands still so long ends its process; unset: 2/3 of the check deadline.",
+        description="Limit of one batch; beyond it the process ends. Unset: 2/3 of the check deadline.",
     )
     shutdown_grace_seconds: float = Field(
-        default=45, ge=0, description="How long a worker that is told to stop finishes what it began."
+        default=45, ge=0, description="Grace period of a shutdown, for the checks that run."
     )
     processes: int | None = Field(
         default=None, ge=1, le=256, description="Worker processes; unset: one for each visible GPU, or one."
@@ -78,7 +120,7 @@ class Settings(BaseSettings):
     )
     restart_window_seconds: float = Field(default=300, gt=0, description="The window of the restart limit.")
     visibility_timeout_seconds: int = Field(
-        default=120, ge=5, description="After it, an unacknowledged check is delivered again."
+        default=120, ge=5, description="An unacknowledged check is delivered again after it."
     )
     max_retries: int = Field(
         default=20, ge=0, description="Retries of a check before it becomes a dead letter."
@@ -87,10 +129,12 @@ class Settings(BaseSettings):
         default=100_000, ge=1, description="Checks that may wait in one queue before more are refused."
     )
     max_attempts: int = Field(
-        default=3, ge=1, description="Worker processes that may end during a check before it is given up."
+        default=3,
+        ge=1,
+        description="Attempts at a check that may end with their process before it is dead-lettered.",
     )
     verdict_cache_ttl_seconds: int = Field(
-        default=0, ge=0, description="How long a verdict answers for the same bytes; 0: every one is judged."
+        default=0, ge=0, description="How long a verdict answers for the same bytes; 0: no cache."
     )
     max_bytes: int = Field(default=20 << 20, gt=0, description="Limit of an upload.")
     max_pixels: int = Field(default=50_000_000, gt=0, description="Limit of a picture's width x height.")
@@ -117,7 +161,9 @@ class Settings(BaseSettings):
         description="Port of /livez, /readyz, /startupz and /metrics; 0 serves nothing.",
     )
     expected_checks_per_second: float = Field(
-        default=3.0, gt=0, description="What one worker is expected to do; for the backlog until measured."
+        default=3.0,
+        gt=0,
+        description="Expected rate of one worker; used for the backlog until it is measured.",
     )
     source: str = Field(default="dnf-moderation", min_length=1, description="CloudEvents `source`.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Log level.")
@@ -142,7 +188,8 @@ class Settings(BaseSettings):
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
         parts = _parts(value, "redis", "rediss")
         if "ssl" in parts.query:
-            # It could switch the check of the certificate off, for one of the two libraries that read it.
+            # An ssl_ option could switch certificate verification off in one of the two libraries that read
+            # the URL.
             raise ValueError("takes no ssl_ options: the certificate is checked, see DNF_REDIS_CA_FILE")
         return value
 
@@ -170,8 +217,33 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def broker(self) -> BrokerSettings:
+        """The broker and how to trust it."""
+        return BrokerSettings(
+            self.redis_url, self.redis_ca_file, self.redis_certificate_file, self.redis_key_file
+        )
+
+    @property
+    def storage(self) -> StorageSettings:
+        """The object store; a fetch takes at most half of a check's time, and no single wait more."""
+        fetch_seconds = self.check_deadline_seconds / 2
+        return StorageSettings(
+            endpoint_url=self.s3_endpoint_url,
+            region=self.s3_region,
+            access_key_id=self.s3_access_key_id,
+            secret_access_key=self.s3_secret_access_key,
+            timeout_seconds=min(self.s3_timeout_seconds, fetch_seconds),
+            fetch_seconds=fetch_seconds,
+            allowed_buckets=self.allowed_buckets,
+            upload_bucket=self.upload_bucket,
+            max_bytes=self.max_bytes,
+            connections=self.threads,
+            secrets=self.secrets(),
+        )
+
+    @property
     def longest_retry_seconds(self) -> float:
-        """The longest wait before a retry: a waiting check must not be delivered again meanwhile."""
+        """The longest back-off: it ends before the visibility timeout does."""
         return min(30.0, self.visibility_timeout_seconds / 4)
 
     def secrets(self) -> frozenset[str]:

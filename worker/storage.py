@@ -1,8 +1,9 @@
-"""S3: fetch a picture within limits; store an upload."""
+"""S3: fetch a picture within limits, store an upload."""
 
 import hashlib
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -11,8 +12,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from worker.contract.messages import ImageCheck, StorageReason
-from worker.settings import Settings
+from worker.contract.messages import ImageCheck, RefusedError, StorageReason, UnavailableError
 from worker.telemetry.logs import SecretMask
 
 if TYPE_CHECKING:
@@ -21,23 +21,34 @@ if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
     from urllib3 import HTTPResponse
 
+    from worker.settings import StorageSettings
 
-class StorageRejectedError(Exception):
-    """The object cannot be had, now or later; `reason` is one of `StorageReason`."""
+
+class StorageRejectedError(RefusedError):
+    """The object cannot be had, now or later; `reason` is one of `StorageReason`, `str()` is the detail."""
 
     def __init__(self, reason: StorageReason, detail: str) -> None:
         super().__init__(detail)
         self.reason: StorageReason = reason
 
 
-class StorageUnavailableError(Exception):
-    """The store throttles, fails or cannot be reached: worth another try later."""
+class StorageUnavailableError(UnavailableError):
+    """The store throttles, fails or cannot be reached: the check is retried."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A fetched object."""
+
+    data: bytes
+    #: Hexadecimal digest of `data`.
+    sha256: str
 
 
 # A malformed version id, and one that marks a deletion, come without 404.
 _MISSING = {"InvalidArgument", "MethodNotAllowed"}
-# Answered with 403 too, but a wrong key or clock of the worker is no fault of the upload: it waits until an
-# operator mends it.
+# Answered with 403 too, but at fault is the worker's key or clock: the check is retried until an operator
+# has set it right.
 _OPERATORS = {
     "ExpiredToken",
     "InvalidAccessKeyId",
@@ -50,39 +61,37 @@ _FORBIDDEN_STATUS, _MISSING_STATUS, _CHANGED_STATUS = 403, 404, 412
 
 
 class Storage:
-    """The object store as the settings describe it; safe for threads."""
+    """The object store that the settings name; safe for threads."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: "StorageSettings") -> None:
         self._settings = settings
-        self._secrets = SecretMask(settings.secrets())
-        # No single wait may take the time that a check has as a whole.
-        patience = min(settings.s3_timeout_seconds, settings.check_deadline_seconds / 2)
-        endpoint = settings.s3_endpoint_url.get_secret_value() if settings.s3_endpoint_url else None
-        access, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+        self._secrets = SecretMask(settings.secrets)
+        endpoint = settings.endpoint_url.get_secret_value() if settings.endpoint_url else None
+        access, secret = settings.access_key_id, settings.secret_access_key
         self._s3: S3Client = boto3.client(
             "s3",
             endpoint_url=endpoint,
-            region_name=settings.s3_region,
+            region_name=settings.region,
             aws_access_key_id=access.get_secret_value() if access else None,
             aws_secret_access_key=secret.get_secret_value() if secret else None,
             config=Config(
-                connect_timeout=patience,
-                read_timeout=patience,
-                max_pool_connections=settings.threads,
+                connect_timeout=settings.timeout_seconds,
+                read_timeout=settings.timeout_seconds,
+                max_pool_connections=settings.connections,
                 retries={"mode": "standard", "max_attempts": 2},
                 s3={"addressing_style": "path"} if endpoint else {},
             ),
         )
-        # botocore itself goes where a store redirects it to, in the name of another region.
+        # botocore follows a store's redirect to another region, which may be any host.
         self._s3.meta.events.register("before-send.s3", self._refuse_other_hosts)
 
     @property
     def client(self) -> "S3Client":
-        """The S3 client itself, which asks no other host than the one that is set."""
+        """The S3 client itself; it sends no request to another host than the endpoint's."""
         return self._s3
 
-    def fetch(self, check: ImageCheck) -> bytes:
-        """Return the object's bytes, at most `max_bytes`.
+    def fetch(self, check: ImageCheck) -> Upload:
+        """Return the object, of at most `max_bytes`.
 
         Raises `StorageRejectedError` when it cannot be had or is not what the check names, and
         `StorageUnavailableError` when the store cannot serve it now.
@@ -94,27 +103,28 @@ class Storage:
         if check.etag:
             request["IfMatch"] = check.etag
         limit = self._settings.max_bytes
-        began = time.monotonic()
+        deadline = time.monotonic() + self._settings.fetch_seconds
         try:
             reply = self._s3.get_object(**request)
-            # The body's own `with` gives the bare stream, which takes a reply that was cut for a whole one.
+            # The body's own `with` gives the bare stream, which takes a truncated reply for a complete one.
             with closing(reply["Body"]) as body:
-                # A reply in chunks does not say beforehand how long it is.
+                # A chunked reply does not state its length.
                 length = reply.get("ContentLength", 0)
                 if length > limit:
                     raise StorageRejectedError(
                         "too_large", f"The object has {length} bytes; the limit is {limit}."
                     )
-                data = _read(body, limit, began + self._settings.check_deadline_seconds / 2)
+                data = _read(body, limit, deadline)
         except ClientError as error:
             raise _translated(error, check) from error
         except (BotoCoreError, OSError) as error:
             raise self._unavailable(check, error) from error
         if len(data) > limit:
             raise StorageRejectedError("too_large", f"The object has more than {limit} bytes.")
-        if check.sha256 and hashlib.sha256(data).hexdigest() != check.sha256:
+        digest = hashlib.sha256(data).hexdigest()
+        if check.sha256 and digest != check.sha256:
             raise StorageRejectedError("digest_mismatch", "The object's content is not what the check names.")
-        return data
+        return Upload(data, digest)
 
     def upload(self, path: Path) -> tuple[str, str]:
         """Store a local file in the upload bucket under its digest; return the key and the SHA-256.
@@ -157,12 +167,12 @@ class Storage:
             raise StorageUnavailableError(f"the store redirects to {asked}; DNF_S3_REGION may be wrong")
 
     def _unavailable(self, check: ImageCheck, error: Exception) -> StorageUnavailableError:
-        # botocore quotes the endpoint whole, and what is said here stands in dead letters too.
+        # botocore quotes the whole endpoint, and this text is shown in dead letters.
         return StorageUnavailableError(self._secrets.masked(f"{check.uri}: {error}"))
 
 
-class _AsItComes:
-    """A response's body whose `read` returns what has arrived; urllib3's own waits until all of it has."""
+class _Arriving:
+    """A response's body whose `read` returns what has arrived; urllib3's own waits for the whole amount."""
 
     def __init__(self, response: "HTTPResponse") -> None:
         self._response = response
@@ -175,19 +185,19 @@ class _AsItComes:
 
 
 def _read(body: "StreamingBody", limit: int, deadline: float) -> bytes:
-    """Read at most `limit` + 1 bytes; a store that trickles is given up on at the deadline.
+    """Read at most `limit` + 1 bytes, until the deadline.
 
-    botocore's body compares length and checksum at the end, and makes errors of the network its own. Raises
-    `StorageUnavailableError` and BotoCoreError.
+    botocore's body verifies length and checksum at its end. Raises `StorageUnavailableError` and
+    BotoCoreError.
     """
-    body._raw_stream = _AsItComes(body._raw_stream)  # type: ignore[attr-defined] # noqa: SLF001 - a test holds it
+    body._raw_stream = _Arriving(body._raw_stream)  # type: ignore[attr-defined] # noqa: SLF001 - a test holds it
     chunks: list[bytes] = []
     wanted = limit + 1
     while wanted > 0 and (chunk := body.read(min(wanted, 1 << 20))):
         chunks.append(chunk)
         wanted -= len(chunk)
         if time.monotonic() > deadline:
-            raise StorageUnavailableError("the object came too slowly")
+            raise StorageUnavailableError("the object arrived too slowly")
     return b"".join(chunks)
 
 

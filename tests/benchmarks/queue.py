@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from worker.contract.envelope import entry_of
+from worker.contract.envelope import encode
 from worker.contract.messages import CHECK_IMAGE, ImageCheck
 from worker.embedded.guarded_process import GuardedProcess
 from worker.embedded.services import EmbeddedServices
@@ -76,7 +76,7 @@ def against_bare_celery(services: EmbeddedServices, *, checks: int, rounds: int)
             return _speed(server, whole, [_check(services, key) for _ in range(checks)])
 
         def reference() -> float:
-            return _speed(bare_server, bare, [entry_of([], {}, QUEUE) for _ in range(checks)])
+            return _speed(bare_server, bare, [encode([], {}, QUEUE) for _ in range(checks)])
 
         return _interleaved("whole path, null detector / bare Celery", ours, reference, rounds)
 
@@ -142,7 +142,7 @@ def _detector_speed(detector: "Detector", files: list[bytes], batch_size: int) -
 
 def _check(services: EmbeddedServices, key: str) -> bytes:
     check = ImageCheck(bucket=services.bucket, key=key)
-    return entry_of([check.model_dump(mode="json")], {}, QUEUE)
+    return encode([check.model_dump(mode="json")], {}, QUEUE)
 
 
 def _stored(services: EmbeddedServices, files: list[bytes]) -> list[str]:

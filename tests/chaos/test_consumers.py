@@ -10,7 +10,7 @@ from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.outcome import submit, wait_for_all
 from tests.chaos.report import Report
 from tests.conftest import PATIENCE
-from worker.broker.verdict_stream import Results
+from worker.broker.verdict_stream import VerdictStream
 from worker.client import Client
 
 CLAIM_SECONDS = 1.0
@@ -32,7 +32,7 @@ def test_events_that_a_dead_consumer_had_read_go_to_another(
         # It acknowledged all but the last that it said it has.
         dealt_with.update(_read_and_die(chaos_environment, f"dies-{number}", 20)[:-1])
     died = time.monotonic()
-    results = Results(client.settings)
+    results = VerdictStream.connect(client.settings)
     for event in results.consume("moderators", "lives", block_seconds=0.2, claim_after_seconds=CLAIM_SECONDS):
         if event is not None:
             dealt_with[event.check_id] += 1

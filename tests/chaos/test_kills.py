@@ -8,7 +8,7 @@ from tests.chaos.conftest import SCALE, VISIBILITY_SECONDS, StartFleet
 from tests.chaos.outcome import Faults, submit, wait_for_all, wait_for_share, waiting
 from tests.chaos.report import Report
 from tests.conftest import PATIENCE
-from worker.checks.attempts import attempts_key
+from worker.broker import keys
 from worker.client import Client
 from worker.embedded.valkey import Valkey
 
@@ -64,7 +64,7 @@ def test_checks_that_cannot_be_alone_in_time_are_answered_before_the_queue_behin
     isolated = submit(client, [stored_picture], count=threads)
     with redis.Redis.from_url(valkey.url) as broker:
         for name in isolated:
-            broker.hset(attempts_key(name), "by:lost", 1)
+            broker.hset(keys.attempts(name), "by:lost", 1)
     behind = submit(client, [stored_picture], count=24)
     workers = fleet(
         1,
@@ -80,7 +80,7 @@ def test_checks_that_cannot_be_alone_in_time_are_answered_before_the_queue_behin
     # A thread that is free takes a check of the queue, which may have its turn between two of them.
     assert isolated.keys() <= set(order[: 2 * threads])
     with redis.Redis.from_url(valkey.url) as broker:
-        assert {broker.hget(attempts_key(name), "count") for name in isolated} == {b"1"}
+        assert {broker.hget(keys.attempts(name), "count") for name in isolated} == {b"1"}
 
 
 def test_a_broker_that_is_killed_six_times_loses_no_verdict_and_no_worker(

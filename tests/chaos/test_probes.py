@@ -49,14 +49,14 @@ def test_a_broker_that_is_away_makes_a_worker_not_ready_and_never_dead(
     valkey.process.signal(signal.SIGSTOP)
     wait_until(lambda: alive_and(503, "broker does not answer"), "not ready beside a frozen broker")
     valkey.process.signal(signal.SIGCONT)
-    wait_until(lambda: alive_and(200, "takes checks"), "ready after the thaw", seconds=60)
+    wait_until(lambda: alive_and(200, "taking checks"), "ready after the thaw", seconds=60)
     broker_proxy.freeze()
     wait_until(lambda: alive_and(503, ""), "not ready with frozen connections")
-    wait_until(lambda: alive_and(200, "takes checks"), "ready over new connections", seconds=60)
+    wait_until(lambda: alive_and(200, "taking checks"), "ready over new connections", seconds=60)
     valkey.kill()
     wait_until(lambda: alive_and(503, "broker does not answer"), "not ready without a broker")
     valkey.start()
-    wait_until(lambda: alive_and(200, "takes checks"), "ready after the broker's start", seconds=60)
+    wait_until(lambda: alive_and(200, "taking checks"), "ready after the broker's start", seconds=60)
     assert workers.deaths == []
 
 
@@ -91,7 +91,7 @@ def test_a_busy_worker_is_ready_and_one_that_stops_is_alive_until_its_last_check
     answers = {served.status(path) for path in ("/livez", "/readyz", "/startupz") for _ in range(40)}
     assert answers == {200}
     workers.workers[0].process.terminate()
-    wait_until(lambda: served.probe("/readyz")[1]["reason"] == "stopping", "not ready at once")
+    wait_until(lambda: served.probe("/readyz")[1]["reason"] == "shutting down", "not ready at once")
     assert served.figure("dnf_checks_in_flight")
     assert served.status("/livez") == 200
     wait_until(lambda: workers.workers[0].process.poll() is not None, "the worker ended")
@@ -110,7 +110,7 @@ def test_the_endpoints_answer_while_the_model_loads(
     starting.start()
     try:
         wait_until(lambda: served.probe("/startupz") == (503, served.probe("/startupz")[1]), "answers")
-        assert served.probe("/startupz")[1]["reason"] == "loads the model"
+        assert served.probe("/startupz")[1]["reason"] == "loading the model"
         assert served.status("/livez") == 200
         assert served.status("/readyz") == 503
         wait_until(lambda: served.status("/startupz") == 200, "started")

@@ -89,7 +89,7 @@ def test_a_worker_that_is_told_to_stop_returns_what_it_has_not_begun_at_once_and
     [
         ([signal.SIGTERM, signal.SIGTERM], 300, "SIGTERM was received as well"),
         ([signal.SIGQUIT], 300, "SIGQUIT was received"),
-        ([signal.SIGTERM], 1, "the grace period of 1 seconds was over"),
+        ([signal.SIGTERM], 1, "the grace period of 1 seconds is over"),
     ],
 )
 def test_a_worker_that_may_not_finish_returns_everything_and_ends(  # noqa: PLR0917 - fixtures
@@ -116,7 +116,7 @@ def test_a_worker_that_may_not_finish_returns_everything_and_ends(  # noqa: PLR0
     assert time.monotonic() - began < (grace_seconds if grace_seconds == 1 else 0) + 10 * PATIENCE
     assert (broker.waiting, broker.taken) == (30, 0)
     (line,) = worker.wait_for_event("worker_stopped_early")
-    assert (line["why"], line["returned"]) == (why, IN_FLIGHT)
+    assert (line["reason"], line["requeued"]) == (why, IN_FLIGHT)
 
 
 def test_a_worker_that_stops_acknowledges_each_check_as_it_ends(
@@ -129,14 +129,14 @@ def test_a_worker_that_stops_acknowledges_each_check_as_it_ends(
     wait_until(lambda: len(broker.begun(check_ids)) == IN_FLIGHT, "all are begun")
     done = len(_verdicts(client))
     worker.process.send_signal(signal.SIGTERM)
-    worker.wait_for_event("checks_requeued", returned=0)
+    worker.wait_for_event("checks_requeued", requeued=0)
     wait_until(lambda: done < len(_verdicts(client)) == IN_FLIGHT - broker.taken, "one more is settled")
     assert worker.process.poll() is None
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(60 * PATIENCE) == 0
     assert (broker.waiting, broker.taken) == (IN_FLIGHT - len(_verdicts(client)), 0)
     (line,) = worker.wait_for_event("worker_stopped_early", fault=None)
-    assert line["returned"] == broker.waiting
+    assert line["requeued"] == broker.waiting
 
 
 def test_a_worker_that_is_told_to_end_at_once_under_load_leaves_no_check_behind(

@@ -97,7 +97,7 @@ def test_a_process_that_ends_by_fault_is_started_again_and_no_check_is_lost(
     check_ids = [client.submit(client.settings.upload_bucket, stored_picture) for _ in range(100)]
     worker.wait_for_event("image_checked", count=10)
     os.kill(killed, signal.SIGKILL)
-    (ended,) = worker.wait_for_event("process_ended")
+    (ended,) = worker.wait_for_event("process_failed")
     assert ended["cause"] == "killed by SIGKILL"
     client.wait_for(*check_ids, timeout_seconds=90 * PATIENCE)
     assert Counter(event.check_id for event in client.events(follow=False)) == Counter(check_ids)

@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from tests.chaos.conftest import StartFleet
 from tests.chaos.proxy import FaultProxy
 from worker.client import Client
-from worker.contract.envelope import entry_of
+from worker.contract.envelope import encode
 from worker.contract.messages import ImageCheck
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import free_ports
@@ -129,7 +129,7 @@ def test_a_worker_without_an_exporter_passes_a_trace_on(
     with redis.Redis.from_url(valkey.url) as broker:
         for header, check in checks.items():
             message = check.model_dump(mode="json")
-            broker.lpush("image-checks", entry_of([message], {}, "image-checks", traceparent=header))
+            broker.lpush("image-checks", encode([message], {}, "image-checks", traceparent=header))
     events = client.wait_for(*(check.check_id for check in checks.values()))
     traces = {header: events[check.check_id].envelope.traceparent for header, check in checks.items()}
     assert traces == {given: given, None: None, "nonsense": None}

@@ -13,7 +13,7 @@ from referencing import Registry, Resource
 
 from deploy.generators.schemas import MESSAGES, asyncapi, documents, entry_schema, examples
 from worker.broker.app import create_app
-from worker.contract.envelope import admit
+from worker.contract.envelope import decode
 from worker.contract.messages import InvalidMessageError
 from worker.settings import Settings
 
@@ -103,7 +103,7 @@ def test_the_smallest_entry_that_the_schema_allows_is_accepted() -> None:
         "properties": {"delivery_tag": "2", "body_encoding": "base64"},
     }
     assert not list(_validator("queue-entry").iter_errors(entry))
-    payload = admit(json.dumps(entry).encode(), "image-checks", longest_wait_seconds=1)
+    payload = decode(json.dumps(entry).encode(), "image-checks", longest_wait_seconds=1)
     assert json.loads(base64.b64decode(payload["body"]))[0] == [check]
 
 
@@ -127,7 +127,7 @@ def test_the_schema_of_an_entry_refuses_what_a_worker_refuses(
     (entry[part] if part else entry)[field] = value
     assert list(_validator("queue-entry").iter_errors(entry))
     with pytest.raises(InvalidMessageError):
-        admit(json.dumps(entry).encode(), "image-checks", longest_wait_seconds=1)
+        decode(json.dumps(entry).encode(), "image-checks", longest_wait_seconds=1)
 
 
 def test_the_body_of_an_entry_follows_its_content_schema() -> None:

@@ -119,7 +119,7 @@ def test_an_endpoint_that_boto3_takes_is_taken(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("DNF_S3_ENDPOINT_URL", endpoint)
     settings = Settings()
     assert settings.shown()["s3_endpoint_url"] == endpoint
-    assert Storage(settings).client.meta.endpoint_url == endpoint
+    assert Storage(settings.storage).client.meta.endpoint_url == endpoint
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/0", "redis://name@host/0", "redis://[::1]:6379/0"])

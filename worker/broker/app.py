@@ -4,20 +4,24 @@ from celery import Celery
 from kombu import Queue
 
 from worker.broker.connection import tls_options
+from worker.broker.transport import UnacknowledgedMessages
 from worker.contract.messages import QUEUES, QueueName
 from worker.settings import Settings
 
 DEFAULT_QUEUE: QueueName = "image-checks"
 
 
-def create_app(settings: Settings) -> Celery:
-    """Return the application: JSON only, acknowledged late, no result backend, urgent checks first."""
+def create_app(settings: Settings, unacknowledged: UnacknowledgedMessages | None = None) -> Celery:
+    """Return the application: JSON only, acknowledged late, no result backend, urgent checks first.
+
+    `unacknowledged` keeps account of the messages that a worker takes.
+    """
     url = settings.redis_url.get_secret_value()
     app = Celery("dnf-moderation", broker=url, set_as_current=False)
     app.conf.update(
         broker_transport="worker.broker.transport:Transport",
-        # kombu would take rediss:// for encryption without a look at the certificate.
-        broker_use_ssl=tls_options(settings) or None,
+        # Without options kombu would encrypt and not verify the certificate.
+        broker_use_ssl=tls_options(settings.broker) or None,
         accept_content=["json"],
         task_serializer="json",
         task_ignore_result=True,
@@ -38,19 +42,18 @@ def create_app(settings: Settings) -> Celery:
         broker_connection_timeout=5,
         broker_transport_options={
             "visibility_timeout": settings.visibility_timeout_seconds,
-            # Left to itself the sweep for lost checks runs only every hundred seconds.
+            # By default the sweep for expired messages runs every hundred seconds.
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
-            # A worker killed in its sweep holds back those of the others for so long; kombu says 300 seconds.
-            "unacked_mutex_expire": 10,
-            # Without time limits a frozen connection hangs a worker for ever.
+            # Without timeouts a frozen connection hangs a worker for ever.
             "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "health_check_interval": 5,
-            # Each thread acknowledges its checks itself.
+            # Each thread acknowledges its own checks.
             "max_connections": settings.threads + 2,
-            # A worker looks at the queues in the order in which they are declared: urgent first.
+            # A worker takes from the queues in the order of their declaration: urgent first.
             "queue_order_strategy": "priority",
+            "unacknowledged": unacknowledged or UnacknowledgedMessages(),
             "dead_letter_stream": settings.dead_letter_stream,
             "dead_letter_stream_max_length": settings.dead_letter_stream_max_length,
             "longest_wait_seconds": float(settings.visibility_timeout_seconds),

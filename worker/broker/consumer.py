@@ -1,14 +1,12 @@
-"""Messages are settled by the thread that worked on them, before it begins another.
+"""Celery's consumer, with acknowledgements by the thread that did the work, before it starts the next check.
 
-Celery leaves acknowledgements to its event loop, which a stop ends first: what is finished after that would
-wait for the last check of all, or be put back and done again.
+Celery leaves acknowledgements to its event loop, which a shutdown ends first: a check that finishes after
+that would be acknowledged with the last one of all, or be requeued and done again.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
-from celery.exceptions import Reject
 from celery.worker import consumer
 
 from worker.telemetry.logs import get_logger
@@ -16,43 +14,30 @@ from worker.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 
-class ChecksInWork:
-    """The messages that were begun, by delivery tag, until no more may begin; safe for threads.
+class Consumer(consumer.Consumer):
+    """Acknowledges in the calling thread; tells `on_stop` when the event loop has ended.
 
-    Of each thread the last one is known: it has settled those before.
+    `on_stop` gets the consumer while its connection is still open, before Celery waits for running checks.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._begun: dict[int, str] = {}
-        self._closed = False
-
-    def begin(self, tag: str) -> None:
-        """Note that this thread begins a message. Raises `Reject`, to put it back, once none may begin."""
-        with self._lock:
-            if self._closed:
-                raise Reject("the worker stops", requeue=True)
-            self._begun[threading.get_ident()] = tag
-
-    def close(self) -> frozenset[str]:
-        """Let no more begin, and return what was begun last, whether it is settled or not."""
-        with self._lock:
-            self._closed = True
-            return frozenset(self._begun.values())
-
-
-class Consumer(consumer.Consumer):
-    """Celery's consumer, but for who settles a message, and when."""
+    def __init__(self, *args: Any, on_stop: Callable[[Any], None], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._on_stop = on_stop
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        """Settle a message now, and let the event loop look for the next one."""
+        """Acknowledge, requeue or reject a message now, and wake the event loop for the next one."""
         try:
             p(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - a channel that is just being closed loses its parts
-            log.warning("acknowledgement_failed", why=f"{type(error).__name__}: {error}")
-        self.hub.call_soon(_look)  # type: ignore[attr-defined] # the stub leaves it out
+        except Exception as error:  # noqa: BLE001 - kombu's channel loses its parts while it is closed
+            log.warning("acknowledgement_failed", error=f"{type(error).__name__}: {error}")
+        self.hub.call_soon(_wake)  # type: ignore[attr-defined] # the stub leaves it out
         return p
 
+    def stop(self) -> None:
+        """Stop taking messages."""
+        super().stop()
+        self._on_stop(self)
 
-def _look() -> None:
-    """Do nothing: the loop asks for messages in every round, and a callback makes a round."""
+
+def _wake() -> None:
+    """No-op: a callback makes the event loop poll."""

@@ -1,4 +1,4 @@
-"""Messages that could not be carried out: one letter each, put back when an operator says so."""
+"""Dead letters: messages that cannot be carried out, each kept once, until a person redrives or drops it."""
 
 import base64
 import hashlib
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ValidationError
 
-from worker.checks.attempts import attempts_key
-from worker.contract.envelope import entry_of
-from worker.contract.messages import CHECK_ID, DeadLetter, DeadLetterForm, InvalidMessageError
+from worker.broker import keys
+from worker.broker.connection import connect
+from worker.contract.envelope import encode
+from worker.contract.messages import DeadLetter, DeadLetterForm, InvalidMessageError, check_id_in
+from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import DEAD_LETTERS
 
 if TYPE_CHECKING:
@@ -20,14 +22,16 @@ if TYPE_CHECKING:
 
     from worker.settings import Settings
 
-#: Characters of a message that a letter keeps; a check that the contract allows is far shorter.
-MAX_KEPT = 64 << 10
+log = get_logger(__name__)
 
-# A letter is remembered for this long after it was written, so that the same message has one letter.
+#: Characters of a message that a dead letter holds; a check that the contract allows is far shorter.
+MAX_MESSAGE_CHARACTERS = 64 << 10
+
+# For so long the same message gets no second dead letter.
 _REMEMBERED_SECONDS = 7 * 86400
 
-# The newest letter of a message takes the place of the one before: whoever waits at the stream's end sees it.
-# In both scripts what a server without memory or rights refuses comes first: the rest is then left undone.
+# The newest dead letter of a message replaces the one before, so that whoever waits at the stream's end sees
+# it. In both scripts the command that a server without memory or rights refuses comes first.
 _WRITE = """
 local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'dead_letter', ARGV[2])
 local before = redis.call('GET', KEYS[2])
@@ -36,7 +40,7 @@ redis.call('SET', KEYS[2], id, 'EX', ARGV[3])
 return id
 """
 
-# A letter goes with its message: two who put it back at once do it once.
+# A dead letter is deleted with the move of its message: of two redrives at once, one does it.
 _REDRIVE = """
 if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 0 end
 redis.call('LPUSH', KEYS[4], ARGV[2])
@@ -49,7 +53,7 @@ RedriveReason = Literal["gone", "truncated", "queue_unknown", "malformed"]
 
 
 class RedriveRefusedError(Exception):
-    """The letter's message cannot be put back; `reason` says why, `str()` is the detail."""
+    """The message cannot be redriven; `reason` is one of `RedriveReason`, `str()` is the detail."""
 
     def __init__(self, reason: RedriveReason, detail: str) -> None:
         super().__init__(detail)
@@ -58,9 +62,11 @@ class RedriveRefusedError(Exception):
 
 @dataclass(frozen=True)
 class StoredDeadLetter:
-    """A dead letter on the stream, with its `entry_id`; an unreadable entry of the stream has no `letter`."""
+    """An entry of the stream of dead letters."""
 
+    #: Its id on the stream.
     entry_id: str
+    #: None when the entry cannot be read.
     dead_letter: DeadLetter | None
 
     @property
@@ -70,7 +76,7 @@ class StoredDeadLetter:
 
 
 class DeadLetters:
-    """The stream of dead letters of one Redis database: about `max_length` letters, the oldest go first."""
+    """The stream of dead letters of one Redis database: about `max_length` of them, the newest."""
 
     def __init__(self, client: "redis.Redis", *, stream: str, max_length: int) -> None:
         self._redis = client
@@ -80,10 +86,8 @@ class DeadLetters:
     @classmethod
     def connect(cls, settings: "Settings") -> Self:
         """Return the dead letters that the settings name, with connections of their own."""
-        from worker.broker.verdict_stream import connect
-
         return cls(
-            connect(settings),
+            connect(settings.broker),
             stream=settings.dead_letter_stream,
             max_length=settings.dead_letter_stream_max_length,
         )
@@ -93,11 +97,21 @@ class DeadLetters:
         self._redis.close()
 
     def write(self, dead_letter: DeadLetter) -> str:
-        """Write a letter, in the place of an earlier one of the same message; return its entry id."""
-        keys = [self._stream, self._mark(dead_letter)]
+        """Write a dead letter in the place of an earlier one of the same message; return its entry id.
+
+        Counts and logs it. Raises redis.RedisError.
+        """
+        names = [self._stream, self._mark(dead_letter)]
         text = dead_letter.model_dump_json()
-        entry_id = self._redis.eval(_WRITE, len(keys), *keys, self._max_length, text, _REMEMBERED_SECONDS)
+        entry_id = self._redis.eval(_WRITE, len(names), *names, self._max_length, text, _REMEMBERED_SECONDS)
         DEAD_LETTERS.labels(dead_letter.reason).inc()
+        log.error(
+            "check_dead_lettered",
+            reason=dead_letter.reason,
+            detail=dead_letter.detail,
+            attempts=dead_letter.attempts,
+            queue=dead_letter.queue,
+        )
         return _text(entry_id)
 
     def read(
@@ -108,7 +122,7 @@ class DeadLetters:
         older_than_seconds: float | None = None,
         newer_than_seconds: float | None = None,
     ) -> Iterator[StoredDeadLetter]:
-        """Yield the letters after the entry `since`, oldest first; no reasons means any.
+        """Yield the dead letters after the entry `since`, oldest first; no reasons means any.
 
         Ages are measured by the server's clock at the time of the call.
         """
@@ -127,12 +141,12 @@ class DeadLetters:
                 return
 
     def get(self, entry_id: str) -> StoredDeadLetter | None:
-        """Return one letter, or None when it is not there (any more)."""
+        """Return one dead letter, or None when there is none (any more)."""
         entries: Any = self._redis.xrange(self._stream, min=entry_id, max=entry_id)
         return StoredDeadLetter(entry_id, _parsed(entries[0][1])) if entries else None
 
     def drop(self, stored: StoredDeadLetter) -> bool:
-        """Delete a letter; return whether it was still there."""
+        """Delete a dead letter; return whether it was still there."""
         with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.xdel(self._stream, stored.entry_id)
             if stored.dead_letter:
@@ -140,24 +154,23 @@ class DeadLetters:
             return bool(pipeline.execute()[0])
 
     def redrive(self, stored: StoredDeadLetter) -> None:
-        """Put a letter's message back on its queue, its deliveries forgotten, and delete the letter.
+        """Put a message back on its queue, its attempts forgotten, and delete its dead letter.
 
-        However often and from wherever it is called, it is put back once. Raises `RedriveRefusedError`.
+        However often and from wherever it is called, the message is put back once. Raises
+        `RedriveRefusedError`.
         """
         dead_letter = stored.dead_letter
         if dead_letter is None:
-            raise RedriveRefusedError("malformed", f"The entry {stored.entry_id} is no dead letter.")
+            raise RedriveRefusedError("malformed", f"The entry {stored.entry_id} is not a dead letter.")
         if dead_letter.truncated:
-            raise RedriveRefusedError(
-                "truncated", f"The message of {stored.entry_id} was too long to be kept whole."
-            )
+            raise RedriveRefusedError("truncated", f"The message of {stored.entry_id} was truncated.")
         if not dead_letter.queue:
             raise RedriveRefusedError("queue_unknown", f"The queue of {stored.entry_id} is not known.")
-        message = _entry(dead_letter, dead_letter.queue)
-        # Without a check id there is no count to forget; the name is then that of no key.
-        counted = attempts_key(dead_letter.check_id or "")
-        keys = [self._stream, self._mark(dead_letter), counted, dead_letter.queue]
-        if not self._redis.eval(_REDRIVE, len(keys), *keys, stored.entry_id, message):
+        entry = _entry_of(dead_letter, dead_letter.queue)
+        # A message without a check id has no count of attempts: that key does not exist.
+        counted = keys.attempts(dead_letter.check_id or "")
+        names = [self._stream, self._mark(dead_letter), counted, dead_letter.queue]
+        if not self._redis.eval(_REDRIVE, len(names), *names, stored.entry_id, entry):
             raise RedriveRefusedError("gone", f"There is no dead letter {stored.entry_id} any more.")
 
     def _now_ms(self) -> int:
@@ -166,65 +179,59 @@ class DeadLetters:
 
     def _mark(self, dead_letter: DeadLetter) -> str:
         digest = hashlib.sha256(f"{dead_letter.form}\n{dead_letter.message}".encode()).hexdigest()
-        # The braces keep the mark in the stream's hash slot of a Redis Cluster.
-        return f"{{{self._stream}}}:of:{digest}"
+        return keys.dead_letter_of(self._stream, digest)
 
 
-def dead_letter_of_entry(entry: bytes, queue: str, refused: InvalidMessageError) -> DeadLetter:
-    """Return the letter of a queue entry that Celery never saw."""
+def dead_letter_of_entry(entry: bytes, queue: str, invalid: InvalidMessageError) -> DeadLetter:
+    """Return the dead letter of a queue entry that Celery never saw."""
     form: DeadLetterForm = "entry"
     try:
-        text = entry[: MAX_KEPT + 4].decode("utf-8", "strict" if len(entry) <= MAX_KEPT else "ignore")
+        text = entry[: MAX_MESSAGE_CHARACTERS + 4].decode(
+            "utf-8", "strict" if len(entry) <= MAX_MESSAGE_CHARACTERS else "ignore"
+        )
     except UnicodeDecodeError:
-        form, text = "entry_base64", base64.b64encode(entry[:MAX_KEPT]).decode()
+        form, text = "entry_base64", base64.b64encode(entry[:MAX_MESSAGE_CHARACTERS]).decode()
     return DeadLetter(
-        message=text if form == "entry_base64" else text[:MAX_KEPT],
+        message=text if form == "entry_base64" else text[:MAX_MESSAGE_CHARACTERS],
         form=form,
-        truncated=len(entry) > MAX_KEPT,
+        truncated=len(entry) > MAX_MESSAGE_CHARACTERS,
         queue=queue,
-        reason=refused.reason,
-        detail=str(refused),
+        reason=invalid.reason,
+        detail=str(invalid),
         attempts=0,
     )
 
 
 def dead_letter_of_call(
-    args: list[Any], kwargs: dict[str, Any], queue: str | None, refused: InvalidMessageError, attempts: int
+    args: list[Any], kwargs: dict[str, Any], queue: str | None, invalid: InvalidMessageError, attempts: int
 ) -> DeadLetter:
-    """Return the letter of a call of the task that could not be carried out."""
+    """Return the dead letter of a call of the task."""
     single = len(args) == 1 and not kwargs
     message = args[0] if single else {"args": args, "kwargs": kwargs}
     text = json.dumps(message, default=str)
     return DeadLetter(
         check_id=check_id_in(message),
-        message=text[:MAX_KEPT],
+        message=text[:MAX_MESSAGE_CHARACTERS],
         form="check" if single else "arguments",
-        truncated=len(text) > MAX_KEPT,
+        truncated=len(text) > MAX_MESSAGE_CHARACTERS,
         queue=queue,
-        reason=refused.reason,
-        detail=str(refused) or refused.reason,
+        reason=invalid.reason,
+        detail=str(invalid) or invalid.reason,
         attempts=attempts,
     )
 
 
-def check_id_in(message: object) -> str | None:
-    """Return the check id that a message names, if it is one."""
-    check_id = message.get("check_id") if isinstance(message, dict) else None
-    # What is no check id may hold anything, such as half a surrogate pair, which is no text to pass on.
-    return check_id if isinstance(check_id, str) and CHECK_ID.fullmatch(check_id) else None
-
-
-def _entry(dead_letter: DeadLetter, queue: str) -> bytes:
+def _entry_of(dead_letter: DeadLetter, queue: str) -> bytes:
     match dead_letter.form:
         case "entry":
             return dead_letter.message.encode()
         case "entry_base64":
             return base64.b64decode(dead_letter.message)
         case "check":
-            return entry_of([json.loads(dead_letter.message)], {}, queue)
+            return encode([json.loads(dead_letter.message)], {}, queue)
         case "arguments":
             called = json.loads(dead_letter.message)
-            return entry_of(called["args"], called["kwargs"], queue)
+            return encode(called["args"], called["kwargs"], queue)
 
 
 def _parsed(fields: dict[bytes, bytes]) -> DeadLetter | None:

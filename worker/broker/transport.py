@@ -1,23 +1,28 @@
-"""kombu's Redis transport with its holes mended; it overrides private methods, so kombu is pinned.
+"""kombu's Redis transport with the holes closed through which messages are lost, and who holds a message.
 
-- **A message is taken in one step.** kombu pops it with BRPOP and then notes it in `unacked` with another
-  command: a worker killed between the two, a reply lost in a dead socket, a server that dies or has no memory
-  left for the second command each lose the message. Here a script on the server notes it first and pops it
-  then.
+- **A message is taken in one step.** kombu pops it with BRPOP and notes it in `unacked` with another command;
+  a worker killed between the two, a reply lost in a dead socket, a server that dies or has no memory for the
+  second command each lose the message. Here one script on the server notes it and pops it.
+- **A message is requeued in one step, and never decoded for it.** kombu parses what it noted and deletes the
+  note even when that fails. Here a script moves the producer's bytes back to the end of the queue that is
+  taken from next, whatever they are.
+- **A message is acknowledged or requeued by one thread, once** (`UnacknowledgedMessages`).
 - **An entry that would end the worker becomes a dead letter** before Celery sees it (`contract.envelope`).
-- **What is asked of a closed channel is a lost connection**, not an AttributeError that ends the worker.
+- **A closed channel is a lost connection**, not an AttributeError that ends the worker.
 - **A server that refuses commands** (no memory, disk full, read-only) makes the worker wait, not end.
 
-What was taken is settled by `worker.broker.held_messages`.
+It overrides private methods, so kombu is pinned.
 """
 
-# The stubs of kombu leave out what is private.
+# kombu's stubs leave out what is private.
 # mypy: disable-error-code="attr-defined,misc"
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from queue import Empty
-from time import monotonic, sleep, time
+from time import monotonic, sleep
 from typing import Any
 
 import redis
@@ -25,25 +30,28 @@ from kombu.transport import redis as stock
 from kombu.utils.json import dumps
 
 from worker.broker.dead_letters import DeadLetters, dead_letter_of_entry
-from worker.broker.held_messages import BETWEEN, HeldMessages
-from worker.contract.envelope import MAX_ENTRY_BYTES, admit
-from worker.contract.messages import InvalidMessageError
+from worker.contract.envelope import MAX_ENTRY_BYTES, decode
+from worker.contract.messages import QUEUES, InvalidMessageError
 from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# How long a worker rests when every queue is empty, and when the server refuses to serve.
+# Pause before the next poll when every queue is empty, and when the server refuses a command.
 IDLE_SECONDS = 0.05
 REFUSED_SECONDS = 1.0
 
-# KEYS: unacked, its index, the lists; ARGV: now, the longest entry, and for each list what unacked holds
-# after an entry. What has no tag, or would not survive kombu's way back to the queue, stays where it is.
+# A note in `unacked` is kombu's: [entry, exchange, queue], and the exchange is empty.
+_NOTE_MIDDLE = b',"",'
+
+# KEYS: unacked, its index, the lists; ARGV: the longest entry, and for each list the end of its notes. An
+# entry without a delivery tag, or one that is too long, cannot be noted: it is returned and stays on its
+# list.
 _TAKE = """
 for i = 3, #KEYS do
   local entry = redis.call('LINDEX', KEYS[i], -1)
   if entry then
     local tag
-    if #entry <= tonumber(ARGV[2]) then
+    if #entry <= tonumber(ARGV[1]) then
       local readable, message = pcall(cjson.decode, entry)
       if readable and type(message) == 'table' and type(message.headers) == 'table'
           and type(message.properties) == 'table' then
@@ -51,8 +59,8 @@ for i = 3, #KEYS do
       end
     end
     if type(tag) ~= 'string' or #tag == 0 or #tag > 255 then return {KEYS[i], entry, ''} end
-    redis.call('HSET', KEYS[1], tag, '[' .. entry .. ARGV[i])
-    redis.call('ZADD', KEYS[2], ARGV[1], tag)
+    redis.call('HSET', KEYS[1], tag, '[' .. entry .. ARGV[i - 1])
+    redis.call('ZADD', KEYS[2], redis.call('TIME')[1], tag)
     redis.call('RPOP', KEYS[i])
     return {KEYS[i], entry, tag}
   end
@@ -60,36 +68,259 @@ end
 return false
 """
 
+# Shared by the two scripts below. The first command is the one that a server without memory refuses.
+_REQUEUE_TAG = """
+local queues = {}
+for i = 3, #KEYS do queues[KEYS[i]] = true end
+local function requeue(tag)
+  local note = redis.call('HGET', KEYS[1], tag)
+  local entry, queue
+  if note then entry, queue = string.match(note, '^%[(.*),"","([^"]*)"%]$') end
+  if entry and not queues[queue] then return 0 end
+  if entry then redis.call('RPUSH', queue, entry) end
+  redis.call('ZREM', KEYS[2], tag)
+  redis.call('HDEL', KEYS[1], tag)
+  return entry and 1 or 0
+end
+"""
+# KEYS: unacked, its index, the queues; ARGV: the delivery tag.
+_REQUEUE = _REQUEUE_TAG + "return requeue(ARGV[1])"
+# ARGV: the visibility timeout in seconds, and the most messages.
+_REQUEUE_EXPIRED = (
+    _REQUEUE_TAG
+    + """
+local last = tonumber(redis.call('TIME')[1]) - tonumber(ARGV[1])
+local requeued = 0
+for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', last, 'LIMIT', 0, ARGV[2])) do
+  requeued = requeued + requeue(tag)
+end
+return requeued
+"""
+)
+# Messages requeued by one sweep after their visibility timeout: as many as do not hold up the server.
+_EXPIRED_LIMIT = 1000
+
+
+@dataclass(eq=False)
+class _Message:
+    """One message that was taken over a channel, whose QoS is `owner`."""
+
+    owner: object
+    claimed: bool = False
+
+
+class UnacknowledgedMessages:
+    """The messages that this process took from the broker and has not acknowledged; safe for threads.
+
+    The one owner of a message's state in the process, over all of its connections. What holds:
+
+    - A message is unacknowledged from `take` until the thread that claimed it calls `settle`. Until then it
+      counts against the prefetch limit of its channel.
+    - One thread claims a message, to acknowledge or requeue it. `claim` refuses every other thread and every
+      later call: after a requeue another worker may hold the message under the same tag.
+    - A message that is taken again is another message. The claim on its former self ends without effect.
+    - `start` marks the message that a thread works on. A thread acknowledges its message before it starts the
+      next one, so the messages in work are among the last that each thread started.
+    - After `close` no message starts.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._messages: dict[str, _Message] = {}
+        self._started: dict[int, str] = {}
+        self._closed = False
+
+    def take(self, tag: str, owner: object) -> None:
+        """Note a message that was taken over the channel of `owner`."""
+        with self._changed:
+            self._messages.pop(tag, None)  # so that it goes to the end
+            self._messages[tag] = _Message(owner)
+
+    def start(self, tag: str) -> bool:
+        """Mark the message that the calling thread works on from now; False when none may start any more."""
+        with self._changed:
+            if not self._closed:
+                self._started[threading.get_ident()] = tag
+            return not self._closed
+
+    def close(self) -> frozenset[str]:
+        """Let no further message start; return the tags that each thread started last."""
+        with self._changed:
+            self._closed = True
+            return frozenset(self._started.values())
+
+    def claim(self, tag: str, owner: object) -> _Message | None:
+        """Return the message, for the calling thread alone to settle; None when it is not to be settled."""
+        with self._changed:
+            message = self._messages.get(tag)
+            if message is None or message.owner is not owner or message.claimed:
+                return None
+            message.claimed = True
+            return message
+
+    def settle(self, tag: str, message: _Message, *, done: bool = True) -> None:
+        """End a claim: the message is gone, or, if not `done`, unacknowledged again."""
+        with self._changed:
+            message.claimed = False
+            if done and self._messages.get(tag) is message:
+                del self._messages[tag]
+            self._changed.notify_all()
+
+    def tags(self, owner: object) -> list[str]:
+        """Return the tags of a channel's messages that nobody has claimed, oldest first."""
+        with self._changed:
+            return [
+                tag
+                for tag, message in self._messages.items()
+                if message.owner is owner and not message.claimed
+            ]
+
+    def count(self, owner: object) -> int:
+        """Return how many messages of a channel are unacknowledged."""
+        with self._changed:
+            return sum(message.owner is owner for message in self._messages.values())
+
+    def forget(self, owner: object) -> None:
+        """Drop a channel's messages; the server delivers them again after the visibility timeout."""
+        with self._changed:
+            for tag in [tag for tag, message in self._messages.items() if message.owner is owner]:
+                del self._messages[tag]
+
+    def wait_settled(self, seconds: float) -> bool:
+        """Wait until no claim is open; return whether that is so within `seconds`."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not any(message.claimed for message in self._messages.values()), seconds
+            )
+
+
+class QoS(stock.QoS):
+    """Acknowledges and requeues the messages of one channel, on the server and in `UnacknowledgedMessages`.
+
+    kombu's own records of the same (`_delivered`, `_dirty`) stay empty.
+    """
+
+    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+        super().__init__(channel, prefetch_count)
+        self._messages: UnacknowledgedMessages = channel.unacknowledged
+
+    def can_consume(self) -> bool:
+        """Return whether the channel may take another message."""
+        return not self.prefetch_count or self._messages.count(self) < self.prefetch_count
+
+    def append(self, message: Any, delivery_tag: str) -> None:  # noqa: ARG002 - kombu's own signature
+        """Note a message that was taken; the server noted it when it gave it away."""
+        self._messages.take(delivery_tag, self)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message. Raises redis.ConnectionError and redis.TimeoutError.
+
+        A message that the server could not be told of is delivered again. It is dropped here all the same:
+        it would count against the prefetch limit for ever.
+        """
+        if message := self._messages.claim(delivery_tag, self):
+            with self._settling(delivery_tag, message):
+                self._remove_from_indices(delivery_tag).execute()
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Requeue a message, to be taken next, or drop it. Raises what `ack` raises."""
+        if not requeue:
+            self.ack(delivery_tag)
+        elif message := self._messages.claim(delivery_tag, self):
+            with self._settling(delivery_tag, message):
+                self.restore_by_tag(delivery_tag)
+
+    def requeue(self, delivery_tag: str) -> bool:
+        """Requeue a message, to be taken next; return False if it was settled before.
+
+        Raises redis.RedisError; the message is still unacknowledged then.
+        """
+        message = self._messages.claim(delivery_tag, self)
+        if message is None:
+            return False
+        done = False
+        try:
+            self.restore_by_tag(delivery_tag)
+            done = True
+        finally:
+            self._messages.settle(delivery_tag, message, done=done)
+        return True
+
+    def unclaimed(self) -> list[str]:
+        """Return the tags of the channel's messages that nobody has begun to settle, oldest first."""
+        return self._messages.tags(self)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:  # noqa: ARG002 - kombu's own signature
+        """Requeue what is unacknowledged when the channel closes, or at the exit of the process."""
+        self._on_collect.cancel()
+        self.restore_unacked()
+
+    def restore_unacked(self, client: Any = None) -> None:  # noqa: ARG002 - kombu's own signature
+        """Requeue what is unacknowledged, unless the server refuses. Raises redis.RedisError."""
+        try:
+            for tag in self.unclaimed():
+                self.requeue(tag)
+        except redis.ResponseError as error:
+            log.warning("requeue_refused", error=str(error))
+        finally:
+            self._messages.forget(self)
+
+    def restore_visible(self, *_: Any, **__: Any) -> None:
+        """Requeue what was not acknowledged within the visibility timeout, unless the server refuses."""
+        try:
+            self._eval(_REQUEUE_EXPIRED, self.visibility_timeout, _EXPIRED_LIMIT)
+        except redis.ResponseError as error:
+            log.warning("requeue_refused", error=str(error))
+
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: ARG002 - as in kombu
+        """Move a message from `unacked` back to its queue, to be taken next. Raises redis.RedisError."""
+        self._eval(_REQUEUE, tag)
+
+    def _eval(self, script: str, *arguments: object) -> None:
+        keys = [self.unacked_key, self.unacked_index_key, *QUEUES]
+        with self.channel.conn_or_acquire() as client:
+            client.eval(script, len(keys), *keys, *arguments)
+
+    @contextmanager
+    def _settling(self, delivery_tag: str, message: _Message) -> Iterator[None]:
+        try:
+            yield
+        except redis.ResponseError as error:
+            # Celery does not expect a server that refuses, and would end the worker.
+            log.warning("acknowledgement_refused", error=str(error))
+        finally:
+            self._messages.settle(delivery_tag, message)
+
 
 class Channel(stock.Channel):
-    """Takes messages in one step, and only those that are understood."""
+    """Takes messages in one step, and hands on only those whose envelope can be decoded."""
 
-    QoS = HeldMessages
+    QoS = QoS
+    unacknowledged = UnacknowledgedMessages()
     dead_letter_stream = "dead-letters"
     dead_letter_stream_max_length = 10_000
     longest_wait_seconds = 60.0
     from_transport_options = (
         *stock.Channel.from_transport_options,
+        "unacknowledged",
         "dead_letter_stream",
         "dead_letter_stream_max_length",
         "longest_wait_seconds",
     )
-    _resting_until = 0.0
+    _paused_until = 0.0
 
     def finish_taking(self) -> None:
-        """Read the answer to a question that is still open: the message in it is ours, or goes back."""
+        """Read the reply that is still due, so that a message in it is ours."""
         if self._in_poll:
             with suppress(Empty):
                 self._brpop_read()
 
-    def write_dead_letter(self, entry: bytes, queue: str, refused: InvalidMessageError) -> None:
-        """Write the dead letter of an entry. Raises redis.RedisError."""
-        with self.conn_or_acquire() as client:
-            dead_letters = DeadLetters(
-                client, stream=self.dead_letter_stream, max_length=self.dead_letter_stream_max_length
-            )
-            dead_letters.write(dead_letter_of_entry(entry, queue, refused))
-        log.error("check_dead_lettered", reason=refused.reason, detail=str(refused), queue=queue)
+    def requeue_unacknowledged(self, *, keep: Collection[str] = ()) -> int:
+        """Requeue the messages that nobody has begun to settle, but those to `keep`; return how many.
+
+        Raises redis.RedisError.
+        """
+        return sum(self.qos.requeue(tag) for tag in self.qos.unclaimed() if tag not in keep)
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if self.connection is None:
@@ -100,37 +331,37 @@ class Channel(stock.Channel):
         try:
             super()._queue_bind(*args, **kwargs)
         except redis.ResponseError as error:
-            log.warning("queue_refused", why=str(error))
+            log.warning("queue_refused", error=str(error))
             sleep(REFUSED_SECONDS)
             # Celery connects again after a lost connection; after any other error it ends.
             raise redis.ConnectionError(str(error)) from error
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's own signature
-        """Ask for a message; kombu's poller calls this whenever nothing is asked for."""
-        if monotonic() < self._resting_until:
+        """Ask for a message; kombu's poller calls this whenever no reply is due."""
+        if monotonic() < self._paused_until:
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
         lists = [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]
-        ends = [f"{BETWEEN.decode()}{dumps(queue)}]" for _, queue in lists]
+        ends = [f"{_NOTE_MIDDLE.decode()}{dumps(queue)}]" for _, queue in lists]
         keys = [self.unacked_key, self.unacked_index_key, *(name for name, _ in lists)]
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        connection.send_command("EVAL", _TAKE, len(keys), *keys, time(), MAX_ENTRY_BYTES, *ends)
+        connection.send_command("EVAL", _TAKE, len(keys), *keys, MAX_ENTRY_BYTES, *ends)
 
     def _brpop_read(self, **options: Any) -> bool:
-        """Read the answer and deliver the message in it. Raises queue.Empty when there was none."""
+        """Read the reply and deliver the message in it. Raises queue.Empty when there is none."""
         try:
-            with self._serving():
+            with self._waiting_after_refusal():
                 taken = self.client.parse_response(self.client.connection, "EVAL", **options)
                 if not taken:
-                    self._resting_until = monotonic() + IDLE_SECONDS
+                    self._paused_until = monotonic() + IDLE_SECONDS
                     raise Empty
                 name, entry, tag = taken
                 queue = name.decode().rsplit(self.sep, 1)[0]
-                payload = self._admitted(name, entry, tag, queue)
+                payload = self._decoded(name, entry, tag, queue)
                 if payload is None:
                     return True
         finally:
@@ -139,31 +370,34 @@ class Channel(stock.Channel):
         return True
 
     @contextmanager
-    def _serving(self) -> Iterator[None]:
+    def _waiting_after_refusal(self) -> Iterator[None]:
         try:
             yield
         except redis.ResponseError as error:
-            log.warning("queue_refused", why=str(error))
-            self._resting_until = monotonic() + REFUSED_SECONDS
+            log.warning("queue_refused", error=str(error))
+            self._paused_until = monotonic() + REFUSED_SECONDS
             raise Empty from error
 
-    def _admitted(self, name: bytes, entry: bytes, tag: bytes, queue: str) -> Any:
-        """Return the message in an entry, or None for one that is a dead letter now."""
+    def _decoded(self, name: bytes, entry: bytes, tag: bytes, queue: str) -> Any:
+        """Return the message in an entry, or None for one that became a dead letter."""
         try:
-            payload = admit(entry, queue, longest_wait_seconds=self.longest_wait_seconds)
+            payload = decode(entry, queue, longest_wait_seconds=self.longest_wait_seconds)
         except InvalidMessageError as error:
-            refused = error
+            invalid = error
         else:
             if tag:
                 return payload
-            refused = InvalidMessageError("unreadable_entry", "The entry is no JSON that Redis can read.")
-        # Buried first and removed then: whatever happens between the two, there is one letter.
-        self.write_dead_letter(entry, queue, refused)
+            invalid = InvalidMessageError("unreadable_entry", "The entry is no JSON that Redis can read.")
+        # The dead letter comes first: whatever happens before the removal, it is written once.
+        with self.conn_or_acquire() as client:
+            dead_letters = DeadLetters(
+                client, stream=self.dead_letter_stream, max_length=self.dead_letter_stream_max_length
+            )
+            dead_letters.write(dead_letter_of_entry(entry, queue, invalid))
+            if not tag:
+                client.lrem(name, -1, entry)
         if tag:
             self.qos._remove_from_indices(tag).execute()  # noqa: SLF001 - it was never appended
-        else:
-            with self.conn_or_acquire() as client:
-                client.lrem(name, -1, entry)
         return None
 
 
@@ -173,10 +407,10 @@ class Transport(stock.Transport):
     Channel = Channel
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Let the event loop run the channels, and wake it after each rest."""
+        """Let the event loop run the channels, and wake it after each pause."""
         super().register_with_event_loop(connection, loop)
         loop.call_repeatedly(IDLE_SECONDS, _wake)
 
 
 def _wake() -> None:
-    """Do nothing: the loop asks for messages in every round, and a timer makes a round."""
+    """No-op: a timer that fires makes the event loop poll."""

@@ -1,24 +1,22 @@
-"""The results queue: publish once, consume in groups."""
+"""The verdict stream: each check's event is published once and consumed in groups."""
 
-import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import redis
 from pydantic import TypeAdapter
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
 
-from worker.broker.connection import tls_options
+from worker.broker import keys
+from worker.broker.connection import connect
 from worker.contract.messages import ImageEvent, RejectionEvent, VerdictEvent
 from worker.settings import Settings
 from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# The stream is written before the mark: were it the other way round, a server that refuses the entry (out of
-# memory, say) would leave a mark without a verdict.
+# KEYS: mark, stream; ARGV: seconds that the mark lives, length of the stream, the entry's fields. XADD comes
+# first: a server that refuses it, out of memory say, then leaves no mark without a verdict.
 _PUBLISH_ONCE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return false end
 local id = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', unpack(ARGV, 3))
@@ -29,89 +27,77 @@ return id
 _EVENT: TypeAdapter[ImageEvent] = TypeAdapter(ImageEvent)
 
 
-class _OutermostRetry(Retry):
-    """Tries again what the thread began, and not also each of its parts.
-
-    redis-py asks for a retry around a command, around the connection that it makes for it, and around the
-    health check of that: six tries of each would last a minute.
-    """
-
-    _thread = threading.local()
-
-    def call_with_retry(self, do: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
-        """Return what `do` returns; an error of a part is the whole's."""
-        if getattr(self._thread, "tries", False):
-            return do()
-        self._thread.tries = True
-        try:
-            return super().call_with_retry(do, *args, **kwargs)
-        finally:
-            self._thread.tries = False
-
-
-def connect(settings: Settings, *, timeout_seconds: float = 10, retries: int = 6) -> redis.Redis:
-    """Return a client that gives up on a silent server after seconds and tries a lost connection again."""
-    return redis.Redis.from_url(
-        settings.redis_url.get_secret_value(),
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=min(5, timeout_seconds),
-        health_check_interval=5,
-        retry=_OutermostRetry(ExponentialBackoff(cap=2, base=0.1), retries=retries),
-        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
-        **tls_options(settings),
-    )
-
-
 @dataclass(frozen=True)
 class Event:
-    """One entry of the stream: `entry_id`, the parsed `envelope`, and the thumbnail's PNG bytes if inline."""
+    """One entry of the verdict stream."""
 
+    #: Its id on the stream.
     entry_id: str
+    #: The parsed CloudEvent.
     envelope: VerdictEvent | RejectionEvent
+    #: The thumbnail's PNG bytes, if it is inline.
     thumbnail: bytes | None
+    #: The CloudEvent's JSON as published.
     raw: str
 
     @property
     def check_id(self) -> str:
-        """The check that it answers."""
+        """The check that the event answers."""
         return self.envelope.data.check_id
 
 
-class Results:
-    """The verdict stream of one Redis database."""
+class VerdictStream:
+    """The stream of verdicts and rejections in one Redis database; safe for threads.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._redis = connect(settings)
-        self._publish_once = self._redis.register_script(_PUBLISH_ONCE)
+    It holds about `max_length` events; a check id is remembered as published for `published_ttl_seconds`.
+    """
+
+    def __init__(
+        self, client: redis.Redis, *, stream: str, max_length: int, published_ttl_seconds: int
+    ) -> None:
+        self._redis = client
+        self._stream = stream
+        self._max_length = max_length
+        self._published_ttl_seconds = published_ttl_seconds
+        self._publish_once = client.register_script(_PUBLISH_ONCE)
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Self:
+        """Return the stream that the settings name, with connections of its own."""
+        return cls(
+            connect(settings.broker),
+            stream=settings.verdict_stream,
+            max_length=settings.verdict_stream_max_length,
+            published_ttl_seconds=settings.publish_once_ttl_seconds,
+        )
 
     def publish(self, event: VerdictEvent | RejectionEvent, thumbnail: bytes | None = None) -> bool:
-        """Append the event unless its check was already answered; return whether it was appended.
+        """Append the event unless its check has one already; return whether it was appended.
 
         Raises redis.RedisError when the server cannot be reached after retries.
         """
-        stream = self._settings.verdict_stream
         fields: list[str | bytes] = ["event", event.model_dump_json()]
         if thumbnail is not None:
             fields += ["thumbnail", thumbnail]
-        mark = self._mark(event.data.check_id)
-        ttl, length = self._settings.publish_once_ttl_seconds, self._settings.verdict_stream_max_length
-        return self._publish_once(keys=[mark, stream], args=[ttl, length, *fields]) is not None
+        marks = [keys.published(self._stream, event.data.check_id), self._stream]
+        limits = [self._published_ttl_seconds, self._max_length]
+        return self._publish_once(keys=marks, args=[*limits, *fields]) is not None
 
-    def answered(self, check_id: str) -> bool:
-        """Return whether an event of this check was published before."""
-        return bool(self._redis.exists(self._mark(check_id)))
+    def is_published(self, check_id: str) -> bool:
+        """Return whether the check has its event."""
+        return bool(self._redis.exists(keys.published(self._stream, check_id)))
 
     def position(self) -> str:
         """Return the id of the stream's newest entry, from which `tail` sees only later ones."""
-        newest = self._redis.xrevrange(self._settings.verdict_stream, count=1)
+        newest = self._redis.xrevrange(self._stream, count=1)
         return _text(newest[0][0]) if newest else "0-0"
 
     def tail(self, since: str = "0-0", *, block_seconds: float = 1.0) -> Generator[Event | None]:
         """Yield events after `since`, for ever; None whenever none came for `block_seconds`."""
-        stream = self._settings.verdict_stream
         while True:
-            reply = self._redis.xread({stream: since}, count=100, block=max(1, int(block_seconds * 1000)))
+            reply = self._redis.xread(
+                {self._stream: since}, count=100, block=max(1, int(block_seconds * 1000))
+            )
             entries = _entries(reply)
             for entry_id, fields in entries:
                 since = entry_id
@@ -123,13 +109,13 @@ class Results:
     def consume(
         self, group: str, consumer: str, *, block_seconds: float = 1.0, claim_after_seconds: float = 60.0
     ) -> Generator[Event | None]:
-        """Yield events to this member of a group, for ever; each is its own until `acknowledge`.
+        """Yield events to this member of a group, for ever; each stays pending until `acknowledge`.
 
-        Its own unacknowledged ones come first, then those that another member left for
-        `claim_after_seconds`, then new ones; None whenever none came for `block_seconds`. A new group
-        begins at the oldest event kept.
+        The member's own pending events come first, then those that another member left pending for
+        `claim_after_seconds`, then new ones; None whenever none came for `block_seconds`. A new group starts
+        at the oldest event of the stream.
         """
-        stream = self._settings.verdict_stream
+        stream = self._stream
         try:
             self._redis.xgroup_create(stream, group, id="0", mkstream=True)
         except redis.ResponseError as error:
@@ -139,7 +125,7 @@ class Results:
         while entries := _entries(self._redis.xreadgroup(group, consumer, {stream: pending}, count=100)):
             for entry_id, fields in entries:
                 pending = entry_id
-                # An entry that was trimmed away while it was pending has no fields.
+                # An entry that was trimmed while it was pending has no fields.
                 if event := _parsed(entry_id, fields) if fields else None:
                     yield event
                 else:
@@ -162,16 +148,12 @@ class Results:
                 yield None
 
     def acknowledge(self, group: str, event: Event) -> None:
-        """Tell the group that an event was dealt with."""
-        self._redis.xack(self._settings.verdict_stream, group, event.entry_id)
+        """Acknowledge an event, so that the group never gets it again."""
+        self._redis.xack(self._stream, group, event.entry_id)
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
-
-    def _mark(self, check_id: str) -> str:
-        # The braces keep the mark in the stream's hash slot of a Redis Cluster.
-        return f"{{{self._settings.verdict_stream}}}:published:{check_id}"
 
 
 def _entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:
@@ -183,10 +165,10 @@ def _text(value: bytes | str | None) -> str:
 
 
 def _parsed(entry_id: str, fields: dict[bytes, bytes]) -> Event | None:
-    """Return the event, or None for an entry that is none: it must not stop whoever reads the stream."""
+    """Return the event, or None for an entry that is no event, which must not stop the reader."""
     try:
         raw = fields[b"event"].decode()
         return Event(entry_id, _EVENT.validate_json(raw), fields.get(b"thumbnail"), raw)
     except (KeyError, ValueError) as error:
-        log.warning("stream_entry_skipped", entry_id=entry_id, why=str(error)[:200])
+        log.warning("stream_entry_skipped", entry_id=entry_id, error=str(error)[:200])
         return None

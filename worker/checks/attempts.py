@@ -1,31 +1,30 @@
-"""How often a check was begun, and how many worker processes ended while they were at it.
+"""Attempts at a check: how many there were, and how many ended with their worker process.
 
-Redis itself carries only whether a message was delivered before, which is so after every lost connection.
-What counts here is a beginning without an end: a process that ends a check, however, takes its own back.
+Redis itself knows only that a message was delivered before, which is true after every lost connection.
+Counted here are attempts that started and were not reported as ended; a process that ends an attempt reports
+it.
 """
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import redis
 
-from worker.checks.shared_lock import SharedLock
-from worker.contract.messages import InvalidMessageError
+from worker.broker import keys
+from worker.contract.messages import InvalidMessageError, UnavailableError
 from worker.telemetry.logs import get_logger
-
-if TYPE_CHECKING:
-    from worker.settings import Settings
 
 log = get_logger(__name__)
 
-# Returns {number of this delivery, other processes at it, those of them that cannot be at it any more}. The
-# number of one that is not begun is -1 when too many were lost, and 0 when it must be alone and is not.
-_BEGIN = """
-local own, alone, lost_after = 'by:' .. ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
+# KEYS: the check's hash; ARGV: this process, 1 when the check runs isolated, the seconds after which an
+# attempt counts as lost, the most lost ones, the seconds that the hash lives. Returns {number of this
+# attempt, other processes at the check, those of them that are lost}. The number is -1 when too many were
+# lost, and 0 when the check must run isolated and does not.
+_START = """
+local own, isolated, lost_after = 'by:' .. ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local others, lost = 0, 0
@@ -37,7 +36,7 @@ for i = 1, #fields, 2 do
   end
 end
 if lost >= tonumber(ARGV[4]) then return {-1, others, lost} end
-if others > 0 and not alone then return {0, others, lost} end
+if others > 0 and not isolated then return {0, others, lost} end
 redis.call('HSET', KEYS[1], own, string.format('%.3f', now))
 local number = redis.call('HINCRBY', KEYS[1], 'count', 1)
 redis.call('EXPIRE', KEYS[1], ARGV[5])
@@ -45,99 +44,158 @@ return {number, others, lost}
 """
 
 
+class LockTimeoutError(UnavailableError):
+    """The lock was not to be had in time, shared or exclusive."""
+
+
+class SharedLock:
+    """A lock that many threads hold `shared` or one holds `exclusive`, which goes before newcomers."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._sharing = 0
+        self._waiting_exclusive = 0
+        self._exclusive = False
+
+    @property
+    def waiting_exclusive(self) -> int:
+        """How many threads wait for the exclusive lock."""
+        return self._waiting_exclusive
+
+    @contextmanager
+    def shared(self, timeout_seconds: float) -> Iterator[None]:
+        """Hold the lock beside others. Raises `LockTimeoutError`."""
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: not self._exclusive and not self._waiting_exclusive, timeout_seconds
+            ):
+                raise LockTimeoutError(f"an isolated check held the lock for {timeout_seconds} seconds")
+            self._sharing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sharing -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def exclusive(self, timeout_seconds: float) -> Iterator[None]:
+        """Hold the lock with no other holder. Raises `LockTimeoutError`."""
+        with self._changed:
+            self._waiting_exclusive += 1
+            try:
+                if not self._changed.wait_for(
+                    lambda: not self._exclusive and not self._sharing, timeout_seconds
+                ):
+                    raise LockTimeoutError(f"other checks held the lock for {timeout_seconds} seconds")
+                self._exclusive = True
+            finally:
+                self._waiting_exclusive -= 1
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._exclusive = False
+                self._changed.notify_all()
+
+
 @dataclass(frozen=True)
 class Attempt:
-    """One beginning of a check: its `number`, 1 at the first, and whether it runs `alone` in its process."""
+    """One attempt at a check."""
 
+    #: 1 at the first.
     number: int
-    alone: bool
+    #: Whether it runs isolated in its process, after another process was lost at the check.
+    isolated: bool
 
 
 class Attempts:
-    """The beginnings of every check, each forgotten some days after its last one."""
+    """The attempts at every check, each check's forgotten `ttl_seconds` after its last one.
 
-    def __init__(self, client: redis.Redis, settings: "Settings") -> None:
+    An attempt that has not ended after `deadline_seconds` is lost with its process; after `max_attempts` lost
+    ones a check is not started again.
+    """
+
+    def __init__(
+        self, client: redis.Redis, *, deadline_seconds: float, max_attempts: int, ttl_seconds: int
+    ) -> None:
         self._redis = client
-        self._settings = settings
-        # A container that starts again has the host's name and process id of the one that died.
+        self._deadline_seconds = deadline_seconds
+        self._max_attempts = max_attempts
+        self._ttl_seconds = ttl_seconds
+        # A container that starts again has the host name and process id of the one that died.
         self._process = uuid4().hex
         self._lock = SharedLock()
-        self._untold: set[str] = set()
-        self._untold_lock = threading.Lock()
+        self._unreported: set[str] = set()
+        self._unreported_lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
 
     @contextmanager
-    def begin(self, check_id: str) -> Iterator[Attempt]:
-        """Run the block as one delivery of a check: beside others, or alone if a process was lost at it.
+    def start(self, check_id: str) -> Iterator[Attempt]:
+        """Run the block as one attempt at a check: beside others, or isolated if a process was lost at it.
 
         Raises `InvalidMessageError` when `max_attempts` processes were lost at it, `LockTimeoutError`, and
         redis.RedisError.
         """
-        self._tell()
-        patience = self._settings.check_deadline_seconds
-        with self._lock.shared(patience):
-            if attempt := self._begun(check_id, alone=False):
-                with self._ending(check_id):
+        self._flush()
+        with self._lock.shared(self._deadline_seconds):
+            if attempt := self._started(check_id, isolated=False):
+                with self._reported(check_id):
                     yield attempt
                 return
-        # A process that was lost took along what it had beside: this check gets no company.
-        with self._lock.alone(patience):
-            if attempt := self._begun(check_id, alone=True):
-                with self._ending(check_id):
+        # A process that is lost takes along the checks beside the one at fault: this one runs isolated.
+        with self._lock.exclusive(self._deadline_seconds):
+            if attempt := self._started(check_id, isolated=True):
+                with self._reported(check_id):
                     yield attempt
                 return
-        raise AssertionError("unreachable: alone, a check is begun or refused")
+        raise AssertionError("unreachable: an isolated check starts or is refused")
 
     def total(self, check_id: str) -> int:
-        """Return how often a check was begun."""
-        return int(self._redis.hget(attempts_key(check_id), "count") or 0)
+        """Return how many attempts at a check there were. Raises redis.RedisError."""
+        return int(self._redis.hget(keys.attempts(check_id), "count") or 0)
 
-    def _begun(self, check_id: str, *, alone: bool) -> Attempt | None:
-        settings = self._settings
+    def _started(self, check_id: str, *, isolated: bool) -> Attempt | None:
         arguments = (
             self._process,
-            int(alone),
-            settings.check_deadline_seconds,
-            settings.max_attempts,
-            settings.publish_once_ttl_seconds,
+            int(isolated),
+            self._deadline_seconds,
+            self._max_attempts,
+            self._ttl_seconds,
         )
-        number, others, lost = self._redis.eval(_BEGIN, 1, attempts_key(check_id), *arguments)
+        number, others, lost = self._redis.eval(_START, 1, keys.attempts(check_id), *arguments)
         if number < 0:
             raise InvalidMessageError(
                 "too_many_attempts", f"{lost} worker processes ended during this check."
             )
-        if others and alone:
+        if others and isolated:
             log.warning("check_isolated", check_id=check_id, attempt=number, processes_lost=others)
-        return Attempt(number, alone) if number else None
+        return Attempt(number, isolated) if number else None
 
     @contextmanager
-    def _ending(self, check_id: str) -> Iterator[None]:
+    def _reported(self, check_id: str) -> Iterator[None]:
         try:
             yield
         finally:
-            with self._untold_lock:
-                self._untold.add(check_id)
+            with self._unreported_lock:
+                self._unreported.add(check_id)
             try:
-                self._tell()
+                self._flush()
             except redis.RedisError as error:
-                log.warning("attempt_end_unreported", check_id=check_id, why=str(error))
+                log.warning("attempt_end_unreported", check_id=check_id, error=str(error))
 
-    def _tell(self) -> None:
-        """Take back the beginnings of what has ended, those too that Redis could not be told before."""
-        with self._untold_lock:
-            ended, self._untold = self._untold, set()
+    def _flush(self) -> None:
+        """Report the attempts that have ended, with those that Redis could not be told of before."""
+        with self._unreported_lock:
+            ended, self._unreported = self._unreported, set()
         try:
             for check_id in list(ended):
-                self._redis.hdel(attempts_key(check_id), f"by:{self._process}")
+                self._redis.hdel(keys.attempts(check_id), f"by:{self._process}")
                 ended.discard(check_id)
         finally:
-            with self._untold_lock:
-                self._untold |= ended
-
-
-def attempts_key(check_id: str) -> str:
-    """Return the name of the hash that holds a check's beginnings."""
-    return f"attempts:{check_id}"
+            with self._unreported_lock:
+                self._unreported |= ended

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from worker.contract.messages import UnavailableError
 from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -15,28 +16,30 @@ log = get_logger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# How long batches stay smaller after memory ran out; then they grow again, to twice the size each time.
+# How long batches stay smaller after memory ran out; then their limit doubles, as often.
 SMALLER_SECONDS = 60.0
 
 
 class BatcherClosedError(RuntimeError):
-    """The batcher takes no more items, or ended before it came to this one."""
+    """The batcher is closed, or ended before it ran this item."""
 
 
 class OutOfMemoryError(RuntimeError):
-    """There was not even memory for an item alone."""
+    """There was no memory for a batch of one."""
 
 
-class ModelFailedError(Exception):
+class ModelFailedError(UnavailableError):
     """The networks raised, or gave no result in time."""
 
 
 @dataclass(frozen=True)
 class Batched(Generic[Result]):
-    """An item's result, the size of the batch that it was computed in, and its wait for it in ms."""
+    """The result of an item that ran in a batch."""
 
     result: Result
+    #: Items in the batch.
     batch_size: int
+    #: Milliseconds that the item waited for its batch.
     wait_ms: float
 
 
@@ -48,14 +51,14 @@ class _Waiting(Generic[Item, Result]):
 
 
 class MicroBatcher(Generic[Item, Result]):
-    """Gathers items from many threads and runs them together on one thread of its own.
+    """Gathers items from many threads and runs them in batches on one thread of its own.
 
     `run` takes a list of items and returns as many results; it is never called from two threads at once.
     A batch holds at most `max_batch` items and waits at most `wait_seconds` for them. When `run` raises,
-    the batch is halved until the item at fault is alone: only its future carries the error.
+    the batch is halved until the failing item is in a batch of one: only its future carries the error.
 
-    `out_of_memory` frees what it can when an error of `run` means that memory ran out, and says whether it
-    meant that: the batch goes on in halves, and for a while no batch is larger than what fitted.
+    `out_of_memory` returns whether an error of `run` means that memory ran out, and frees what it can. The
+    batch then runs in halves, and for `smaller_seconds` no batch is larger than what fitted.
     """
 
     def __init__(
@@ -73,8 +76,8 @@ class MicroBatcher(Generic[Item, Result]):
         self._out_of_memory = out_of_memory
         self._smaller_seconds = smaller_seconds
         self._limit, self._limited_until = max_batch, 0.0
-        # Four batches of reserve: beyond that, producers wait in submit.
-        self._room = 4 * max_batch
+        # Four batches may wait: beyond that, `submit` waits.
+        self._capacity = 4 * max_batch
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -84,28 +87,28 @@ class MicroBatcher(Generic[Item, Result]):
 
     @property
     def stalled_seconds(self) -> float:
-        """Seconds that the model has been at what it computes now; 0.0 when it computes nothing."""
+        """Seconds since the call of `run` that is in progress began; 0.0 when there is none."""
         at = self._progress_at
         return 0.0 if at is None else time.monotonic() - at
 
     @property
     def batch_limit(self) -> int:
-        """The most items that a batch holds now: `max_batch`, or fewer after memory ran out."""
+        """The most items in a batch at present: `max_batch`, or fewer after memory ran out."""
         return self._limit
 
     def submit(self, item: Item, *, timeout_seconds: float | None = None) -> "Future[Batched[Result]]":
         """Queue an item and return the future of its result.
 
-        Waits up to `timeout_seconds` for room in the queue. Raises `BatcherClosedError` after `close`, and
-        TimeoutError when no room came.
+        Waits up to `timeout_seconds` while the queue is full. Raises `BatcherClosedError` after `close`, and
+        TimeoutError.
         """
         future: Future[Batched[Result]] = Future()
         waiting = _Waiting(item, future, time.monotonic())
         with self._changed:
             if not self._changed.wait_for(
-                lambda: self._closed or len(self._waiting) < self._room, timeout_seconds
+                lambda: self._closed or len(self._waiting) < self._capacity, timeout_seconds
             ):
-                raise TimeoutError(f"no room in the batcher's queue within {timeout_seconds} seconds")
+                raise TimeoutError(f"the batcher's queue was full for {timeout_seconds} seconds")
             if self._closed:
                 raise BatcherClosedError("the batcher is closed")
             self._waiting.append(waiting)
@@ -113,7 +116,7 @@ class MicroBatcher(Generic[Item, Result]):
         return future
 
     def close(self) -> None:
-        """Finish what waits, then end the thread."""
+        """Run what waits, then end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -123,10 +126,10 @@ class MicroBatcher(Generic[Item, Result]):
         while batch := self._gather():
             running = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
             if running:
-                self._settle(running)
+                self._run_batch(running)
 
     def _gather(self) -> list[_Waiting[Item, Result]]:
-        """Return the next batch, or nothing once the batcher is closed and has done everything."""
+        """Return the next batch; an empty one once the batcher is closed and its queue is empty."""
         with self._changed:
             self._progress_at = None
             self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -140,15 +143,15 @@ class MicroBatcher(Generic[Item, Result]):
             self._changed.notify_all()
             return batch
 
-    def _settle(self, batch: list[_Waiting[Item, Result]]) -> None:
+    def _run_batch(self, batch: list[_Waiting[Item, Result]]) -> None:
         if len(batch) > self._limit:
-            self._settle_halves(batch)
+            self._run_halves(batch)
             return
         began = self._progress_at = time.monotonic()
         try:
             results = self._run([waiting.item for waiting in batch])
             pairs = list(zip(batch, results, strict=True))
-        except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to its item
+        except Exception as error:  # noqa: BLE001 - the error belongs to the item at fault
             if self._out_of_memory(error):
                 self._set_limit(max(1, len(batch) // 2), "batch_reduced")
                 error = OutOfMemoryError(f"no memory for a batch of {len(batch)}: {error}")
@@ -159,13 +162,13 @@ class MicroBatcher(Generic[Item, Result]):
             for waiting, result in pairs:
                 waiting.future.set_result(Batched(result, len(batch), (began - waiting.since) * 1000))
             return
-        # Out of the handler: the error holds on to what the failed batch had in memory.
-        self._settle_halves(batch)
+        # Outside of the handler, because the error keeps the failed batch in memory.
+        self._run_halves(batch)
 
-    def _settle_halves(self, batch: list[_Waiting[Item, Result]]) -> None:
+    def _run_halves(self, batch: list[_Waiting[Item, Result]]) -> None:
         middle = len(batch) // 2
-        self._settle(batch[:middle])
-        self._settle(batch[middle:])
+        self._run_batch(batch[:middle])
+        self._run_batch(batch[middle:])
 
     def _set_limit(self, limit: int, event: str) -> None:
         self._limit, self._limited_until = limit, time.monotonic() + self._smaller_seconds

@@ -1,62 +1,75 @@
-"""What a worker process shows of itself while it runs: probes, metrics, its sign of life."""
+"""The seam around a check on which its metrics, its span and its log context hang."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from worker.broker.dead_letters import check_id_in
-from worker.process.health import Health
-from worker.process.heartbeat import Heartbeat
+from worker.contract.messages import Rejection, Verdict, check_id_in
 from worker.telemetry import tracing
-from worker.telemetry.http import Endpoints
-from worker.telemetry.metrics import BATCHER_STALLED, MODEL_INFO, REDELIVERIES, REGISTRY, check_in_flight
+from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import CACHE_HITS, REDELIVERIES, check_in_flight, count_check
 
-if TYPE_CHECKING:
-    from celery import Celery
+log = get_logger(__name__)
 
-    from worker.checks.service import Service
-    from worker.settings import Settings
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """What became of a check that has its event."""
+
+    #: The data of the event.
+    data: Verdict | Rejection
+    #: Whether this attempt published the event; False when an earlier one did.
+    published: bool
+    #: Milliseconds by stage, `publish` among them.
+    durations_ms: Mapping[str, float]
 
 
 class Observation:
-    """The probes and metrics of this process, from before its model is loaded."""
+    """Observes one attempt at a check, from the thread that runs it."""
 
-    def __init__(self, settings: "Settings", closing: ExitStack) -> None:
-        self._settings = settings
-        self._closing = closing
-        self.health = Health(stall_limit_seconds=settings.check_deadline_seconds)
-        if settings.http_port:
-            probes = {
-                "/livez": self.health.live,
-                "/readyz": self.health.ready,
-                "/startupz": self.health.started,
-            }
-            closing.enter_context(Endpoints(settings.http_host, settings.http_port, REGISTRY, probes))
+    def attempt_started(self, number: int) -> None:
+        """Name the attempt in every log line and in the span."""
+        bind_contextvars(attempt=number)
+        tracing.describe(**{"dnf.attempt": number})
+        if number > 1:
+            REDELIVERIES.inc()
 
-    def attach(self, service: "Service", app: "Celery") -> None:
-        """Watch a service whose model is loaded, and the application before it starts."""
-        self.health.watch(service.batcher)
-        self.health.attach(app)
-        BATCHER_STALLED.set_function(lambda: service.batcher.stalled_seconds)
-        model = service.model
-        MODEL_INFO.labels(
-            model.name, model.version, model.digest, service.detector.device, service.detector.dtype
-        ).set(1)
-        self._closing.callback(Heartbeat(self._settings, service.name, self.health).close)
+    def finished(self, outcome: CheckOutcome | None) -> None:
+        """Count and log the outcome; None is a check that had its event before this attempt."""
+        if outcome is None:
+            log.info("check_already_answered")
+            return
+        data = outcome.data
+        if isinstance(data, Rejection):
+            count_check("rejected", outcome.durations_ms, reason=data.reason)
+            log.info(
+                "image_rejected",
+                reason=data.reason,
+                durations_ms=data.durations_ms,
+                published=outcome.published,
+            )
+            return
+        count_check(data.verdict, outcome.durations_ms, score=data.score)
+        if data.cached:
+            CACHE_HITS.inc()
+        log.info(
+            "image_checked",
+            verdict=data.verdict,
+            score=round(data.score, 4),
+            model=f"{data.model.name} {data.model.version}",
+            durations_ms=data.durations_ms,
+            bytes=data.picture.bytes,
+            batch_size=data.batch_size,
+            cached=data.cached,
+            published=outcome.published,
+        )
 
 
 @contextmanager
-def observed(settings: "Settings") -> Iterator[Observation]:
-    """Show this process while the block runs. Raises `EndpointsUnavailableError`."""
-    with ExitStack() as closing:
-        closing.enter_context(tracing.exported_traces())
-        yield Observation(settings, closing)
-
-
-@contextmanager
-def check_observed(request: Any, message: object, worker: str) -> Iterator[None]:
+def check_observed(request: Any, message: object, worker: str) -> Iterator[Observation]:
     """Run the block as a check in flight: counted, a span of its message's trace, named in every log line.
 
     `request` is Celery's.
@@ -70,14 +83,6 @@ def check_observed(request: Any, message: object, worker: str) -> Iterator[None]
             bind_contextvars(trace_id=current.split("-")[1])
         tracing.describe(**{"dnf.check_id": check_id or "", "dnf.queue": queue or ""})
         try:
-            yield
+            yield Observation()
         finally:
             clear_contextvars()
-
-
-def attempt_observed(number: int) -> None:
-    """Note that the check of this thread is begun for the `number`th time."""
-    bind_contextvars(attempt=number)
-    tracing.describe(**{"dnf.attempt": number})
-    if number > 1:
-        REDELIVERIES.inc()

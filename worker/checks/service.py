@@ -1,4 +1,4 @@
-"""What one worker process holds while it runs: the detector, its batcher, the store and the results."""
+"""Service: what one worker process holds while it runs."""
 
 import os
 import socket
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detector.acceleration.memory import free_memory_after
+from detector.bundle.calibration import Thresholds
 from detector.detector import Detector, Finding
-from worker.broker.consumer import ChecksInWork
+from worker.broker.connection import connect
 from worker.broker.dead_letters import DeadLetters
-from worker.broker.verdict_stream import Results, connect
+from worker.broker.transport import UnacknowledgedMessages
+from worker.broker.verdict_stream import VerdictStream
 from worker.checks.attempts import Attempts
 from worker.checks.batching import MicroBatcher
 from worker.checks.shadow import Shadow
@@ -26,30 +28,43 @@ from worker.telemetry.metrics import counted_batches
 
 @dataclass(frozen=True)
 class Service:
-    """The parts that `check_image` works with; `name` tells this process from others in events and logs."""
+    """The parts that `check_image` works with."""
 
     settings: Settings
+    #: The serving detector, warm.
     detector: Detector
+    #: Batches the views of many checks into one forward pass of the detector.
     batcher: MicroBatcher[NDArray[np.float32], Finding]
+    #: Fetches pictures.
     storage: Storage
-    results: Results
+    #: Takes the events.
+    verdict_stream: VerdictStream
+    #: Answers for bytes that were judged before; inactive unless the settings ask for it.
     verdict_cache: VerdictCache
+    #: Counts the attempts at each check, and isolates a check after a lost one.
     attempts: Attempts
+    #: Takes messages that cannot be carried out.
     dead_letters: DeadLetters
+    #: The serving detector, as events name it.
     model: Model
+    #: This process, as events and logs name it.
     name: str
+    #: A second detector for comparison; absent unless the settings name one.
     shadow: Shadow = field(default_factory=Shadow)
-    in_work: ChecksInWork = field(default_factory=ChecksInWork)
+    #: The messages that this process has taken and not acknowledged.
+    unacknowledged: UnacknowledgedMessages = field(default_factory=UnacknowledgedMessages)
 
     @classmethod
-    def start(cls, settings: Settings, detector: Detector | None = None) -> Self:
-        """Load the detector, if none is given, warm it with a full batch and connect the rest.
+    def start(
+        cls, settings: Settings, unacknowledged: UnacknowledgedMessages, detector: Detector | None = None
+    ) -> Self:
+        """Load the detector unless one is given, warm it with a full batch, and connect the rest.
 
         Raises `BundleError`.
         """
         detector = detector or Detector.load(settings.bundle, device=settings.device, dtype=settings.dtype)
         detector.warm_up(settings.batch_size)
-        # Pillow loads its formats at the first picture; that one should not wait for it.
+        # Pillow loads its formats with the first picture, which should not wait for that.
         Image.init()
         manifest = detector.bundle.manifest
         return cls(
@@ -61,21 +76,32 @@ class Service:
                 wait_seconds=settings.batch_wait_seconds,
                 out_of_memory=free_memory_after,
             ),
-            storage=Storage(settings),
-            results=Results(settings),
+            storage=Storage(settings.storage),
+            verdict_stream=VerdictStream.connect(settings),
             verdict_cache=VerdictCache.connect(settings, detector.bundle.digest),
-            attempts=Attempts(connect(settings), settings),
+            attempts=Attempts(
+                connect(settings.broker),
+                deadline_seconds=settings.check_deadline_seconds,
+                max_attempts=settings.max_attempts,
+                ttl_seconds=settings.publish_once_ttl_seconds,
+            ),
             dead_letters=DeadLetters.connect(settings),
             model=Model(name=manifest.name, version=manifest.version, digest=detector.bundle.digest),
             name=f"{socket.gethostname()}:{os.getpid()}",
             shadow=Shadow.load(settings),
+            unacknowledged=unacknowledged,
         )
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The serving detector's thresholds."""
+        return self.detector.bundle.manifest.thresholds
 
     def stop(self) -> None:
         """Finish what the batcher holds and close the connections."""
         self.batcher.close()
         self.shadow.close()
-        self.results.close()
+        self.verdict_stream.close()
         self.verdict_cache.close()
         self.attempts.close()
         self.dead_letters.close()

@@ -1,7 +1,7 @@
-"""A second detector that scores beside the serving one, to be compared before it takes its place.
+"""A second detector that scores the same pictures, to be compared before it replaces the serving one.
 
-It has a batcher of its own and never has a say: a check has its verdict whether the shadow answers, fails,
-hangs or could not even be loaded.
+It has a batcher of its own and no part in the verdict: a check has its verdict whether the shadow answers,
+fails, hangs or could not be loaded.
 """
 
 import threading
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.detector import Detector, Finding
 from detector.policy import VerdictName, decide
 from worker.checks.batching import Batched, MicroBatcher
 from worker.contract.messages import Model, ShadowVerdict
@@ -20,32 +21,31 @@ from worker.telemetry.metrics import SHADOW_DIFFERENCE, SHADOW_DISAGREEMENTS, SH
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from detector.detector import Detector, Finding
     from worker.settings import Settings
 
 log = get_logger(__name__)
 
 
 class Shadow:
-    """A detector beside the serving one, or without a detector nothing at all.
+    """A detector for comparison; without one it does nothing.
 
-    `wanted` without a detector is a shadow that could not be loaded: every check counts as failed. A check
-    waits for its shadow for `patience_seconds` at most after the serving detector has answered, and a shadow
-    that makes no progress for so long is not asked.
+    `configured` without a detector is a shadow that could not be loaded: it fails every check. A check waits
+    at most `timeout_seconds` for its shadow after the serving detector has answered, and a shadow without
+    progress for so long is not asked.
     """
 
     def __init__(
         self,
-        detector: "Detector | None" = None,
+        detector: Detector | None = None,
         *,
         batch_size: int = 1,
         batch_wait_seconds: float = 0.0,
-        wanted: bool = False,
-        patience_seconds: float = 5.0,
+        configured: bool = False,
+        timeout_seconds: float = 5.0,
     ) -> None:
         self._detector = detector
-        self._wanted = wanted or detector is not None
-        self._patience = patience_seconds
+        self._configured = configured or detector is not None
+        self._timeout = timeout_seconds
         self._batcher: MicroBatcher[NDArray[np.float32], Finding] | None = None
         if detector:
             manifest = detector.bundle.manifest
@@ -57,17 +57,15 @@ class Shadow:
 
     @classmethod
     def load(cls, settings: "Settings") -> Self:
-        """Load and warm the shadow bundle of the settings, if they name one; log what keeps it from that."""
+        """Load and warm the shadow bundle, if the settings name one; a failure is logged."""
         if not settings.shadow_bundle:
             return cls()
-        from detector.detector import Detector
-
         try:
             detector = Detector.load(settings.shadow_bundle, device=settings.device, dtype=settings.dtype)
             detector.warm_up(settings.batch_size)
-        except Exception as error:  # the serving detector serves on, whatever this one does
-            log.exception("shadow_unavailable", bundle=settings.shadow_bundle, why=str(error)[:500])
-            return cls(wanted=True)
+        except Exception as error:  # the serving detector goes on without it
+            log.exception("shadow_unavailable", bundle=settings.shadow_bundle, error=str(error)[:500])
+            return cls(configured=True)
         manifest = detector.bundle.manifest
         log.info("shadow_loaded", model=f"{manifest.name} {manifest.version}", digest=detector.bundle.digest)
         return cls(
@@ -75,29 +73,29 @@ class Shadow:
             batch_size=settings.batch_size,
             batch_wait_seconds=settings.batch_wait_seconds,
             # Added to the deadline of a check, it stays below the visibility timeout.
-            patience_seconds=(settings.visibility_timeout_seconds - settings.check_deadline_seconds) / 2,
+            timeout_seconds=(settings.visibility_timeout_seconds - settings.check_deadline_seconds) / 2,
         )
 
-    def begin(self, pixels: NDArray[np.uint8]) -> "Future[Batched[Finding]] | None":
-        """Let the shadow look at pixels (H, W, 3); None when it cannot."""
+    def submit(self, pixels: NDArray[np.uint8]) -> "Future[Batched[Finding]] | None":
+        """Submit pixels (H, W, 3) to the shadow; None when it cannot take them."""
         if not self._detector or not self._batcher:
             return None
-        # One that hangs costs every check its patience once, and not again and again.
-        if self._batcher.stalled_seconds > self._patience:
+        # A shadow that hangs costs each check in flight one timeout, and later checks none.
+        if self._batcher.stalled_seconds > self._timeout:
             return None
         try:
             return self._batcher.submit(self._detector.prepare(pixels), timeout_seconds=0.0)
         except Exception as error:  # noqa: BLE001 - it never fails a check
-            log.warning("shadow_failed", why=f"{type(error).__name__}: {error}"[:500])
+            log.warning("shadow_failed", error=f"{type(error).__name__}: {error}"[:500])
             return None
 
-    def beside(
-        self, waiting: "Future[Batched[Finding]] | None", score: float, verdict: VerdictName
+    def compare(
+        self, pending: "Future[Batched[Finding]] | None", score: float, verdict: VerdictName
     ) -> ShadowVerdict | None:
-        """Return what the shadow says beside the serving score and verdict; count how they differ."""
-        if not self._wanted:
+        """Return the shadow's verdict, and count how it differs from the serving score and verdict."""
+        if not self._configured:
             return None
-        own = self._answer(waiting) if waiting else None
+        own = self._answer(pending) if pending else None
         if own is None:
             SHADOW_FAILURES.inc()
             return None
@@ -106,21 +104,21 @@ class Shadow:
             SHADOW_DISAGREEMENTS.labels(verdict, own.verdict).inc()
         return own
 
-    def _answer(self, waiting: "Future[Batched[Finding]]") -> ShadowVerdict | None:
+    def _answer(self, pending: "Future[Batched[Finding]]") -> ShadowVerdict | None:
         try:
             with tracing.span("shadow"):
-                score = waiting.result(timeout=self._patience).result.probability
-            # A score that is not finite, or none at all, is refused here too.
+                score = pending.result(timeout=self._timeout).result.probability
+            # A score that is not finite raises here.
             return ShadowVerdict(model=self._model, score=score, verdict=decide(score, self._thresholds))
         except Exception as error:  # noqa: BLE001 - it never fails a check
-            log.warning("shadow_failed", why=f"{type(error).__name__}: {error}"[:500])
+            log.warning("shadow_failed", error=f"{type(error).__name__}: {error}"[:500])
             return None
         finally:
-            waiting.cancel()
+            pending.cancel()
 
     def close(self) -> None:
         """Finish what the batcher holds, unless it hangs."""
         if self._batcher:
             closing = threading.Thread(target=self._batcher.close, name="shadow-close", daemon=True)
             closing.start()
-            closing.join(self._patience)
+            closing.join(self._timeout)

@@ -4,15 +4,16 @@ import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
+from celery.exceptions import Reject
 from pydantic import ValidationError
 
 from detector.images.decode import ImageLimits, ImageRejectedError, Picture, decode
 from detector.images.thumbnail import dnf_thumbnail
 from detector.policy import decide
 from worker.checks.batching import ModelFailedError
-from worker.checks.observation import attempt_observed, check_observed
+from worker.checks.observation import CheckOutcome, Observation, check_observed
 from worker.checks.retries import retry_or_dead_letter
-from worker.checks.verdict_cache import Judged
+from worker.checks.verdict_cache import Judgement
 from worker.contract.messages import (
     CHECK_IMAGE,
     ImageCheck,
@@ -28,9 +29,7 @@ from worker.contract.messages import (
 )
 from worker.storage import StorageRejectedError
 from worker.telemetry import tracing
-from worker.telemetry.logs import get_logger
-from worker.telemetry.metrics import CACHE_HITS, count_check
-from worker.telemetry.timings import Stopwatch
+from worker.telemetry.timings import Timings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,123 +38,83 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from detector.detector import Finding
+    from worker.checks.attempts import Attempt
     from worker.checks.batching import Batched
     from worker.checks.service import Service
-    from worker.contract.messages import ShadowVerdict
-
-log = get_logger(__name__)
+    from worker.storage import Upload
 
 
-def check_image(service: "Service", message: object) -> None:
-    """Judge one upload and publish what came of it, once.
+def check_image(service: "Service", message: object, observation: Observation) -> CheckOutcome | None:
+    """Judge one upload and publish the outcome, once; None when an earlier attempt has published it.
 
     Raises `InvalidMessageError`; and `StorageUnavailableError`, `ModelFailedError`, `LockTimeoutError` and
     redis.RedisError when the check is to be retried.
     """
-    check = _understood(message)
-    with service.attempts.begin(check.check_id) as attempt:
-        attempt_observed(attempt.number)
-        if attempt.number > 1 and service.results.answered(check.check_id):
-            log.info("check_already_answered")
-            return
-        _judge(service, check, attempt.number)
-
-
-def _judge(service: "Service", check: ImageCheck, attempt: int) -> None:
-    watch = Stopwatch()
-    watch.add_queue_wait(check.submitted_at)
-    try:
-        with watch.stage("fetch"):
-            data = service.storage.fetch(check)
-        found = _found_before(service, check, data, watch)
-        judged, batch_size, shadow = (found, 0, None) if found else _judged(service, data, watch)
-    except (StorageRejectedError, ImageRejectedError) as rejected:
-        _publish_rejection(service, check, rejected, watch, attempt)
-        return
-    thresholds = service.detector.bundle.manifest.thresholds
-    verdict = decide(judged.score, thresholds)
-    outcome = Verdict(
-        **_outcome(service, check, watch, attempt),
-        verdict=verdict,
-        score=judged.score,
-        thresholds=thresholds,
-        model=service.model,
-        picture=judged.picture,
-        thumbnail=_described(judged.thumbnail, judged.thumbnail_side),
-        batch_size=batch_size,
-        cached=found is not None,
-        shadow=shadow,
-    )
-    with watch.stage("publish"):
-        published = service.results.publish(
-            VerdictEvent(**_envelope(service, check), data=outcome), thumbnail=judged.thumbnail
+    check = _validated(message)
+    with service.attempts.start(check.check_id) as attempt:
+        observation.attempt_started(attempt.number)
+        if attempt.number > 1 and service.verdict_stream.is_published(check.check_id):
+            return None
+        timings = Timings(check.submitted_at)
+        try:
+            with timings.stage("fetch"):
+                upload = service.storage.fetch(check)
+            judgement = _cached(service, check, upload, timings)
+            pending_shadow, batch_size, cached = None, 0, judgement is not None
+            if judgement is None:
+                with timings.stage("decode"):
+                    picture = decode(upload.data, ImageLimits(max_pixels=service.settings.max_pixels))
+                with timings.stage("prepare"):
+                    views = service.detector.prepare(picture.pixels)
+                pending_shadow = service.shadow.submit(picture.pixels)
+                batched = _examined(service, views, timings)
+                batch_size = batched.batch_size
+                judgement = _judgement(service, upload, picture, batched.result, timings)
+        except (StorageRejectedError, ImageRejectedError) as rejected:
+            return _publish_rejection(service, check, attempt, timings, rejected)
+        verdict = decide(judgement.score, service.thresholds)
+        data = Verdict(
+            check_id=check.check_id,
+            policy=check.policy,
+            durations_ms=timings.read(),
+            attempt=attempt.number,
+            worker=service.name,
+            metadata=check.metadata,
+            verdict=verdict,
+            score=judgement.score,
+            thresholds=service.thresholds,
+            model=service.model,
+            picture=judgement.picture,
+            thumbnail=_described(judgement),
+            batch_size=batch_size,
+            cached=cached,
+            shadow=None if cached else service.shadow.compare(pending_shadow, judgement.score, verdict),
         )
-    if not found:
-        service.verdict_cache.keep(judged, check.policy)
-    count_check(verdict, watch.read(), score=judged.score)
-    log.info(
-        "image_checked",
-        verdict=verdict,
-        score=round(judged.score, 4),
-        model=f"{service.model.name} {service.model.version}",
-        durations_ms=outcome.durations_ms,
-        bytes=len(data),
-        batch_size=batch_size,
-        cached=outcome.cached,
-        published=published,
-    )
-
-
-def _found_before(service: "Service", check: ImageCheck, data: bytes, watch: Stopwatch) -> Judged | None:
-    if not service.verdict_cache.active:
-        return None
-    with watch.stage("cache"):
-        found = service.verdict_cache.find(data, check.policy)
-    if found:
-        CACHE_HITS.inc()
-    return found
-
-
-def _judged(service: "Service", data: bytes, watch: Stopwatch) -> tuple[Judged, int, "ShadowVerdict | None"]:
-    """Return what the model finds, the size of its batch, and what a shadow says beside it.
-
-    Raises `ImageRejectedError` and `ModelFailedError`.
-    """
-    with watch.stage("decode"):
-        picture = decode(data, ImageLimits(max_pixels=service.settings.max_pixels))
-    with watch.stage("prepare"):
-        views = service.detector.prepare(picture.pixels)
-    begun = service.shadow.begin(picture.pixels)
-    batched = _examined(service, views, watch)
-    side = service.settings.thumbnail_side_pixels
-    with watch.stage("thumbnail"):
-        thumbnail = dnf_thumbnail(batched.result.dnf, side)
-    judged = Judged(
-        score=batched.result.probability,
-        picture=_facts(data, picture),
-        thumbnail=thumbnail,
-        thumbnail_side=side,
-    )
-    verdict = decide(judged.score, service.detector.bundle.manifest.thresholds)
-    return judged, batched.batch_size, service.shadow.beside(begun, judged.score, verdict)
+        with timings.stage("publish"):
+            event = VerdictEvent(**_envelope(service, check), data=data)
+            published = service.verdict_stream.publish(event, thumbnail=judgement.thumbnail)
+        if not cached:
+            service.verdict_cache.store(judgement, check.policy)
+        return CheckOutcome(data, published, timings.read())
 
 
 def register(app: "Celery", service: "Service") -> None:
-    """Make `check_image` a task of the application: what cannot be done now is tried again, and then kept."""
+    """Make `check_image` a task of the application; one that raises is retried, then dead-lettered."""
 
     # Celery itself would refuse wrong arguments before the task runs, and the message would be lost.
     @app.task(name=CHECK_IMAGE, bind=True, typing=False, max_retries=None)
     def task(self: "Task[Any, None]", *args: Any, **kwargs: Any) -> None:
         message = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
-        service.in_work.begin((self.request.properties or {})["delivery_tag"])
-        with check_observed(self.request, message, service.name):
+        if not service.unacknowledged.start((self.request.properties or {})["delivery_tag"]):
+            raise Reject("the worker shuts down", requeue=True)
+        with check_observed(self.request, message, service.name) as observation:
             try:
-                check_image(service, message)
+                observation.finished(check_image(service, message, observation))
             except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it
                 retry_or_dead_letter(self, service, message, error)
 
 
-def _understood(message: object) -> ImageCheck:
+def _validated(message: object) -> ImageCheck:
     try:
         check = ImageCheck.model_validate(message)
     except ValidationError as error:
@@ -165,59 +124,77 @@ def _understood(message: object) -> ImageCheck:
     return check
 
 
-def _examined(service: "Service", views: "NDArray[np.float32]", watch: Stopwatch) -> "Batched[Finding]":
-    """Wait for the model, for what is left of the check's time. Raises `ModelFailedError`."""
+def _cached(service: "Service", check: ImageCheck, upload: "Upload", timings: Timings) -> Judgement | None:
+    if not service.verdict_cache.active:
+        return None
+    with timings.stage("cache"):
+        return service.verdict_cache.find(upload.sha256, check.policy)
+
+
+def _examined(service: "Service", views: "NDArray[np.float32]", timings: Timings) -> "Batched[Finding]":
+    """Wait for the model, until the check's deadline. Raises `ModelFailedError`."""
     try:
-        waiting = service.batcher.submit(views, timeout_seconds=_left(service, watch))
+        waiting = service.batcher.submit(views, timeout_seconds=_remaining_seconds(service, timings))
         try:
-            batched = waiting.result(timeout=_left(service, watch))
+            batched = waiting.result(timeout=_remaining_seconds(service, timings))
         finally:
-            waiting.cancel()  # nobody waits any longer for one that is still queued
+            waiting.cancel()  # an item that is still queued has nobody who waits for it
     except Exception as error:
         raise ModelFailedError(f"{type(error).__name__}: {error}") from error
     if not math.isfinite(batched.result.probability):
         # Compared with a threshold, it would pass for a photograph.
         raise ModelFailedError("the networks gave no finite score")
-    watch.add_in_turn(
+    timings.add_consecutive(
         batch_wait=batched.wait_ms, dnf=batched.result.dnf_ms, classify=batched.result.classify_ms
     )
     return batched
 
 
-def _left(service: "Service", watch: Stopwatch) -> float:
-    return max(0.001, service.settings.check_deadline_seconds - watch.read()["total"] / 1000)
+def _remaining_seconds(service: "Service", timings: Timings) -> float:
+    return max(0.001, service.settings.check_deadline_seconds - timings.read()["total"] / 1000)
+
+
+def _judgement(
+    service: "Service", upload: "Upload", picture: Picture, finding: "Finding", timings: Timings
+) -> Judgement:
+    side = service.settings.thumbnail_side_pixels
+    with timings.stage("thumbnail"):
+        thumbnail = dnf_thumbnail(finding.dnf, side)
+    facts = PictureFacts(
+        sha256=upload.sha256,
+        width=picture.width,
+        height=picture.height,
+        format=picture.format,
+        bytes=len(upload.data),
+    )
+    return Judgement(score=finding.probability, picture=facts, thumbnail=thumbnail, thumbnail_side=side)
+
+
+def _described(judgement: Judgement) -> Thumbnail:
+    side, digest = judgement.thumbnail_side, hashlib.sha256(judgement.thumbnail).hexdigest()
+    return Thumbnail(width=side, height=side, sha256=digest)
 
 
 def _publish_rejection(
     service: "Service",
     check: ImageCheck,
+    attempt: "Attempt",
+    timings: Timings,
     rejected: StorageRejectedError | ImageRejectedError,
-    watch: Stopwatch,
-    attempt: int,
-) -> None:
-    outcome = Rejection(
-        **_outcome(service, check, watch, attempt), reason=rejected.reason, detail=str(rejected)
-    )
-    with watch.stage("publish"):
-        published = service.results.publish(RejectionEvent(**_envelope(service, check), data=outcome))
-    count_check("rejected", watch.read(), reason=rejected.reason)
-    log.info(
-        "image_rejected",
+) -> CheckOutcome:
+    data = Rejection(
+        check_id=check.check_id,
+        policy=check.policy,
+        durations_ms=timings.read(),
+        attempt=attempt.number,
+        worker=service.name,
+        metadata=check.metadata,
         reason=rejected.reason,
-        durations_ms=outcome.durations_ms,
-        published=published,
+        detail=str(rejected),
     )
-
-
-def _outcome(service: "Service", check: ImageCheck, watch: Stopwatch, attempt: int) -> dict[str, Any]:
-    return {
-        "check_id": check.check_id,
-        "policy": check.policy,
-        "durations_ms": watch.read(),
-        "attempt": attempt,
-        "worker": service.name,
-        "metadata": check.metadata,
-    }
+    with timings.stage("publish"):
+        published = service.verdict_stream.publish(RejectionEvent(**_envelope(service, check), data=data))
+    return CheckOutcome(data, published, timings.read())
 
 
 def _envelope(service: "Service", check: ImageCheck) -> dict[str, Any]:
@@ -227,17 +204,3 @@ def _envelope(service: "Service", check: ImageCheck) -> dict[str, Any]:
         "subject": check.uri,
         "traceparent": tracing.traceparent(),
     }
-
-
-def _facts(data: bytes, picture: Picture) -> PictureFacts:
-    return PictureFacts(
-        sha256=hashlib.sha256(data).hexdigest(),
-        width=picture.width,
-        height=picture.height,
-        format=picture.format,
-        bytes=len(data),
-    )
-
-
-def _described(thumbnail: bytes, side: int) -> Thumbnail:
-    return Thumbnail(width=side, height=side, sha256=hashlib.sha256(thumbnail).hexdigest())

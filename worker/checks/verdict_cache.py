@@ -1,16 +1,17 @@
-"""What was found of the same bytes before: a repeated upload has its verdict without the model.
+"""The verdict cache: bytes that were judged before are answered without the model.
 
-A value is believed only when it is whole and fits the settings in force; everything else, and a Redis that
-does not answer, is as if nothing had been found.
+A cached value is used only when it is complete and fits the settings in force. Any other value, and a Redis
+that does not answer, is a miss.
 """
 
-import hashlib
 import time
 from typing import TYPE_CHECKING, Self
 
 import redis
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from worker.broker import keys
+from worker.broker.connection import connect
 from worker.contract.messages import PictureFacts, first_fault
 from worker.telemetry.logs import get_logger
 
@@ -19,46 +20,64 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-# What a check may lose to a cache that does not answer, and how long it is then left alone.
+# How long a check waits for the cache, and how long a cache that does not answer is not asked again.
 _TIMEOUT_SECONDS = 1.0
-_REST_SECONDS = 10.0
+_PAUSE_SECONDS = 10.0
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-class Judged(BaseModel):
-    """What the model found: `score` 0..1, the picture's facts, and the PNG of the feature."""
+class Judgement(BaseModel):
+    """What the model says of a picture."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, ser_json_bytes="base64", val_json_bytes="base64"
     )
 
+    #: Calibrated probability of *generated*, 0..1.
     score: float = Field(ge=0, le=1)
     picture: PictureFacts
+    #: PNG of the Diffusion Noise Feature.
     thumbnail: bytes
+    #: Its width and height in pixels.
     thumbnail_side: int = Field(ge=1)
 
 
 class VerdictCache:
-    """The verdicts of one model in one Redis database, each by content and policy, for the time that is set.
+    """The verdicts of one model in one Redis database, by content and policy, for `ttl_seconds`.
 
-    With a time of 0 it finds and keeps nothing, and never connects.
+    Without a client it is inactive: every lookup is a miss, and nothing is stored. A value whose picture has
+    more than `max_pixels`, or whose thumbnail is not `thumbnail_side` pixels wide, is a miss too.
     """
 
-    def __init__(self, client: redis.Redis | None, settings: "Settings", model_digest: str) -> None:
+    def __init__(
+        self,
+        client: redis.Redis | None,
+        model_digest: str,
+        *,
+        ttl_seconds: int,
+        max_pixels: int,
+        thumbnail_side: int,
+    ) -> None:
         self._redis = client
-        self._settings = settings
         self._model_digest = model_digest
-        self._resting_until = 0.0
+        self._ttl_seconds = ttl_seconds
+        self._max_pixels = max_pixels
+        self._thumbnail_side = thumbnail_side
+        self._paused_until = 0.0
 
     @classmethod
     def connect(cls, settings: "Settings", model_digest: str) -> Self:
         """Return the cache that the settings ask for."""
-        from worker.broker.verdict_stream import connect
-
-        wanted = settings.verdict_cache_ttl_seconds > 0
-        client = connect(settings, timeout_seconds=_TIMEOUT_SECONDS, retries=0) if wanted else None
-        return cls(client, settings, model_digest)
+        active = settings.verdict_cache_ttl_seconds > 0
+        client = connect(settings.broker, timeout_seconds=_TIMEOUT_SECONDS, retries=0) if active else None
+        return cls(
+            client,
+            model_digest,
+            ttl_seconds=settings.verdict_cache_ttl_seconds,
+            max_pixels=settings.max_pixels,
+            thumbnail_side=settings.thumbnail_side_pixels,
+        )
 
     @property
     def active(self) -> bool:
@@ -70,54 +89,53 @@ class VerdictCache:
         if self._redis is not None:
             self._redis.close()
 
-    def find(self, data: bytes, policy: str) -> Judged | None:
-        """Return what was found of these bytes under a policy, or None. Raises nothing."""
-        if self._redis is None or time.monotonic() < self._resting_until:
+    def find(self, digest: str, policy: str) -> Judgement | None:
+        """Return the judgement of the content with this SHA-256 under a policy, or None. Raises nothing."""
+        if self._redis is None or time.monotonic() < self._paused_until:
             return None
-        digest = hashlib.sha256(data).hexdigest()
         try:
             value = self._redis.get(self._key(digest, policy))
         except redis.RedisError as error:
-            self._rest(error)
+            self._pause(error)
             return None
         if value is None:
             return None
         try:
-            judged = Judged.model_validate_json(value)
+            judgement = Judgement.model_validate_json(value)
         except ValidationError as error:
-            log.warning("cached_verdict_unreadable", sha256=digest, why=first_fault(error))
+            log.warning("cached_verdict_unreadable", sha256=digest, error=first_fault(error))
             return None
-        if fault := self._misfit(judged, digest):
-            log.warning("cached_verdict_unfit", sha256=digest, why=fault)
+        if mismatch := self._mismatch(judgement, digest):
+            log.warning("cached_verdict_ignored", sha256=digest, reason=mismatch)
             return None
-        return judged
+        return judgement
 
-    def keep(self, judged: Judged, policy: str) -> None:
-        """Remember what was found, unless Redis does not take it. Raises nothing."""
-        if self._redis is None or time.monotonic() < self._resting_until:
+    def store(self, judgement: Judgement, policy: str) -> None:
+        """Store a judgement, unless Redis refuses it. Raises nothing."""
+        if self._redis is None or time.monotonic() < self._paused_until:
             return
-        key, ttl = self._key(judged.picture.sha256, policy), self._settings.verdict_cache_ttl_seconds
+        key = self._key(judgement.picture.sha256, policy)
         try:
-            self._redis.set(key, judged.model_dump_json(), ex=ttl)
+            self._redis.set(key, judgement.model_dump_json(), ex=self._ttl_seconds)
         except redis.RedisError as error:
-            self._rest(error)
+            self._pause(error)
 
-    def _misfit(self, judged: Judged, digest: str) -> str | None:
-        """Return why a value that can be read is not what these settings would have led to."""
-        picture = judged.picture
+    def _mismatch(self, judgement: Judgement, digest: str) -> str | None:
+        """Return why these settings would have led to another value; None when they would not."""
+        picture = judgement.picture
         if picture.sha256 != digest:
             return "it is of another picture"
-        if picture.width * picture.height > self._settings.max_pixels:
+        if picture.width * picture.height > self._max_pixels:
             return "its picture has more pixels than are allowed now"
-        if judged.thumbnail_side != self._settings.thumbnail_side_pixels:
+        if judgement.thumbnail_side != self._thumbnail_side:
             return "its thumbnail has another size than is set now"
-        if not judged.thumbnail.startswith(_PNG):
-            return "its thumbnail is no PNG"
+        if not judgement.thumbnail.startswith(_PNG):
+            return "its thumbnail is not a PNG"
         return None
 
-    def _rest(self, error: redis.RedisError) -> None:
-        self._resting_until = time.monotonic() + _REST_SECONDS
-        log.warning("verdict_cache_unreachable", seconds=_REST_SECONDS, why=str(error))
+    def _pause(self, error: redis.RedisError) -> None:
+        self._paused_until = time.monotonic() + _PAUSE_SECONDS
+        log.warning("verdict_cache_unreachable", seconds=_PAUSE_SECONDS, error=str(error))
 
     def _key(self, digest: str, policy: str) -> str:
-        return f"verdict-cache:{digest}:{self._model_digest}:{policy}"
+        return keys.verdict_cache(digest, self._model_digest, policy)

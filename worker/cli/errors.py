@@ -30,14 +30,16 @@ def current_settings() -> Settings:
 @contextmanager
 def reported_errors() -> Iterator[None]:
     """Report errors of the network and of the user's input in one line: exit status 1 or 2."""
-    from worker.broker.connection import distrust
+    from worker.broker.faults import connection_fault
     from worker.client import QueueFullError, QueueUnreachableError
     from worker.storage import StorageRejectedError, StorageUnavailableError
 
     try:
         yield
     except redis.RedisError as error:
-        detail = distrust(error, current_settings()) or f"Redis cannot be reached: {error}"
+        detail = str(
+            connection_fault(error, current_settings().broker) or f"Redis cannot be reached: {error}"
+        )
         raise click.ClickException(detail) from error
     except (QueueUnreachableError, QueueFullError, StorageUnavailableError, StorageRejectedError) as error:
         raise click.ClickException(str(error)) from error

@@ -32,20 +32,14 @@ def run(*, processes: int | None, unsupervised: bool, descriptor: int | None) ->
 
 
 def _run_process(settings: Settings, descriptor: int | None) -> int:
+    # Until `run_worker` handles the signals, the first process of a container would ignore SIGTERM.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from detector.bundle.files import BundleError
-    from worker.broker.connection import BrokerRefusedError, refuse_distrust
-    from worker.process.tether import Tether
+    from worker.broker.faults import BrokerRefusedError
+    from worker.process.run import run_worker
     from worker.telemetry.http import EndpointsUnavailableError
 
-    tether = None if descriptor is None else Tether(descriptor)
-    # Until Celery installs its own handler, the first process of a container would ignore SIGTERM.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        refuse_distrust(settings)
-        from worker.process.run import run_worker
-
-        return run_worker(settings, on_ready=tether.ready if tether else lambda: None)
+        return run_worker(settings, supervisor_descriptor=descriptor)
     except (BrokerRefusedError, BundleError, EndpointsUnavailableError) as error:
-        if tether:
-            tether.refused()
         raise click.ClickException(str(error)) from error

@@ -1,8 +1,8 @@
-"""What an entry of a queue must be before Celery sees it.
+"""Celery's message as an entry of a queue: encoded for producers, decoded and checked before Celery sees it.
 
-Celery and kombu end the whole worker at an entry that is no JSON object, at a header of a kind that they do
-not expect, at a body that is no triple; other faults they log, and drop the message. Here every entry is
-either rebuilt from the parts that are understood, or refused with a reason.
+Celery and kombu end the worker at an entry that is not a JSON object, at a header of an unexpected type, and
+at a body that is not a triple; they log other faults and drop the message. `decode` rebuilds every entry from
+the parts that are known, or raises the reason for its dead letter.
 """
 
 import base64
@@ -23,15 +23,15 @@ _Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\x21-\x7e
 
 
 class _Part(BaseModel):
-    # Headers that are not known are left behind: Celery takes any header for an attribute of its own.
+    # Celery would set any header as an attribute of its request, so unknown ones are dropped.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
 class EntryHeaders(_Part):
-    """What Celery wants to know of a call; any other header is left behind."""
+    """The headers of a Celery call; others are dropped."""
 
     task: str = Field(description=f"`{CHECK_IMAGE}`; an entry for another task becomes a dead letter.")
-    id: _Name = Field(description="Of this message, a UUID say; of no consequence for the check.")
+    id: _Name = Field(description="Of this message, for example a UUID; the check does not depend on it.")
     retries: int = Field(default=0, ge=0, le=10_000)
     eta: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
         default=None, description="Not before; at most the visibility timeout ahead."
@@ -44,11 +44,13 @@ class EntryHeaders(_Part):
 
 
 class EntryProperties(_Part):
-    """What kombu wants to know of a message; priorities are queues here, so none is read."""
+    """The properties of a kombu message; a priority is dropped, since queues are the priorities."""
 
-    delivery_tag: _Name = Field(description="Unique over all messages, a new UUID: it names it in `unacked`.")
+    delivery_tag: _Name = Field(
+        description="Unique over all messages, for example a new UUID: its name in `unacked`."
+    )
     body_encoding: Literal["base64", "utf-8"] | None = Field(
-        default=None, description="How `body` is written; base64 is what Celery writes."
+        default=None, description="How `body` is encoded; Celery uses base64."
     )
 
 
@@ -58,24 +60,24 @@ class Entry(_Part):
     headers: EntryHeaders
     properties: EntryProperties
     body: str = Field(
-        description="The call as JSON, `[[check], {}, {}]`: positional arguments, keyword arguments, and what"
-        " Celery embeds, which must ask for nothing."
+        description="The call as JSON, `[[check], {}, {}]`: positional arguments, keyword arguments, and"
+        " Celery's embedded callbacks, which must be empty."
     )
     content_type: Literal["application/json"] = Field(alias="content-type")
     content_encoding: Literal["utf-8"] = Field(alias="content-encoding")
 
 
-def admit(entry: bytes, queue: str, *, longest_wait_seconds: float) -> dict[str, Any]:
-    """Return the message in an entry of a queue, rebuilt, as kombu's payload.
+def decode(entry: bytes, queue: str, *, longest_wait_seconds: float) -> dict[str, Any]:
+    """Return kombu's payload of an entry, rebuilt from its known parts.
 
-    `longest_wait_seconds` bounds how far ahead its `eta` may lie: a message that waits beyond the visibility
-    timeout would be delivered again and again. Raises `InvalidMessageError`.
+    `longest_wait_seconds` bounds its `eta`: a message that waits beyond the visibility timeout would be
+    delivered again and again. Raises `InvalidMessageError`.
     """
     try:
         envelope = Entry.model_validate(_object(entry))
     except ValidationError as error:
         raise InvalidMessageError(
-            "unreadable_entry", f"The entry is no Celery message: {first_fault(error)}."
+            "unreadable_entry", f"The entry is not a Celery message: {first_fault(error)}."
         ) from error
     headers = envelope.headers
     if headers.task != CHECK_IMAGE:
@@ -94,8 +96,8 @@ def admit(entry: bytes, queue: str, *, longest_wait_seconds: float) -> dict[str,
     )
 
 
-def entry_of(args: list[Any], kwargs: dict[str, Any], queue: str, *, traceparent: str | None = None) -> bytes:
-    """Return a new entry for a queue that calls the task with these arguments, as Celery would write it."""
+def encode(args: list[Any], kwargs: dict[str, Any], queue: str, *, traceparent: str | None = None) -> bytes:
+    """Return an entry that calls the task with these arguments, as Celery would write it."""
     identity = str(uuid4())
     headers = {"task": CHECK_IMAGE, "id": identity, "root_id": identity, "retries": 0}
     if traceparent:
@@ -109,10 +111,9 @@ def _object(entry: bytes) -> object:
             "unreadable_entry", f"The entry has {len(entry)} bytes; the limit is {MAX_ENTRY_BYTES}."
         )
     try:
-        # kombu's own reading, since it will read the entry again when it puts it back on its queue.
         return loads(entry)
-    except Exception as error:  # its hooks for types raise whatever their constructors do
-        raise InvalidMessageError("unreadable_entry", f"The entry is no JSON: {_short(error)}.") from error
+    except Exception as error:  # kombu's hooks for types raise whatever their constructors do
+        raise InvalidMessageError("unreadable_entry", f"The entry is not JSON: {_short(error)}.") from error
 
 
 def _arguments(envelope: Entry) -> tuple[list[Any], dict[str, Any]]:
@@ -128,7 +129,7 @@ def _arguments(envelope: Entry) -> tuple[list[Any], dict[str, Any]]:
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise InvalidMessageError("unreadable_entry", "The body is not the JSON of a call.")
     if isinstance(embedded, dict) and any(embedded.values()):
-        # They would be lost without a word: a check answers on the stream of verdicts alone.
+        # Celery would call them, but the check's outcome is on the verdict stream only.
         raise InvalidMessageError("malformed_message", "A check takes no callbacks, chain or chord.")
     return args, kwargs
 

@@ -42,8 +42,16 @@ Stage = Literal[
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class InvalidMessageError(Exception):
-    """The message asks for nothing that can be done; `reason` says which kind, `str()` is the detail."""
+class RefusedError(Exception):
+    """The upload or the message is at fault: the check is rejected or dead-lettered, and never retried."""
+
+
+class UnavailableError(Exception):
+    """Something that the check needs is at fault: the check is retried."""
+
+
+class InvalidMessageError(RefusedError):
+    """The message cannot be carried out; `reason` is one of `DeadLetterReason`, `str()` is the detail."""
 
     def __init__(self, reason: DeadLetterReason, detail: str) -> None:
         super().__init__(detail)
@@ -51,17 +59,17 @@ class InvalidMessageError(Exception):
 
 
 class _Contract(BaseModel):
-    # CloudEvents requires attributes that have a default here: the schemas must ask for them.
+    # CloudEvents requires attributes that have a default here, so the schemas require them too.
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
 
 
 class ImageCheck(_Contract):
-    """What a platform asks: judge one object in S3, once for its `check_id`."""
+    """A platform's request: judge one object in S3, once for its `check_id`."""
 
     check_id: str = Field(
         default_factory=lambda: str(uuid4()),
         pattern=r"^[A-Za-z0-9._:-]{1,128}$",
-        description="The platform's own id; a check submitted twice under one id has one verdict.",
+        description="The platform's own id; a check submitted twice under one id has one event.",
     )
     bucket: str = Field(min_length=3, max_length=255)
     key: str = Field(min_length=1, max_length=1024)
@@ -77,7 +85,7 @@ class ImageCheck(_Contract):
     @field_validator("metadata")
     @classmethod
     def _small(cls, metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        # NaN and infinity are no JSON: they could not be returned untouched.
+        # NaN and infinity are not JSON: they could not be returned unchanged.
         compact = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         if len(compact.encode()) > MAX_METADATA_BYTES:
             raise ValueError(f"at most {MAX_METADATA_BYTES} bytes as compact JSON in UTF-8")
@@ -95,30 +103,30 @@ class ImageCheck(_Contract):
 
 
 class Model(_Contract):
-    """Which detector spoke; `digest` is the SHA-256 of its manifest."""
+    """The detector that scored the picture."""
 
     name: str
     version: str
-    digest: Sha256
+    digest: Sha256 = Field(description="SHA-256 of its manifest.")
 
 
 class PictureFacts(_Contract):
-    """What was judged: the content's digest, its size in pixels after rotation, and in bytes."""
+    """The picture that was judged."""
 
-    sha256: Sha256
-    width: int
-    height: int
-    format: str
-    bytes: int
+    sha256: Sha256 = Field(description="Of the object's bytes.")
+    width: int = Field(description="Pixels, after EXIF orientation.")
+    height: int = Field(description="Pixels, after EXIF orientation.")
+    format: str = Field(description="JPEG, PNG, WEBP, GIF or AVIF.")
+    bytes: int = Field(description="Size of the object.")
 
 
 class Thumbnail(_Contract):
-    """Where the PNG of the feature is: in the stream entry (`inline`) or at `uri`; sides in pixels."""
+    """The PNG of the Diffusion Noise Feature."""
 
-    inline: bool = True
-    uri: str | None = None
-    width: int
-    height: int
+    inline: bool = Field(default=True, description="Whether it is in the stream entry.")
+    uri: str | None = Field(default=None, description="Where it is otherwise.")
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
     sha256: Sha256
 
 
@@ -129,13 +137,13 @@ class _Outcome(_Contract):
         description="Milliseconds by stage; `dnf` and `classify` are those of the whole batch, `total` runs"
         " from the start of the check and leaves out `queue_wait`."
     )
-    attempt: int = Field(ge=1, description="1 at the first delivery.")
-    worker: str
-    metadata: dict[str, JsonValue]
+    attempt: int = Field(ge=1, description="The attempt that answered: 1 at the first.")
+    worker: str = Field(description="The worker process: host and process id.")
+    metadata: dict[str, JsonValue] = Field(description="As submitted.")
 
 
 class ShadowVerdict(_Contract):
-    """What another detector says of the same picture, for comparison alone; `score` as in `Verdict`."""
+    """The verdict of a second detector on the same picture, for comparison; `score` as in `Verdict`."""
 
     model: Model
     score: float = Field(ge=0, le=1)
@@ -143,20 +151,22 @@ class ShadowVerdict(_Contract):
 
 
 class Verdict(_Outcome):
-    """The outcome of a judged picture; `score` is the calibrated probability of *generated*, 0..1."""
+    """The outcome of a picture that was judged."""
 
     verdict: VerdictName
-    score: float = Field(ge=0, le=1)
+    score: float = Field(ge=0, le=1, description="Calibrated probability of *generated*.")
     thresholds: Thresholds
     model: Model
     picture: PictureFacts
     thumbnail: Thumbnail
     batch_size: int = Field(ge=0, description="Pictures in the forward pass; 0 if `cached`.")
-    cached: bool = Field(default=False, description="The same bytes were judged before, by this model.")
+    cached: bool = Field(
+        default=False, description="Whether the same bytes were judged before, by this model."
+    )
     shadow: ShadowVerdict | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="Of a detector that is tried beside the serving one; it had no say in the verdict.",
+        description="Of a detector on trial; it has no part in the verdict.",
     )
 
 
@@ -164,24 +174,24 @@ class Rejection(_Outcome):
     """The outcome of an upload that cannot be judged, whatever the model."""
 
     reason: RejectionReason
-    detail: str
+    detail: str = Field(description="The reason in words, for people.")
 
 
 class DeadLetter(_Contract):
-    """A message that could not be carried out, kept whole with the reason."""
+    """A message that could not be carried out, with the reason."""
 
     check_id: str | None = Field(default=None, description="If the message names one.")
-    message: str = Field(description="The original message, as `form` says.")
+    message: str = Field(description="The original message, in the form that `form` names.")
     form: DeadLetterForm = Field(
         default="check",
         description="`check`: the task's argument as JSON text; `arguments`: an object with `args` and"
-        " `kwargs`; `entry`: the queue entry itself; `entry_base64`: the same of one that is no text.",
+        " `kwargs`; `entry`: the queue entry itself; `entry_base64`: an entry that is not UTF-8.",
     )
-    truncated: bool = Field(default=False, description="Whether the message was too long to be kept whole.")
+    truncated: bool = Field(default=False, description="Whether the message was too long and is incomplete.")
     queue: str | None = Field(default=None, description="Where the message was taken from, if known.")
     reason: DeadLetterReason
-    detail: str
-    attempts: int = Field(ge=0, description="How often the check was begun; 0 if it never was.")
+    detail: str = Field(description="The reason in words, for people.")
+    attempts: int = Field(ge=0, description="Attempts at the check; 0 if it never started.")
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -219,6 +229,13 @@ ImageEvent = Annotated[VerdictEvent | RejectionEvent, Field(discriminator="type"
 def event_id(check_id: str, model_digest: str, policy: str) -> str:
     """Return the event's id, 64 hex digits: the SHA-256 of the check's id, the model's digest and policy."""
     return hashlib.sha256(f"{check_id}\n{model_digest}\n{policy}".encode()).hexdigest()
+
+
+def check_id_in(message: object) -> str | None:
+    """Return the check id that a message names, if it is one."""
+    check_id = message.get("check_id") if isinstance(message, dict) else None
+    # Another string may hold anything, such as half a surrogate pair, which cannot be encoded.
+    return check_id if isinstance(check_id, str) and CHECK_ID.fullmatch(check_id) else None
 
 
 def first_fault(error: ValidationError) -> str:

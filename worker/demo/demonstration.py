@@ -22,7 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from worker.broker.verdict_stream import Event, Results
+from worker.broker.verdict_stream import Event, VerdictStream
 from worker.client import Client
 from worker.contract.messages import Rejection
 from worker.demo.contact_sheet import NOTE, ContactSheet, JudgedPicture, RejectedUpload, render_html
@@ -124,7 +124,7 @@ def _receive(
     settings: Settings, worker: "_Worker", awaited: set[str], advance: Callable[[], None]
 ) -> dict[str, Event]:
     """Return the event of each awaited check id; call `advance` for each one."""
-    results = Results(settings)
+    results = VerdictStream.connect(settings)
     received: dict[str, Event] = {}
     deadline = time.monotonic() + VERDICTS_SECONDS
     for event in results.tail(block_seconds=0.5):

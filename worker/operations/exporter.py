@@ -22,10 +22,12 @@ from prometheus_client.registry import Collector
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.broker.connection import distrust, tls_options
+from worker.broker.connection import tls_options
+from worker.broker.faults import connection_fault
+from worker.broker.keys import WORKERS_ALIVE
 from worker.contract.envelope import MAX_ENTRY_BYTES
 from worker.contract.messages import QUEUES
-from worker.process.heartbeat import ALIVE_SECONDS, WORKERS_ALIVE
+from worker.process.heartbeat import ALIVE_SECONDS
 from worker.settings import Settings
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Documented
@@ -208,7 +210,7 @@ class QueueCollector(Collector):
             socket_timeout=_TIMEOUT_SECONDS,
             socket_connect_timeout=_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 1),
-            **tls_options(settings),
+            **tls_options(settings.broker),
         )
         self._lock = threading.Lock()
         self._throughput = Throughput()
@@ -263,7 +265,9 @@ class QueueCollector(Collector):
                 snapshot = BrokerSnapshot.read(self._redis, self._settings)
             except redis.RedisError as error:
                 self._snapshot = None
-                self.error = distrust(error, self._settings) or f"{type(error).__name__}: {error}"[:200]
+                self.error = str(
+                    connection_fault(error, self._settings.broker) or f"{type(error).__name__}: {error}"[:200]
+                )
             else:
                 self._snapshot, self.error = snapshot, None
                 self._throughput.record(

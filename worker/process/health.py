@@ -1,16 +1,15 @@
-"""What the probes say of a worker process.
+"""Liveness, readiness and start-up of a worker process.
 
-`celery inspect ping` fails on a worker that is merely busy. Told apart here are a worker that hangs, which
-starting again mends, and a broker that is away, which it does not.
+`celery inspect ping` fails on a worker that is merely busy. These probes distinguish a worker that hangs,
+which a restart helps, from a broker that is away, which it does not.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from celery import bootsteps
-from celery.signals import worker_ready, worker_shutting_down
 
 from worker.telemetry.http import Answer
 
@@ -19,10 +18,10 @@ if TYPE_CHECKING:
 
 BEAT_SECONDS = 1.0
 
-#: A loop that is silent for so long takes no checks at present: not ready.
+#: An event loop that is silent for so long takes no checks at present: not ready.
 READY_LOOP_SECONDS = 5.0
-#: A loop that is silent for so long beside a broker that answers hangs: not alive. Celery waits up to 30
-#: seconds between attempts to connect, and gives up a frozen connection after some twenty.
+#: An event loop that is silent for so long hangs if the broker answers: not alive. Celery waits up to 30
+#: seconds between attempts to connect, and gives up a frozen connection after about twenty.
 LIVE_LOOP_SECONDS = 60.0
 
 
@@ -32,9 +31,9 @@ class _Batcher(Protocol):
 
 
 class Health:
-    """The state of a worker process, told by its parts and asked by its probes; safe for threads.
+    """The state of a worker process, reported by its parts and read by its probes; safe for threads.
 
-    `stall_limit_seconds` bounds the time that the model thread may be at one batch.
+    A model thread that takes longer than `stall_limit_seconds` for one batch is stalled.
     """
 
     def __init__(self, *, stall_limit_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,99 +42,101 @@ class Health:
         self._lock = threading.Lock()
         self._batcher: _Batcher | None = None
         self._ready = False
-        self._stopping = False
-        self._beaten = clock()
+        self._shutting_down = False
+        self._loop_ran_at = clock()
         self._broker_up_since: float | None = None
-        self._broker_fault = "the broker was not asked yet"
+        self._broker_fault = "the broker has not been asked yet"
 
     def watch(self, batcher: _Batcher) -> None:
-        """Watch the batcher of a model that is loaded."""
+        """Watch the batcher of a loaded model."""
         self._batcher = batcher
 
     def attach(self, app: "Celery") -> None:
-        """Watch the application's event loop, its start and its stop."""
+        """Watch the event loop of the application's worker."""
         health = self
 
         class Beat(bootsteps.StartStopStep):
-            """Beats in the consumer's event loop; a reconnection stops and starts it."""
+            """Beats in the consumer's event loop; a new connection starts it again."""
 
             def start(self, c: Any) -> None:
                 c.timer.call_repeatedly(BEAT_SECONDS, health.beat)
 
         app.steps["consumer"].add(Beat)
-        worker_ready.connect(lambda **_: health.became_ready(), weak=False)
-        worker_shutting_down.connect(lambda **_: health.began_to_stop(), weak=False)
+
+    def probes(self) -> Mapping[str, Callable[[], Answer]]:
+        """Return the probes by path."""
+        return {"/livez": self.live, "/readyz": self.ready, "/startupz": self.started}
 
     def beat(self) -> None:
         """Note that the event loop runs."""
-        self._beaten = self._clock()
+        self._loop_ran_at = self._clock()
 
     def became_ready(self) -> None:
         """Note that the model is warm and checks are taken."""
         self.beat()
         self._ready = True
 
-    def began_to_stop(self) -> None:
+    def shutting_down(self) -> None:
         """Note that no more checks are taken."""
-        self._stopping = True
+        self._shutting_down = True
 
     def broker_answered(self) -> None:
-        """Note that the broker did as it was asked."""
+        """Note that the broker answered."""
         with self._lock:
             if self._broker_up_since is None:
                 self._broker_up_since = self._clock()
 
-    def broker_failed(self, why: str) -> None:
-        """Note that the broker did not."""
+    def broker_failed(self, error: str) -> None:
+        """Note that the broker did not answer."""
         with self._lock:
             self._broker_up_since = None
-            self._broker_fault = why
+            self._broker_fault = error
 
     @property
     def consuming(self) -> bool:
-        """Whether this process takes checks, as far as it depends on itself."""
+        """Whether this process takes checks, whatever the state of the broker."""
         return self._own_fault() is None
 
     def live(self) -> Answer:
-        """Say whether going on is worthwhile; no only where starting again would help."""
+        """Liveness: whether the process works; no only where a restart would help."""
         if fault := self._stall():
             return self._answer(ok=False, reason=fault)
         if not self._ready:
             return self._answer(ok=True, reason="starting")
-        if self._stopping:
-            return self._answer(ok=True, reason="finishing what it began")
-        # A loop that waits for a broker is silent too, and for a while after it came back.
+        if self._shutting_down:
+            return self._answer(ok=True, reason="shutting down")
+        # The event loop is silent too while the broker is away, and for a while after it came back.
         up_for = self._broker_up_for()
         if up_for is None:
-            return self._answer(ok=True, reason=f"waits for the broker: {self._broker_fault}")
+            return self._answer(ok=True, reason=f"waiting for the broker: {self._broker_fault}")
         silent = self._loop_age()
         if min(silent, up_for) > LIVE_LOOP_SECONDS:
             return self._answer(ok=False, reason=f"the event loop was silent for {silent:.0f} seconds")
         return self._answer(ok=True, reason="alive")
 
     def ready(self) -> Answer:
-        """Say whether checks are taken now."""
+        """Readiness: whether checks are taken now."""
         fault = self._own_fault()
-        # Without a broker the loop falls silent too: the cause comes first.
-        if self._ready and not self._stopping and self._broker_up_for() is None:
+        # Without a broker the event loop is silent too: the cause comes first.
+        if self._ready and not self._shutting_down and self._broker_up_for() is None:
             fault = f"the broker does not answer: {self._broker_fault}"
-        return self._answer(ok=fault is None, reason=fault or "takes checks")
+        return self._answer(ok=fault is None, reason=fault or "taking checks")
 
     def started(self) -> Answer:
-        """Say whether the model is warm and the first connection was made."""
+        """Start-up: whether the model is warm and the first connection was made."""
         return self._answer(ok=self._ready, reason="started" if self._ready else self._missing())
 
     def _own_fault(self) -> str | None:
         if not self._ready:
             return self._missing()
-        if self._stopping:
-            return "stopping"
+        if self._shutting_down:
+            return "shutting down"
         if self._loop_age() > READY_LOOP_SECONDS:
             return f"the event loop was silent for {self._loop_age():.0f} seconds"
         return self._stall()
 
     def _missing(self) -> str:
-        return "connects to the broker" if self._batcher else "loads the model"
+        return "connecting to the broker" if self._batcher else "loading the model"
 
     def _stall(self) -> str | None:
         seconds = self._stalled()
@@ -147,7 +148,7 @@ class Health:
         return self._batcher.stalled_seconds if self._batcher else 0.0
 
     def _loop_age(self) -> float:
-        return self._clock() - self._beaten
+        return self._clock() - self._loop_ran_at
 
     def _broker_up_for(self) -> float | None:
         with self._lock:

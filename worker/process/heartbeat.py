@@ -1,30 +1,28 @@
-"""A worker's sign of life in Redis, and what it learns from it of the broker.
+"""A worker's heartbeat in Redis, which also tells `Health` whether the broker answers.
 
-The sorted set `workers:alive` holds the names of workers that take checks, each with the server's time of its
-last beat. A name that is silent for `ALIVE_SECONDS` is dropped, and the whole set expires with its last beat.
+The sorted set `workers:alive` holds the workers that take checks, scored by the server's time of their last
+beat. A worker that is silent for `ALIVE_SECONDS` is dropped, and the set expires with its last beat.
 """
 
 import threading
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from worker.broker.connection import tls_options
+from worker.broker.connection import connect
+from worker.broker.keys import WORKERS_ALIVE
 from worker.process.health import Health
-from worker.settings import Settings
+from worker.settings import BrokerSettings
 from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-WORKERS_ALIVE = "workers:alive"
 ALIVE_SECONDS = 15
 
 _BEAT_SECONDS = 2.0
-# Long enough for a server that writes to its disk, short enough for a probe to be fresh.
-_PATIENCE_SECONDS = 2.0
+# Long enough for a server that writes to its disk, short enough for fresh probes.
+_TIMEOUT_SECONDS = 2.0
 
-# KEYS: the set; ARGV: the name, seconds that a name counts, 1 for a worker that takes checks, else 0.
+# KEYS: the set; ARGV: the name, the seconds that a beat counts, 1 for a worker that takes checks, else 0.
 _BEAT = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[2]))
@@ -37,22 +35,16 @@ return redis.call('EXPIRE', KEYS[1], ARGV[2])
 class Heartbeat:
     """Beats every two seconds on a thread of its own, and tells `health` whether the broker answered."""
 
-    def __init__(self, settings: Settings, name: str, health: Health) -> None:
+    def __init__(self, broker: BrokerSettings, name: str, health: Health) -> None:
         self._name = name
         self._health = health
-        self._redis = redis.Redis.from_url(
-            settings.redis_url.get_secret_value(),
-            socket_timeout=_PATIENCE_SECONDS,
-            socket_connect_timeout=_PATIENCE_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            **tls_options(settings),
-        )
+        self._redis = connect(broker, timeout_seconds=_TIMEOUT_SECONDS, retries=0)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Take the name out of the set and end."""
+        """Remove the worker from the set, and end."""
         self._ending.set()
         self._thread.join()
         self._beat(alive=False)

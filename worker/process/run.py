@@ -1,82 +1,124 @@
-"""One worker process: model loaded and warmed, then Celery's threads."""
+"""One worker process, from its start to its end."""
 
-from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 from celery.apps.worker import Worker
-from celery.signals import worker_ready, worker_shutting_down
+from celery.signals import worker_ready
 
+from detector.bundle.files import BundleError
 from detector.detector import Detector
 from worker.broker.app import create_app
 from worker.broker.consumer import Consumer
-from worker.checks.observation import Observation, observed
+from worker.broker.faults import BrokerRefusedError, verify_trust
+from worker.broker.transport import UnacknowledgedMessages
 from worker.checks.service import Service
 from worker.checks.task import register
 from worker.contract.messages import QUEUES
 from worker.process.broker_watch import BrokerWatch
-from worker.process.shutdown import OrderlyStop
+from worker.process.health import Health
+from worker.process.heartbeat import Heartbeat
+from worker.process.shutdown import Shutdown
+from worker.process.supervisor import WorkerLink
 from worker.process.watchdog import Watchdog
 from worker.settings import Settings
+from worker.telemetry.http import Endpoints, EndpointsUnavailableError
 from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import BATCHER_STALLED, MODEL_INFO, REGISTRY
+from worker.telemetry.tracing import exported_traces
 
 log = get_logger(__name__)
 
 
+class _Worker(Worker):
+    """Celery's worker, which leaves the signals to `Shutdown`."""
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """No-op: it would install signal handlers."""
+
+
 def run_worker(
-    settings: Settings, *, detector: Detector | None = None, on_ready: Callable[[], None] = lambda: None
+    settings: Settings, *, detector: Detector | None = None, supervisor_descriptor: int | None = None
 ) -> int:
-    """Consume checks until the process is told to stop; return its exit status.
+    """Take checks until the process is told to shut down; return its exit status.
 
-    `detector` takes the place of the bundle in the settings; `on_ready` is called once the model is warm and
-    checks are taken. Raises `BundleError` and `EndpointsUnavailableError`.
+    `detector` replaces the bundle of the settings; `supervisor_descriptor` is the socket of a supervisor.
+    Raises `BrokerRefusedError`, `BundleError` and `EndpointsUnavailableError`.
     """
-    with observed(settings) as observation:
-        return _run(settings, observation, detector, on_ready)
+    link = None if supervisor_descriptor is None else WorkerLink(supervisor_descriptor)
+    unacknowledged = UnacknowledgedMessages()
+    health = Health(stall_limit_seconds=settings.check_deadline_seconds)
+    shutdown = Shutdown(
+        unacknowledged, grace_seconds=settings.shutdown_grace_seconds, on_signal=health.shutting_down
+    )
+    with ExitStack() as stack:
+        try:
+            # 1. Traces and probes, before the model loads.
+            stack.enter_context(exported_traces())
+            if settings.http_port:
+                stack.enter_context(
+                    Endpoints(settings.http_host, settings.http_port, REGISTRY, health.probes())
+                )
+
+            # 2. A broker that does not trust us, or a bundle that cannot be loaded, ends the process here.
+            verify_trust(settings.broker)
+            service = Service.start(settings, unacknowledged, detector)
+        except (BrokerRefusedError, BundleError, EndpointsUnavailableError):
+            if link:
+                link.refused()
+            raise
+        _describe_model(service)
+
+        # 3. What watches the process. The stack ends it in the reverse order, after the last check.
+        health.watch(service.batcher)
+        heartbeat = Heartbeat(settings.broker, service.name, health)
+        stack.callback(heartbeat.close)
+        watchdog = Watchdog(service.batcher, settings.model_stall_seconds)
+        stack.callback(watchdog.stop)
+        stack.callback(service.stop)
+        stack.enter_context(BrokerWatch(settings.broker))
+
+        # 4. Celery takes checks, until `Shutdown` stops its event loop and the last check has ended.
+        app = create_app(settings, unacknowledged)
+        register(app, service)
+        health.attach(app)
+
+        def ready(sender: Any, **_: object) -> None:
+            shutdown.ready(sender.controller)
+            health.became_ready()
+            log.info("worker_ready", worker=service.name, queues=list(QUEUES), threads=settings.threads)
+            if link:
+                link.ready()
+
+        worker_ready.connect(ready, weak=False)
+        worker = _Worker(
+            app=app,
+            pool="threads",
+            consumer_cls=partial(Consumer, on_stop=shutdown.consumer_stopped),
+            concurrency=settings.threads,
+            queues=list(QUEUES),
+            loglevel=settings.log_level,
+            without_gossip=True,
+            without_mingle=True,
+            # Nobody reads Celery's events; the probes have a heartbeat of their own.
+            without_heartbeat=True,
+            quiet=True,
+        )
+        worker.start()
+    status = worker.exitcode or 0
+    log.info("worker_stopped", worker=service.name, status=status)
+    return status
 
 
-def _run(
-    settings: Settings, observation: Observation, detector: Detector | None, on_ready: Callable[[], None]
-) -> int:
-    service = Service.start(settings, detector)
+def _describe_model(service: Service) -> None:
+    model, detector = service.model, service.detector
     log.info(
         "model_loaded",
-        model=f"{service.model.name} {service.model.version}",
-        digest=service.model.digest,
-        device=service.detector.device,
-        dtype=service.detector.dtype,
+        model=f"{model.name} {model.version}",
+        digest=model.digest,
+        device=detector.device,
+        dtype=detector.dtype,
     )
-    app = create_app(settings)
-    register(app, service)
-    observation.attach(service, app)
-    OrderlyStop(service.in_work, grace_seconds=settings.shutdown_grace_seconds).attach(app)
-    watchdog = Watchdog(service.batcher, settings.model_stall_seconds)
-
-    def ready(**_: object) -> None:
-        log.info("worker_ready", worker=service.name, queues=list(QUEUES), threads=settings.threads)
-        on_ready()
-
-    def stopping(**_: object) -> None:
-        log.info("worker_stopping", worker=service.name)
-
-    worker_ready.connect(ready, weak=False)
-    worker_shutting_down.connect(stopping, weak=False)
-    worker = Worker(
-        app=app,
-        pool="threads",
-        consumer_cls=Consumer,
-        concurrency=settings.threads,
-        queues=list(QUEUES),
-        loglevel=settings.log_level,
-        without_gossip=True,
-        without_mingle=True,
-        # Its events have no reader; the probes have a heartbeat of their own.
-        without_heartbeat=True,
-        quiet=True,
-    )
-    try:
-        with BrokerWatch(settings):
-            worker.start()
-    finally:
-        service.stop()
-        watchdog.stop()
-    log.info("worker_stopped", worker=service.name, status=worker.exitcode or 0)
-    return worker.exitcode or 0
+    MODEL_INFO.labels(model.name, model.version, model.digest, detector.device, detector.dtype).set(1)
+    BATCHER_STALLED.set_function(lambda: service.batcher.stalled_seconds)

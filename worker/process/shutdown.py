@@ -1,7 +1,7 @@
-"""An orderly stop: what waits goes back to its queue at once, what runs is finished within a grace period.
+"""Shutdown: what has not started is requeued at once, what runs finishes within a grace period.
 
-Celery's warm shutdown waits for running tasks without a limit, and holds what it has not begun until then;
-its soft and cold shutdowns end by waiting for the threads of the pool too.
+Celery's warm shutdown waits for running tasks without a limit and keeps what has not started until then; its
+soft and cold shutdowns end by waiting for the threads of the pool too.
 """
 
 import os
@@ -9,129 +9,124 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection
+from typing import Any
 
 import redis
-from celery import bootsteps
-from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
-from worker.broker.consumer import ChecksInWork
+from worker.broker.transport import UnacknowledgedMessages
 from worker.telemetry.logs import get_logger
-
-if TYPE_CHECKING:
-    from celery import Celery
 
 log = get_logger(__name__)
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
-# How long the event loop may take to let go of its queues.
-LETTING_GO_SECONDS = 2.0
-# How long an acknowledgement may take that is on its way at the end: as the broker's connection may.
-SETTLING_SECONDS = 5.0
+# How long the event loop may take to end.
+_LOOP_END_SECONDS = 2.0
+# How long an acknowledgement on its way may take: as long as a reply of the broker.
+_ACKNOWLEDGE_SECONDS = 5.0
 
 
-class OrderlyStop:
-    """Stops a Celery worker with threads on SIGTERM, SIGINT or SIGQUIT.
+class Shutdown:
+    """Shuts this process down on SIGTERM, SIGINT or SIGQUIT; a signal that it ignored before stays ignored.
 
-    The first SIGTERM or SIGINT: nothing more is taken or begun, and what was taken and not begun, checks that
-    wait for a retry among it, goes back to its queue at once. What runs is finished. After `grace_seconds`,
-    at a second signal, or at SIGQUIT, what runs goes back too and the process ends in the midst of it, with
-    status 0, or 1 if the broker could not be told; then it delivers the checks again after the visibility
-    timeout. A check that is done twice has one verdict all the same. What the process ignores when this is
-    made, it goes on to ignore.
+    Before `ready` a signal ends the process: it has taken nothing. After it, the first SIGTERM or SIGINT lets
+    no further check start and requeues what has not started, with the checks that wait for a retry; running
+    checks finish. After `grace_seconds`, at a second signal, or at SIGQUIT, the running checks are requeued
+    too and the process ends with status 0, or 1 if the broker could not be told; then it delivers them again
+    after the visibility timeout. A check that runs twice has one verdict.
     """
 
     def __init__(
-        self, in_work: ChecksInWork, *, grace_seconds: float, end: Callable[[int], object] = os._exit
+        self,
+        unacknowledged: UnacknowledgedMessages,
+        *,
+        grace_seconds: float,
+        on_signal: Callable[[], object],
+        exit_process: Callable[[int], object] = os._exit,
     ) -> None:
-        self._in_work = in_work
+        self._unacknowledged = unacknowledged
         self._grace_seconds = grace_seconds
-        self._end = end
-        self._numbers = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
-        # Written by the interpreter in whatever thread a signal arrives. A handler in Python runs in the main
-        # thread, which may just be on its way into a wait that ends with the last check.
-        self._told, self._tell = socket.socketpair()
-        self._tell.setblocking(False)  # noqa: FBT003 - socket's own signature
-        self._let_go = threading.Event()
-        self._worker: Any = None
+        self._on_signal = on_signal
+        self._exit = exit_process
+        self._ready = False
+        self._consumer: Any = None
+        self._loop_ended = threading.Event()
+        self._signals = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        # The interpreter writes to the socket in whatever thread a signal arrives. A handler in Python runs
+        # in the main thread, which may be on its way into a wait that ends with the last check.
+        self._received, self._sender = socket.socketpair()
+        self._sender.setblocking(False)  # noqa: FBT003 - socket's own signature
+        for number in self._signals:
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._run, name="shutdown", daemon=True).start()
 
-    def attach(self, app: "Celery") -> None:
-        """Become a part of the application's worker; the signals are taken over when it is ready."""
-        stop = self
+    def ready(self, worker: Any) -> None:
+        """Note that Celery's worker takes checks from now on."""
+        self._consumer = worker.consumer
+        self._ready = True
 
-        class LetGo(bootsteps.StartStopStep):
-            """Stops after the consumer and before the pool, which waits for its threads."""
+    def consumer_stopped(self, consumer: Any) -> None:
+        """Requeue what has not started, once the event loop has ended; Celery then waits for what runs."""
+        running = self._unacknowledged.close()
+        requeued, fault = self._requeue(consumer, keep=running, finish_taking=True)
+        log.info("checks_requeued", requeued=requeued, fault=fault)
+        self._loop_ended.set()
 
-            requires = ("celery.worker.components:Pool",)
+    def _run(self) -> None:
+        """Wait for the first signal, and see the process to its end."""
+        first = self._next_signal() or signal.SIGTERM
+        if not self._ready:
+            self._exit(os.EX_OK)
+        log.info("worker_stopping", signal=first.name)
+        self._on_signal()
 
-            def stop(self, w: Any) -> None:
-                stop._put_back_waiting(w)
+        # 1. The event loop ends, and `consumer_stopped` requeues what has not started.
+        state.should_stop = os.EX_OK  # type: ignore[assignment] # the stub knows its first value
 
-        def ready(sender: Any, **_: object) -> None:
-            stop._worker = sender.controller
-            signal.set_wakeup_fd(stop._tell.fileno(), warn_on_full_buffer=False)
-            for number in STOPPING:
-                # Celery has put handlers of its own in the meantime, also for what was ignored.
-                ignored = number not in stop._numbers
-                signal.signal(number, signal.SIG_IGN if ignored else lambda *_: None)
-            threading.Thread(target=stop._supervise, name="stop", daemon=True).start()
+        # 2. The process ends by itself with its last running check, unless it is out of time before.
+        reason = f"{first.name} was received"
+        if first is not signal.SIGQUIT:
+            second = self._next_signal(self._grace_seconds)
+            reason = (
+                f"{second.name} was received as well"
+                if second
+                else f"the grace period of {self._grace_seconds:g} seconds is over"
+            )
 
-        app.steps["worker"].add(LetGo)
-        worker_ready.connect(ready, weak=False)
+        # 3. Running checks are requeued, acknowledgements on their way arrive, and the process ends.
+        self._loop_ended.wait(_LOOP_END_SECONDS)
+        requeued, fault = self._requeue(self._consumer)
+        if fault is None and not self._unacknowledged.wait_settled(_ACKNOWLEDGE_SECONDS):
+            fault = "the broker did not answer an acknowledgement in time"
+        log.warning("worker_stopped_early", reason=reason, requeued=requeued, fault=fault)
+        self._exit(os.EX_OK if fault is None else 1)
 
-    def _next(self, seconds: float | None) -> signal.Signals | None:
-        """Return the next signal to stop, or None when none came in time."""
+    def _next_signal(self, seconds: float | None = None) -> signal.Signals | None:
+        """Return the next of our signals, or None when none came in time."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
-            self._told.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            self._received.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
             try:
-                number = self._told.recv(1)[0]
+                number = self._received.recv(1)[0]
             except TimeoutError:
                 return None
-            if number in self._numbers:
+            if number in self._signals:
                 return signal.Signals(number)
 
-    def _supervise(self) -> None:
-        first = self._next(None) or signal.SIGTERM
-        state.should_stop = os.EX_OK  # type: ignore[assignment] # the stub knows its first value
-        worker_shutting_down.send(sender=self._worker.hostname, sig=first.name, how="Warm", exitcode=0)
-        why = f"{first.name} was received"
-        if first is not signal.SIGQUIT:
-            why = f"the grace period of {self._grace_seconds:g} seconds was over"
-            if second := self._next(self._grace_seconds):
-                why = f"{second.name} was received as well"
-        self._let_go.wait(LETTING_GO_SECONDS)
-        returned, _, fault = self._put_back(keep=frozenset())
-        log.warning("worker_stopped_early", why=why, returned=returned, fault=fault)
-        self._end(os.EX_OK if fault is None else 1)
-
-    def _put_back_waiting(self, worker: Any) -> None:
-        self._worker = worker
-        returned, kept, fault = self._put_back(keep=self._in_work.close(), drain=True)
-        log.info("checks_requeued", returned=returned, running=kept, fault=fault)
-        self._let_go.set()
-
-    def _put_back(self, *, keep: frozenset[str], drain: bool = False) -> tuple[int, int, str | None]:
-        """Put back what the worker holds; return how many messages, how many it kept, and what went wrong."""
-        returned = kept = 0
-        consumer = self._worker.consumer.task_consumer
-        if consumer is None:
-            return 0, 0, None
-        channel = consumer.channel
+    def _requeue(
+        self, consumer: Any, *, keep: Collection[str] = (), finish_taking: bool = False
+    ) -> tuple[int, str | None]:
+        """Requeue the consumer's messages; return how many, and what went wrong."""
+        if consumer.task_consumer is None:
+            return 0, None
+        channel = consumer.task_consumer.channel
         try:
-            if drain:
+            if finish_taking:
                 channel.finish_taking()
-            for tag in channel.qos.held():
-                if tag in keep:
-                    kept += 1
-                elif channel.qos.put_back(tag):
-                    returned += 1
-            if not keep:
-                channel.qos.finish_settling(SETTLING_SECONDS)
+            return channel.requeue_unacknowledged(keep=keep), None
         except (redis.RedisError, OSError, AttributeError) as error:
             # kombu's channel loses its parts when its connection is closed.
-            return returned, kept, f"{type(error).__name__}: {error}"
-        return returned, kept, None
+            return 0, f"{type(error).__name__}: {error}"

@@ -1,46 +1,111 @@
-"""A supervisor of worker processes: one for each GPU, started again when it ends by fault."""
+"""The supervisor of worker processes: one for each GPU, restarted when it fails."""
 
 import os
 import queue
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from worker.process.gpus import visible_gpus
-from worker.process.tether import Holder
 from worker.settings import Settings
 from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
 LONGEST_BACK_OFF_SECONDS = 30.0
-#: What a process gets beyond its own grace period before it is killed.
+#: Seconds beyond its own grace period after which a process is killed.
 KILL_MARGIN_SECONDS = 10.0
-LOOK_SECONDS = 0.1
-#: Exit status when settings keep the workers from starting, and when they fail again and again.
+POLL_SECONDS = 0.1
+#: Exit status when settings keep the workers from starting, and when the restart limit is reached.
 FAILED = 1
+
+_READY = b"r"
+_REFUSED = b"x"
+
+
+class WorkerLink:
+    """A worker's end of the link to its supervisor; `descriptor` is the socket that the supervisor passed on.
+
+    When the supervisor ends, whatever the cause, this process is killed. Ctrl-C in the terminal reaches the
+    supervisor, which passes it on.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=self._end_with_supervisor, name="worker-link", daemon=True).start()
+
+    def ready(self) -> None:
+        """Report that the model is warm and checks are taken."""
+        with suppress(OSError):
+            self._socket.send(_READY)
+
+    def refused(self) -> None:
+        """Report that the process ends for a mistake in its settings, which no restart will change."""
+        with suppress(OSError):
+            self._socket.send(_REFUSED)
+
+    def _end_with_supervisor(self) -> None:
+        with suppress(OSError):
+            while self._socket.recv(16):
+                pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SupervisorLink:
+    """A supervisor's end of the link to one worker, and the socket that the worker inherits."""
+
+    def __init__(self) -> None:
+        self._own, self._workers = socket.socketpair()
+        self._own.settimeout(0)
+        self.is_ready = False
+        self.was_refused = False
+
+    @property
+    def descriptor(self) -> int:
+        """The socket that the worker inherits."""
+        return self._workers.fileno()
+
+    def inherited(self) -> None:
+        """Close the worker's socket in this process."""
+        self._workers.close()
+
+    def poll(self) -> None:
+        """Read what the worker has reported."""
+        with suppress(OSError):
+            report = self._own.recv(16)
+            self.is_ready |= _READY in report
+            self.was_refused |= _REFUSED in report
+
+    def close(self) -> None:
+        """Close the link."""
+        self._own.close()
 
 
 def supervise(settings: Settings, command: Sequence[str]) -> int:
-    """Run worker processes until told to stop; return the exit status.
+    """Run worker processes until a signal ends them; return the exit status.
 
-    `command` starts one worker and gets `--supervised DESCRIPTOR` appended. SIGTERM, SIGINT and SIGHUP stop
-    the workers in order, a second one or SIGQUIT at once. A process that ends before it was told to is
-    started again after an exponentially growing, jittered wait; one that did so more than `restart_limit`
-    times within `restart_window_seconds` makes all others stop in order, and the status is 1.
+    `command` starts one worker and gets `--supervised DESCRIPTOR` appended. SIGTERM, SIGINT and SIGHUP shut
+    the workers down, a second one or SIGQUIT ends them at once. A process that fails is restarted after an
+    exponential, jittered back-off. When one fails more than `restart_limit` times within
+    `restart_window_seconds`, the others are shut down and the status is 1.
     """
-    return _Supervisor(settings, command, places(settings)).run()
+    return _Supervisor(settings, command, worker_environments(settings)).run()
 
 
-def places(settings: Settings) -> list[dict[str, str]]:
+def worker_environments(settings: Settings) -> list[dict[str, str]]:
     """Return the environment variables of each worker process: its GPU, its share of the CPU, its port.
 
-    One process for each visible GPU; `processes` of them in turn when it is set. One on a CPU.
+    There is one process for each visible GPU, or one on a CPU; with `processes` set, so many, which share the
+    GPUs in turn.
     """
     gpus = visible_gpus() if settings.device in {"auto", "cuda"} else []
     count = settings.processes or len(gpus) or 1
@@ -48,43 +113,45 @@ def places(settings: Settings) -> list[dict[str, str]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found: list[dict[str, str]] = []
     for number in range(count):
-        place: dict[str, str] = {}
+        environment: dict[str, str] = {}
         if gpus:
-            place["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
         elif count > 1 and "OMP_NUM_THREADS" not in os.environ:
-            # Each would take all cores for its numerics.
-            place["OMP_NUM_THREADS"] = str(max(1, cores // count))
+            # Each process would use every core.
+            environment["OMP_NUM_THREADS"] = str(max(1, cores // count))
         if port:
-            place["DNF_HTTP_PORT"] = str(port + number)
-        found.append(place)
+            environment["DNF_HTTP_PORT"] = str(port + number)
+        found.append(environment)
     return found
 
 
 @dataclass
-class _Child:
-    """A place for a worker process, and the one that is there now."""
+class _Worker:
+    """One worker process and its successors."""
 
     number: int
-    place: Mapping[str, str]
+    environment: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
-    holder: Holder | None = None
+    link: SupervisorLink | None = None
+    #: When the next process starts, by the monotonic clock.
     start_at: float = 0.0
-    faults: deque[float] = field(default_factory=deque)
+    #: When processes failed, within the restart window.
+    failures: deque[float] = field(default_factory=deque)
 
     def start(self, command: Sequence[str]) -> None:
-        self.holder = holder = Holder()
+        self.link = link = SupervisorLink()
         self.process = subprocess.Popen(  # noqa: S603 - this program itself
-            [*command, "--supervised", str(holder.descriptor)],
+            [*command, "--supervised", str(link.descriptor)],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **self.place},
-            pass_fds=[holder.descriptor],
+            env={**os.environ, **self.environment},
+            pass_fds=[link.descriptor],
         )
-        holder.inherited()
-        log.debug("process_started", process=self.number, pid=self.process.pid, **self.place)
+        link.inherited()
+        log.debug("process_started", process=self.number, pid=self.process.pid, **self.environment)
 
     @property
     def ready(self) -> bool:
-        return self.process is not None and self.holder is not None and self.holder.is_ready
+        return self.process is not None and self.link is not None and self.link.is_ready
 
     def ended(self) -> int | None:
         """Return the exit status of a process that has ended, once."""
@@ -96,11 +163,11 @@ class _Child:
 
 class _Supervisor:
     def __init__(
-        self, settings: Settings, command: Sequence[str], places: Sequence[Mapping[str, str]]
+        self, settings: Settings, command: Sequence[str], environments: Sequence[Mapping[str, str]]
     ) -> None:
         self._settings = settings
         self._command = command
-        self._children = [_Child(number, place) for number, place in enumerate(places)]
+        self._workers = [_Worker(number, environment) for number, environment in enumerate(environments)]
         self._signals: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
         self._stopping_since: float | None = None
         self._status = os.EX_OK
@@ -111,94 +178,94 @@ class _Supervisor:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
                 signal.signal(number, lambda late, _: self._signals.put(signal.Signals(late)))
         while True:
-            for child in self._children:
-                self._look_after(child)
-            running = [child.process for child in self._children if child.process]
+            for worker in self._workers:
+                self._poll(worker)
+            running = [worker.process for worker in self._workers if worker.process]
             if self._stopping_since is None:
                 self._announce_ready()
             elif not running:
                 return self._status
-            elif time.monotonic() > self._stopping_since + self._patience():
+            elif time.monotonic() > self._stopping_since + self._kill_after_seconds():
                 self._kill(running)
             try:
-                told = self._signals.get(timeout=LOOK_SECONDS)
+                received = self._signals.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
-            self._pass_on(told)
+            self._pass_on(received)
 
-    def _look_after(self, child: _Child) -> None:
-        if child.holder is not None:
-            child.holder.look()
-        status = child.ended()
+    def _poll(self, worker: _Worker) -> None:
+        if worker.link is not None:
+            worker.link.poll()
+        status = worker.ended()
         if status is not None:
-            self._note_end(child, status)
-        if child.process is None and self._stopping_since is None and time.monotonic() >= child.start_at:
-            child.start(self._command)
+            self._note_end(worker, status)
+        if worker.process is None and self._stopping_since is None and time.monotonic() >= worker.start_at:
+            worker.start(self._command)
 
-    def _note_end(self, child: _Child, status: int) -> None:
-        holder, child.holder = child.holder, None
-        if holder is not None:
-            holder.look()
-            holder.close()
+    def _note_end(self, worker: _Worker, status: int) -> None:
+        link, worker.link = worker.link, None
+        if link is not None:
+            link.poll()
+            link.close()
         if self._stopping_since is not None:
-            # A positive one says that the broker could not be told; a signal was ours.
+            # A positive status means that the broker could not be told; a signal was ours.
             self._status = max(self._status, min(status, FAILED))
             return
-        if holder is not None and holder.was_refused:
-            # It said on its own what is wrong.
+        if link is not None and link.was_refused:
+            # It has reported what is wrong.
             self._stop(signal.SIGTERM, FAILED)
             return
         now, window = time.monotonic(), self._settings.restart_window_seconds
-        child.faults.append(now)
-        while child.faults and child.faults[0] < now - window:
-            child.faults.popleft()
-        count = len(child.faults)
+        worker.failures.append(now)
+        while worker.failures and worker.failures[0] < now - window:
+            worker.failures.popleft()
+        count = len(worker.failures)
         if count > self._settings.restart_limit:
             log.critical(
                 "restart_limit_reached",
-                process=child.number,
+                process=worker.number,
                 cause=_cause(status),
-                ends=count,
+                failures=count,
                 window_seconds=window,
-                detail="A worker process ended by fault again and again; the others are stopped.",
+                detail="A worker process failed too often; the others are shut down.",
             )
             self._stop(signal.SIGTERM, FAILED)
             return
-        wait = random.uniform(0.5, 1.0) * min(LONGEST_BACK_OFF_SECONDS, 2.0 ** (count - 1))
-        child.start_at = now + wait
+        back_off = random.uniform(0.5, 1.0) * min(LONGEST_BACK_OFF_SECONDS, 2.0 ** (count - 1))
+        worker.start_at = now + back_off
         log.error(
-            "process_ended",
-            process=child.number,
+            "process_failed",
+            process=worker.number,
             cause=_cause(status),
-            ends=count,
-            restart_in_seconds=round(wait, 1),
+            failures=count,
+            restart_in_seconds=round(back_off, 1),
         )
 
     def _announce_ready(self) -> None:
-        ready = all(child.ready for child in self._children)
+        ready = all(worker.ready for worker in self._workers)
         if ready and not self._all_ready:
-            log.info("processes_ready", processes=len(self._children))
+            log.info("processes_ready", processes=len(self._workers))
         self._all_ready = ready
 
-    def _pass_on(self, told: signal.Signals) -> None:
-        at_once = told is signal.SIGQUIT or self._stopping_since is not None
+    def _pass_on(self, received: signal.Signals) -> None:
+        at_once = received is signal.SIGQUIT or self._stopping_since is not None
         self._stop(signal.SIGQUIT if at_once else signal.SIGTERM, self._status)
 
     def _stop(self, number: signal.Signals, status: int) -> None:
         self._status = max(self._status, status)
         self._stopping_since = self._stopping_since or time.monotonic()
-        for child in self._children:
-            if child.process is not None:
-                child.process.send_signal(number)
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.send_signal(number)
 
     def _kill(self, running: Sequence[subprocess.Popen[bytes]]) -> None:
         for process in running:
-            log.error("process_killed", pid=process.pid, detail="It did not end in its grace period.")
+            log.error("process_killed", pid=process.pid, detail="It did not end within its grace period.")
             process.kill()
             process.wait()
         self._status = FAILED
 
-    def _patience(self) -> float:
+    def _kill_after_seconds(self) -> float:
         return self._settings.shutdown_grace_seconds + KILL_MARGIN_SECONDS
 
 

@@ -1,10 +1,10 @@
-"""A watchdog that ends the process when the model makes no progress.
+"""The watchdog ends the process when the model makes no progress.
 
-Celery's time limits do nothing in threads, and a thread that hangs in native code cannot be ended alone. With
-a limit below the deadline of a check (the default: 60 of 90 seconds) the checks of the batch count as begun
-and never ended, are delivered again, each alone, and the one at fault becomes a dead letter after
+Celery's time limits do nothing in threads, and a single thread that hangs in native code cannot be ended.
+With a limit below the deadline of a check (by default 60 of 90 seconds) the attempts of the batch count as
+lost, its checks are delivered again, each isolated, and the one at fault is dead-lettered after
 `max_attempts`. The limit must be well above the slowest honest batch: 16 pictures take the default detector
-about 5 seconds on two CPU cores; for a slower one, raise the deadline or lower the batch size.
+about 5 seconds on two CPU cores. For a slower one, raise the deadline or lower the batch size.
 """
 
 import faulthandler
@@ -28,12 +28,11 @@ class _Watched(Protocol):
 
 
 class Watchdog:
-    """Looks at a batcher ten times within `limit_seconds`, in a thread of its own, until it is stopped.
+    """Polls a batcher ten times within `limit_seconds`, in a thread of its own, until it is stopped.
 
-    A stall must be seen at two looks in a row: a process that was itself stopped for a while finds its model
-    at work again at the second. Native code that hangs and never lets Python run keeps this thread from
-    looking too; then Python's own fault handler ends the process after twice the limit, with the stack of
-    every thread and exit status 1.
+    Two polls in a row must see the stall: after a process was suspended, the second finds its model at work
+    again. Native code that never releases the interpreter stops this thread too; then Python's fault handler
+    ends the process after twice the limit, with the stack of every thread and exit status 1.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._stopped.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -64,7 +63,7 @@ class Watchdog:
             if seen and stalled > self._limit:
                 log.critical(
                     "model_stalled",
-                    detail="The model made no progress for too long; the process ends.",
+                    detail="The model made no progress within the limit; the process ends.",
                     stalled_seconds=round(stalled, 1),
                     limit_seconds=self._limit,
                 )

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import redis
 
+from worker.broker import keys
 from worker.broker.dead_letters import (
-    MAX_KEPT,
+    MAX_MESSAGE_CHARACTERS,
     DeadLetters,
     RedriveRefusedError,
     StoredDeadLetter,
     dead_letter_of_call,
     dead_letter_of_entry,
 )
-from worker.checks.attempts import attempts_key
-from worker.contract.envelope import admit
+from worker.contract.envelope import decode
 from worker.contract.messages import DeadLetter, DeadLetterReason, InvalidMessageError
 from worker.embedded.valkey import Valkey
 from worker.settings import Settings
@@ -112,7 +112,7 @@ def test_the_stream_keeps_about_as_many_letters_as_are_set(broker: redis.Redis) 
 def test_a_message_of_any_size_has_a_letter_of_a_bounded_one(dead_letters: DeadLetters) -> None:
     """Text and bytes are cut at the limit, which the letter says; such a message cannot be put back."""
     refused = InvalidMessageError("unreadable_entry", "Too long.")
-    long = MAX_KEPT + 1
+    long = MAX_MESSAGE_CHARACTERS + 1
     for dead_letter in (
         dead_letter_of_entry(b"a" * long, QUEUE, refused),
         dead_letter_of_entry("ü".encode() * long, QUEUE, refused),
@@ -120,7 +120,7 @@ def test_a_message_of_any_size_has_a_letter_of_a_bounded_one(dead_letters: DeadL
         dead_letter_of_call(["a" * long], {}, QUEUE, refused, 1),
     ):
         assert dead_letter.truncated
-        assert len(dead_letter.message) <= MAX_KEPT * 4 / 3 + 4
+        assert len(dead_letter.message) <= MAX_MESSAGE_CHARACTERS * 4 / 3 + 4
         entry_id = dead_letters.write(dead_letter)
         with pytest.raises(RedriveRefusedError) as failed:
             dead_letters.redrive(StoredDeadLetter(entry_id, dead_letter))
@@ -148,21 +148,21 @@ def test_a_call_that_is_redriven_has_the_same_arguments_and_no_deliveries(
     dead_letters: DeadLetters, broker: redis.Redis, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
     """It is a new message of the same call, tried for the first time; what was counted is forgotten."""
-    broker.hset(attempts_key("c"), "count", "3")
-    broker.hset(attempts_key(""), "count", "3")
+    broker.hset(keys.attempts("c"), "count", "3")
+    broker.hset(keys.attempts(""), "count", "3")
     dead_letters.write(
         dead_letter_of_call(args, kwargs, QUEUE, InvalidMessageError("model_failed", "No."), 3)
     )
     dead_letters.redrive(_only(dead_letters))
     (entry,) = broker.lrange(QUEUE, 0, -1)  # type: ignore[misc]
-    payload = admit(entry, QUEUE, longest_wait_seconds=1)
+    payload = decode(entry, QUEUE, longest_wait_seconds=1)
     assert payload["headers"]["retries"] == 0
     called = dead_letter_of_call(args, kwargs, QUEUE, InvalidMessageError("model_failed", "No."), 3)
     # Buried once more, it is the same message: nothing was lost or changed on the way.
     dead_letters.write(called)
     assert _only(dead_letters).dead_letter == called.model_copy(update={"time": called.time})
     if called.check_id:
-        assert not broker.exists(attempts_key("c"))
+        assert not broker.exists(keys.attempts("c"))
 
 
 def test_eight_that_put_a_letter_back_at_once_put_it_back_once(
@@ -200,12 +200,12 @@ def test_a_letter_whose_message_the_server_does_not_take_back_is_kept(
 ) -> None:
     """What was counted of it too: an operator puts it back once the server allows it."""
     dead_letters.write(_dead_letter("kept"))
-    broker.hset(attempts_key("kept"), "count", "3")
+    broker.hset(keys.attempts("kept"), "count", "3")
     stored = _only(dead_letters)
     with _refused(broker, "lpush"):
         dead_letters.redrive(stored)
     assert _only(dead_letters) == stored
-    assert broker.exists(attempts_key("kept"))
+    assert broker.exists(keys.attempts("kept"))
 
 
 def test_a_letter_stays_when_the_server_takes_no_newer_one(
@@ -257,7 +257,7 @@ def test_an_entry_that_is_no_letter_stops_nobody(dead_letters: DeadLetters, brok
     first, second, third = dead_letters.read()
     assert (first.dead_letter, second.dead_letter) == (None, None)
     assert third.dead_letter is not None
-    with pytest.raises(RedriveRefusedError, match="no dead letter"):
+    with pytest.raises(RedriveRefusedError, match="not a dead letter"):
         dead_letters.redrive(first)
     assert dead_letters.drop(first)
 

@@ -19,8 +19,8 @@ from pydantic import SecretStr
 from tests.conftest import PATIENCE
 from tests.tls import Authority, TlsProxy
 from worker.broker.app import create_app
-from worker.broker.connection import distrust
-from worker.broker.verdict_stream import connect
+from worker.broker.connection import connect
+from worker.broker.faults import connection_fault
 from worker.client import Client, QueueUnreachableError
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import HOST, free_ports
@@ -192,10 +192,10 @@ def test_the_doctor_says_what_is_wrong_with_the_broker_or_with_the_settings(
 def test_a_broker_that_is_only_away_or_lost_is_not_called_distrustful(trusted: dict[str, str]) -> None:
     """It may come back: whoever asks why a connection to it was lost is told of no setting."""
     settings = _settings(trusted)
-    assert distrust(ConnectionResetError(), settings) is None
+    assert connection_fault(ConnectionResetError(), settings.broker) is None
     (port,) = free_ports(1)
     away = settings.model_copy(update={"redis_url": SecretStr(f"rediss://127.0.0.1:{port}/0")})
-    assert distrust(ConnectionRefusedError(), away) is None
+    assert connection_fault(ConnectionRefusedError(), away.broker) is None
 
 
 def test_a_broker_that_hangs_up_amid_the_handshake_is_not_called_distrustful(trusted: dict[str, str]) -> None:
@@ -210,7 +210,7 @@ def test_a_broker_that_hangs_up_amid_the_handshake_is_not_called_distrustful(tru
 
         hanging = threads.submit(hang_up)
         settings = _settings(trusted).model_copy(update={"redis_url": url})
-        assert distrust(ConnectionResetError(), settings) is None
+        assert connection_fault(ConnectionResetError(), settings.broker) is None
         hanging.result(30)
 
 
@@ -220,11 +220,11 @@ def test_only_a_connection_that_was_lost_is_asked_for_its_reason(
     """Not one without encryption, nor for an answer that came over it; what it was lost by may lie deeper."""
     variables, said = wrong["signed by another"]
     impostor = _settings(variables)
-    assert distrust(ConnectionResetError(), Settings(redis_url=valkey.url)) is None
-    assert distrust(redis.ResponseError("MISCONF"), impostor) is None
+    assert connection_fault(ConnectionResetError(), Settings(redis_url=valkey.url).broker) is None
+    assert connection_fault(redis.ResponseError("MISCONF"), impostor.broker) is None
     error = ValueError()
     error.__context__ = ConnectionResetError()
-    assert said in (distrust(error, impostor) or "")
+    assert said in str(connection_fault(error, impostor.broker))
 
 
 def test_a_user_with_too_few_rights_is_told_so(valkey: Valkey) -> None:
@@ -232,9 +232,9 @@ def test_a_user_with_too_few_rights_is_told_so(valkey: Valkey) -> None:
     settings = Settings(redis_url=valkey.url.replace("//", "//guest:secret@"))
     with redis.Redis.from_url(valkey.url) as admin:
         admin.execute_command("ACL", "SETUSER", "guest", "on", ">secret", "+@connection")
-    with connect(settings) as guest, pytest.raises(redis.ResponseError) as refused:
+    with connect(settings.broker) as guest, pytest.raises(redis.ResponseError) as refused:
         guest.llen("image-checks")
-    assert re.search("too few rights: .*llen", distrust(refused.value, settings) or "")
+    assert re.search("too few rights: .*llen", str(connection_fault(refused.value, settings.broker)))
 
 
 def test_a_running_worker_says_when_its_certificate_is_refused_and_when_it_is_accepted_again(  # noqa: PLR0917 - fixtures
@@ -251,10 +251,10 @@ def test_a_running_worker_says_when_its_certificate_is_refused_and_when_it_is_ac
     with redis.Redis.from_url(valkey.url) as broker:
         strict.ask_for(Authority(tmp_path / "new"))
         broker.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        (line,) = worker.wait_for_event("broker_fault_found", fault="untrusted")
+        (line,) = worker.wait_for_event("broker_fault_found", fault="client_certificate_refused")
         assert "does not accept our certificate" in line["detail"]
     strict.ask_for(authority)
-    worker.wait_for_event("broker_recovered", fault="untrusted")
+    worker.wait_for_event("broker_recovered", fault="client_certificate_refused")
     with Client(_settings({**service_environment, **trusted})) as client:
         check_id = client.submit(client.settings.upload_bucket, "none.jpg")
         client.wait_for(check_id, timeout_seconds=60 * PATIENCE)

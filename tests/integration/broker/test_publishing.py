@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import redis
 
-from worker.broker.verdict_stream import Results, connect
+from worker.broker.connection import connect
+from worker.broker.verdict_stream import VerdictStream
 from worker.contract.messages import Rejection, RejectionEvent
 from worker.settings import Settings
 
@@ -25,16 +26,16 @@ def settings(service_environment: dict[str, str]) -> Settings:
 @pytest.fixture
 def broker(settings: Settings) -> Iterator[redis.Redis]:
     """Provide a client of the database, emptied."""
-    with connect(settings) as client:
+    with connect(settings.broker) as client:
         client.flushdb()
         yield client
 
 
 @pytest.fixture
-def results(settings: Settings, broker: redis.Redis) -> Iterator[Results]:
+def results(settings: Settings, broker: redis.Redis) -> Iterator[VerdictStream]:
     """Provide the results queue of an empty database."""
     assert broker.dbsize() == 0
-    results = Results(settings)
+    results = VerdictStream.connect(settings)
     yield results
     results.close()
 
@@ -57,7 +58,7 @@ def _drained(events: Iterator[Any]) -> list[Any]:
     return list(iter(lambda: next(events), None))
 
 
-def test_eight_threads_racing_on_five_hundred_checks_publish_each_once(results: Results) -> None:
+def test_eight_threads_racing_on_five_hundred_checks_publish_each_once(results: VerdictStream) -> None:
     """Whoever comes first publishes; exactly one of the eight is told that it did."""
 
     def publish_all(_lane: int) -> list[bool]:
@@ -68,11 +69,11 @@ def test_eight_threads_racing_on_five_hundred_checks_publish_each_once(results: 
     published = Counter(event.check_id for event in _drained(results.tail(block_seconds=0.01)))
     assert published == Counter(f"race-{number}" for number in range(500))
     assert [sum(told) for told in zip(*lanes, strict=True)] == [1] * 500
-    assert results.answered("race-0")
-    assert not results.answered("race-500")
+    assert results.is_published("race-0")
+    assert not results.is_published("race-500")
 
 
-def test_a_check_that_was_published_is_not_published_again(results: Results) -> None:
+def test_a_check_that_was_published_is_not_published_again(results: VerdictStream) -> None:
     """The second call says so, and the first event stays as it was."""
     assert results.publish(_event("again"), thumbnail=b"first")
     assert not results.publish(_event("again"), thumbnail=b"second")
@@ -80,7 +81,7 @@ def test_a_check_that_was_published_is_not_published_again(results: Results) -> 
 
 
 def test_a_published_check_is_remembered_for_the_time_that_is_set(
-    settings: Settings, results: Results, broker: redis.Redis
+    settings: Settings, results: VerdictStream, broker: redis.Redis
 ) -> None:
     """The mark expires; it lies in the stream's slot of a Redis Cluster."""
     results.publish(_event("remembered"))
@@ -89,7 +90,7 @@ def test_a_published_check_is_remembered_for_the_time_that_is_set(
 
 
 def test_an_event_that_the_server_refuses_leaves_no_mark(
-    settings: Settings, results: Results, broker: redis.Redis
+    settings: Settings, results: VerdictStream, broker: redis.Redis
 ) -> None:
     """A verdict that could not be written may be published later."""
     broker.set(settings.verdict_stream, "not a stream")
@@ -101,7 +102,7 @@ def test_an_event_that_the_server_refuses_leaves_no_mark(
 
 def test_the_stream_keeps_about_as_many_events_as_are_set(settings: Settings, broker: redis.Redis) -> None:
     """Old events are trimmed away, in whole nodes of a hundred."""
-    results = Results(settings.model_copy(update={"verdict_stream_max_length": 100}))
+    results = VerdictStream.connect(settings.model_copy(update={"verdict_stream_max_length": 100}))
     for number in range(450):
         results.publish(_event(f"trimmed-{number}"))
     assert 100 <= broker.xlen(settings.verdict_stream) <= 200
@@ -109,7 +110,7 @@ def test_the_stream_keeps_about_as_many_events_as_are_set(settings: Settings, br
 
 
 def test_a_group_shares_the_events_and_takes_over_what_a_dead_member_left(
-    results: Results, broker: redis.Redis
+    results: VerdictStream, broker: redis.Redis
 ) -> None:
     """What one member received and never acknowledged comes to another one, and nothing comes twice."""
     for number in range(30):
@@ -131,7 +132,7 @@ def test_a_group_shares_the_events_and_takes_over_what_a_dead_member_left(
     assert _drained(results.consume("readers", "late", block_seconds=0.01, claim_after_seconds=0)) == []
 
 
-def test_a_member_that_comes_back_begins_with_what_it_did_not_acknowledge(results: Results) -> None:
+def test_a_member_that_comes_back_begins_with_what_it_did_not_acknowledge(results: VerdictStream) -> None:
     """An event is delivered again until it was dealt with."""
     for number in range(3):
         results.publish(_event(f"again-{number}"))
@@ -144,7 +145,7 @@ def test_a_member_that_comes_back_begins_with_what_it_did_not_acknowledge(result
     assert [event.check_id for event in again] == ["again-1", "again-2"]
 
 
-def test_an_entry_that_is_no_event_stops_nobody(results: Results, broker: redis.Redis) -> None:
+def test_an_entry_that_is_no_event_stops_nobody(results: VerdictStream, broker: redis.Redis) -> None:
     """It is skipped, and in a group acknowledged, so that it does not come again."""
     broker.xadd("verdicts", {"event": b"{]"})
     broker.xadd("verdicts", {"other": b"field"})

@@ -4,7 +4,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from time import monotonic, time
 from typing import Any
 
@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from worker.broker.app import create_app
 from worker.broker.dead_letters import DeadLetters
 from worker.broker.transport import REFUSED_SECONDS, Transport
-from worker.contract.envelope import MAX_ENTRY_BYTES, entry_of
+from worker.contract.envelope import MAX_ENTRY_BYTES, encode
 from worker.contract.messages import QUEUES, DeadLetter
 from worker.embedded.valkey import Valkey
 from worker.settings import Settings
@@ -77,14 +77,14 @@ class _Taker:
 
     def take(self, *, seconds: float = 1.0) -> None:
         """Take until all places are taken, the server says that there is no more, or the time is over."""
-        rested, until = self._rests_until, monotonic() + seconds
-        while self._rests_until == rested and self.channel.qos.can_consume() and monotonic() < until:
+        paused, until = self._paused_until, monotonic() + seconds
+        while self._paused_until == paused and self.channel.qos.can_consume() and monotonic() < until:
             with suppress(socket.timeout):
                 self.connection.drain_events(timeout=0.05)
 
     @property
-    def _rests_until(self) -> float:
-        return float(self.channel._resting_until)  # noqa: SLF001 - nothing else tells that the server answered
+    def _paused_until(self) -> float:
+        return float(self.channel._paused_until)  # noqa: SLF001 - nothing else tells that the server answered
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _waiting(broker: redis.Redis) -> int:
 
 def test_a_message_is_noted_before_it_leaves_its_queue(app: Celery, broker: redis.Redis) -> None:
     """A taken message stands in `unacked`, in kombu's own form, until it is acknowledged."""
-    entry = entry_of([{"a": "ü"}], {}, QUEUE)
+    entry = encode([{"a": "ü"}], {}, QUEUE)
     _push(broker, entry)
     with _taker(app) as taker:
         taker.take()
@@ -125,7 +125,7 @@ def test_an_answer_that_never_arrives_loses_no_message(
     app: Celery, broker: redis.Redis, wait_until: Callable[..., None]
 ) -> None:
     """The connection dies after the server gave the message away and before it was read: it is noted."""
-    _push(broker, entry_of([{}], {}, QUEUE))
+    _push(broker, encode([{}], {}, QUEUE))
     with _taker(app) as taker:
         taker.connection.transport.cycle.on_poll_start()
         wait_until(lambda: _waiting(broker) == 0, "the server gave the message away")
@@ -138,15 +138,15 @@ def test_an_answer_that_was_not_read_yet_is_read_before_a_worker_lets_go(
     app: Celery, broker: redis.Redis, wait_until: Callable[..., None]
 ) -> None:
     """The message in it is one of those that it holds, and goes back with them."""
-    _push(broker, entry_of([{}], {}, QUEUE))
+    _push(broker, encode([{}], {}, QUEUE))
     with _taker(app) as taker:
         taker.channel.finish_taking()
         taker.connection.transport.cycle.on_poll_start()
         wait_until(lambda: _waiting(broker) == 0, "the server gave the message away")
-        assert taker.channel.qos.held() == []
+        assert taker.channel.qos.unclaimed() == []
         taker.channel.finish_taking()
-        (tag,) = taker.channel.qos.held()
-        assert taker.channel.qos.put_back(tag)
+        (tag,) = taker.channel.qos.unclaimed()
+        assert taker.channel.qos.requeue(tag)
         assert (broker.hlen("unacked"), _waiting(broker)) == (0, 1)
         taker.channel.finish_taking()
 
@@ -160,7 +160,7 @@ def test_a_server_without_memory_loses_no_message_and_ends_no_consumer(
     """
     with _taker(app) as taker:
         taker.take(seconds=0.2)
-        _push(broker, entry_of([{}], {}, QUEUE))
+        _push(broker, encode([{}], {}, QUEUE))
         broker.config_set("maxmemory", "1")
         with capture_logs() as lines:
             taker.take(seconds=0.5)
@@ -186,7 +186,7 @@ def test_a_server_that_refuses_a_consumers_queues_is_a_lost_connection(
     broker.config_set("maxmemory", "0")
     connection.close()
     with _taker(app) as taker:
-        _push(broker, entry_of([{}], {}, QUEUE))
+        _push(broker, encode([{}], {}, QUEUE))
         taker.take()
         assert len(taker.taken) == 1
 
@@ -204,7 +204,7 @@ def test_a_check_that_ends_after_its_connection_was_closed_settles_nothing(
     app: Celery, broker: redis.Redis
 ) -> None:
     """Its message went back with the connection, and whoever took it since keeps it."""
-    _push(broker, entry_of([{}], {}, QUEUE))
+    _push(broker, encode([{}], {}, QUEUE))
     with _taker(app) as taker:
         taker.take()
     with _taker(app) as other:
@@ -213,31 +213,31 @@ def test_a_check_that_ends_after_its_connection_was_closed_settles_nothing(
         assert (broker.hlen("unacked"), _waiting(broker)) == (1, 0)
 
 
-@pytest.mark.parametrize("late", ["ack", "reject", "requeue", "put_back"])
+@pytest.mark.parametrize("late", ["ack", "reject", "requeue", "requeue_early"])
 def test_a_message_that_went_back_is_no_longer_ours_to_settle(
     app: Celery, broker: redis.Redis, late: str
 ) -> None:
     """Whoever holds it by then, under the same tag, keeps it, and nobody gets it a second time."""
-    _push(broker, entry_of([{}], {}, QUEUE))
+    _push(broker, encode([{}], {}, QUEUE))
     with _taker(app) as giver, _taker(app) as other:
         giver.take()
         (message,) = giver.taken
-        assert giver.channel.qos.put_back(message.delivery_tag)
+        assert giver.channel.qos.requeue(message.delivery_tag)
         other.take()
         assert [taken.delivery_tag for taken in other.taken] == [message.delivery_tag]
-        if late == "put_back":
-            assert not giver.channel.qos.put_back(message.delivery_tag)
+        if late == "requeue_early":
+            assert not giver.channel.qos.requeue(message.delivery_tag)
         else:
             getattr(message, late)()
         assert (broker.hlen("unacked"), broker.zcard("unacked_index"), _waiting(broker)) == (1, 1, 0)
-        assert (giver.channel.qos.held(), other.channel.qos.held()) == ([], [message.delivery_tag])
+        assert (giver.channel.qos.unclaimed(), other.channel.qos.unclaimed()) == ([], [message.delivery_tag])
 
 
 def test_a_message_that_a_task_rejects_is_taken_again_before_the_queue_behind_it(
     app: Celery, broker: redis.Redis
 ) -> None:
     """As often as it is put back."""
-    _push(broker, *[entry_of([number], {}, QUEUE) for number in range(3)])
+    _push(broker, *[encode([number], {}, QUEUE) for number in range(3)])
     with _taker(app) as taker:
         taker.channel.basic_qos(prefetch_count=1)
         for _ in range(2):
@@ -247,34 +247,34 @@ def test_a_message_that_a_task_rejects_is_taken_again_before_the_queue_behind_it
         assert [message.payload[0] for message in taker.taken] == [[0], [0], [0]]
 
 
-def test_a_message_that_is_taken_again_while_it_is_put_back_is_held(app: Celery, broker: redis.Redis) -> None:
+def test_a_message_that_is_taken_again_while_it_is_requeued_is_held(app: Celery, broker: redis.Redis) -> None:
     """The thread that put it back hears so after the consumer has it again, and does not forget it then."""
-    _push(broker, entry_of([{}], {}, QUEUE))
+    _push(broker, encode([{}], {}, QUEUE))
     with _taker(app) as taker, ThreadPoolExecutor(1) as threads:
         qos = taker.channel.qos
         taker.take()
-        (tag,) = qos.held()
-        put_back = threads.submit(qos.put_back, tag)
-        while qos.held():
+        (tag,) = qos.unclaimed()
+        requeued = threads.submit(qos.requeue, tag)
+        while qos.unclaimed():
             pass
-        with qos._settled:  # noqa: SLF001 - the thread waits here when it has heard
+        with taker.channel.unacknowledged._changed:  # noqa: SLF001 - it waits here
             while len(taker.taken) < 2:
                 taker.take(seconds=0.05)
-        assert put_back.result()
-        assert qos.held() == [tag]
+        assert requeued.result()
+        assert qos.unclaimed() == [tag]
         taker.taken[-1].ack()
         assert (broker.hlen("unacked"), _waiting(broker)) == (0, 0)
 
 
 def test_a_message_is_settled_by_one_thread_of_many(app: Celery, broker: redis.Redis) -> None:
     """Half of the threads acknowledge and half put back: what went back is there once, the rest is gone."""
-    _push(broker, *[entry_of([number], {}, QUEUE) for number in range(40)])
+    _push(broker, *[encode([number], {}, QUEUE) for number in range(40)])
     with _taker(app) as taker, ThreadPoolExecutor(8) as threads:
         taker.take()
         qos, tags = taker.channel.qos, [message.delivery_tag for message in taker.taken]
-        put_back = [threads.submit(settle, tag) for tag in tags for settle in (qos.put_back, qos.ack) * 2]
-        went_back = sum(future.result() is True for future in put_back)
-        assert qos.held() == []
+        requeued = [threads.submit(settle, tag) for tag in tags for settle in (qos.requeue, qos.ack) * 2]
+        went_back = sum(future.result() is True for future in requeued)
+        assert qos.unclaimed() == []
         assert (broker.hlen("unacked"), broker.zcard("unacked_index"), _waiting(broker)) == (0, 0, went_back)
 
 
@@ -285,62 +285,50 @@ def test_a_message_whose_return_the_server_refuses_is_no_dead_letter(
 
     Until then the worker may try once more; one that closes its connection meanwhile is not ended by it.
     """
-    _push(broker, *[entry_of([number], {}, QUEUE) for number in range(2)])
+    _push(broker, *[encode([number], {}, QUEUE) for number in range(2)])
     try:
         with _taker(app) as taker:
             taker.take()
             first, second = (message.delivery_tag for message in taker.taken)
             broker.execute_command("ACL", "SETUSER", "default", "-lpush", "-rpush")
             with pytest.raises(redis.ResponseError):
-                taker.channel.qos.put_back(first)
-            assert taker.channel.qos.held() == [first, second]
+                taker.channel.qos.requeue(first)
+            assert taker.channel.qos.unclaimed() == [first, second]
             taker.taken[0].requeue()
         assert (dead_letters(), broker.hlen("unacked")) == ([], 2)
-        assert taker.channel.qos.held() == []
+        assert taker.channel.qos.unclaimed() == []
     finally:
         broker.execute_command("ACL", "SETUSER", "default", "+@all")
 
 
-class _LostOnce(redis.Redis):
-    """A client whose connection is lost in its first transaction, and is there again after it."""
-
-    lost = False
-
-    def transaction(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.lost:
-            self.lost = True
-            raise redis.ConnectionError("lost")
-        return super().transaction(*args, **kwargs)
-
-
-def test_a_message_whose_return_is_lost_on_its_way_is_no_dead_letter(
-    app: Celery, broker: redis.Redis, valkey: Valkey, dead_letters: Callable[[], list[DeadLetter]]
+def test_a_message_whose_connection_breaks_as_it_is_requeued_is_there_once(
+    app: Celery, broker: redis.Redis, dead_letters: Callable[[], list[DeadLetter]]
 ) -> None:
-    """Nothing is wrong with it, though the broker answers again at the next question."""
-    _push(broker, entry_of([{}], {}, QUEUE))
-    with _taker(app) as taker, _LostOnce.from_url(valkey.url) as client:
+    """On its queue or still unacknowledged, and never a dead letter: nothing is wrong with it."""
+    _push(broker, encode([{}], {}, QUEUE))
+    with _taker(app) as taker:
         taker.take()
-        with pytest.raises(redis.ConnectionError):
-            taker.channel.qos.restore_by_tag(taker.taken[0].delivery_tag, client=client)
-        assert (dead_letters(), broker.hlen("unacked")) == ([], 1)
+        broker.client_kill_filter(_type="normal", skipme=True)
+        with suppress(redis.ConnectionError):
+            taker.channel.qos.requeue(taker.taken[0].delivery_tag)
+        assert (dead_letters(), broker.hlen("unacked") + _waiting(broker)) == ([], 1)  # type: ignore[operator]
 
 
 def test_an_acknowledgement_on_its_way_is_waited_for(
     app: Celery, broker: redis.Redis, wait_until: Callable[..., None]
 ) -> None:
     """A process that ended before the server has it would leave a check behind that is done."""
-    _push(broker, entry_of([{}], {}, QUEUE))
+    _push(broker, encode([{}], {}, QUEUE))
     with _taker(app) as taker, ThreadPoolExecutor(1) as threads:
         taker.take()
         qos = taker.channel.qos
         broker.client_pause(2000, all=False)
         settled = threads.submit(taker.taken[0].ack)
-        wait_until(lambda: qos.held() == [], "it is on its way")
-        with pytest.raises(redis.TimeoutError):
-            qos.finish_settling(0.01)
+        wait_until(lambda: qos.unclaimed() == [], "it is on its way")
+        assert not taker.channel.unacknowledged.wait_settled(0.01)
         assert not settled.done()
         broker.client_unpause()
-        qos.finish_settling(30)
+        assert taker.channel.unacknowledged.wait_settled(30)
         assert broker.hlen("unacked") == 0
 
 
@@ -348,7 +336,7 @@ def test_what_was_taken_and_not_acknowledged_goes_back_when_the_connection_close
     app: Celery, broker: redis.Redis
 ) -> None:
     """It is the first to be taken again."""
-    _push(broker, *[entry_of([number], {}, QUEUE) for number in range(3)])
+    _push(broker, *[encode([number], {}, QUEUE) for number in range(3)])
     with _taker(app) as taker:
         taker.channel.basic_qos(prefetch_count=1)
         taker.take()
@@ -374,7 +362,7 @@ def test_what_was_taken_and_not_acknowledged_goes_back_when_the_connection_close
         b'{"headers": {"task": "x"}, "properties": {"delivery_tag": "t", "body_encoding": "x"}, "body": "x"}',
         b"[" * 5000 + b"]" * 5000,
         b'"' + b"a" * MAX_ENTRY_BYTES + b'"',
-        entry_of(["\ud800"], {}, QUEUE).replace(b'"retries": 0', b'"retries": 0, "argsrepr": "\\ud800"'),
+        encode(["\ud800"], {}, QUEUE).replace(b'"retries": 0', b'"retries": 0, "argsrepr": "\\ud800"'),
     ],
     ids=lambda entry: repr(entry[:24]),
 )
@@ -382,7 +370,7 @@ def test_an_entry_that_is_no_message_becomes_a_dead_letter_and_stops_nobody(
     app: Celery, broker: redis.Redis, dead_letters: Callable[[], list[DeadLetter]], entry: bytes
 ) -> None:
     """It leaves the queue for the dead letters, and the message behind it is taken."""
-    _push(broker, entry, entry_of([{}], {}, QUEUE))
+    _push(broker, entry, encode([{}], {}, QUEUE))
     with _taker(app) as taker:
         taker.take()
         assert len(taker.taken) == 1
@@ -396,8 +384,8 @@ def test_an_entry_that_is_no_message_becomes_a_dead_letter_and_stops_nobody(
     ("entry", "place"),
     [
         (b"not json", "queue"),
-        (json.dumps({**json.loads(entry_of([], {}, QUEUE)), "x": "a" * MAX_ENTRY_BYTES}).encode(), "queue"),
-        (entry_of([], {}, QUEUE).replace(b"check_image", b"another_one"), "unacked"),
+        (json.dumps({**json.loads(encode([], {}, QUEUE)), "x": "a" * MAX_ENTRY_BYTES}).encode(), "queue"),
+        (encode([], {}, QUEUE).replace(b"check_image", b"another_one"), "unacked"),
     ],
     ids=["unreadable", "too long", "unknown"],
 )
@@ -423,62 +411,99 @@ def test_an_entry_whose_dead_letter_the_server_refuses_is_kept(
         assert (_waiting(broker), broker.hlen("unacked"), len(dead_letters())) == (0, 0, 1)
 
 
-@pytest.mark.parametrize("how", ["ack", "requeue"])
+@pytest.mark.parametrize(("how", "command"), [("ack", "zrem"), ("requeue", "rpush")])
 def test_a_message_that_could_not_be_acknowledged_takes_no_place(
-    app: Celery, broker: redis.Redis, how: str
+    app: Celery, broker: redis.Redis, how: str, command: str
 ) -> None:
     """A consumer with one place lives on and takes the next message; the first comes again in its time."""
-    _push(broker, entry_of(["first"], {}, QUEUE), entry_of(["second"], {}, QUEUE))
+    _push(broker, encode(["first"], {}, QUEUE), encode(["second"], {}, QUEUE))
     with _taker(app) as taker:
         taker.channel.basic_qos(prefetch_count=1)
         taker.take()
-        broker.execute_command("ACL", "SETUSER", "default", "-zrem")
+        broker.execute_command("ACL", "SETUSER", "default", f"-{command}")
         try:
             taker.taken[0].ack() if how == "ack" else taker.taken[0].requeue()
         finally:
-            broker.execute_command("ACL", "SETUSER", "default", "+zrem")
+            broker.execute_command("ACL", "SETUSER", "default", f"+{command}")
         taker.take()
         assert [message.payload[0] for message in taker.taken] == [["first"], ["second"]]
         assert broker.hlen("unacked") == 2
 
 
-def test_what_cannot_be_put_back_does_not_keep_the_others_from_it(
+def _note(broker: redis.Redis, tag: str, entry: bytes, queue: str = QUEUE) -> None:
+    """Note an entry as unacknowledged since 1970."""
+    broker.hset("unacked", tag, b'[%b,"","%b"]' % (entry, queue.encode()))
+    broker.zadd("unacked_index", {tag: 1})
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        encode([{}], {}, QUEUE).replace(b'"retries": 0', b'"retries": {"__type__": "x", "__value__": 1}'),
+        encode([{}], {}, QUEUE).replace(b'"priority": 0', b'"priority": Infinity'),
+        encode([{}], {}, QUEUE).replace(b'{"exchange": "", "routing_key": "image-checks"}', b"null"),
+        b"[" * 5000 + b"]" * 5000,
+        b'\xff\x00,"","another"] [',
+    ],
+    ids=["a type hook", "infinite priority", "no delivery info", "nested", "bytes"],
+)
+def test_whatever_was_taken_is_requeued_byte_for_byte(app: Celery, broker: redis.Redis, entry: bytes) -> None:
+    """After its visibility timeout an unacknowledged entry is on its queue again, and so are the others."""
+    good = encode([{}], {}, QUEUE)
+    _note(broker, "a", entry)
+    _note(broker, "b", good)
+    with _taker(app) as taker:
+        taker.channel.qos.restore_visible()
+        assert broker.lrange(QUEUE, 0, -1) == [entry, good]
+        assert (broker.hlen("unacked"), broker.zcard("unacked_index")) == (0, 0)
+
+
+def test_an_unreadable_note_becomes_a_dead_letter_when_it_is_taken_again(
     app: Celery, broker: redis.Redis, dead_letters: Callable[[], list[DeadLetter]]
 ) -> None:
-    """One unreadable note in `unacked` becomes a dead letter; the message after it goes back to its queue."""
-    good = entry_of([{}], {}, QUEUE).decode()
-    bad = good.replace('"retries": 0', '"retries": {"__type__": "x", "__value__": 1}')
-    for tag, entry in [("b-newer", bad), ("a-older", good)]:
-        broker.hset("unacked", tag, f'[{entry},"","{QUEUE}"]')
-        broker.zadd("unacked_index", {tag: 2 if tag == "b-newer" else 1})
+    """The message behind it is taken."""
+    bad = encode([{}], {}, QUEUE).decode().replace('"retries": 0', '"retries": {"__type__": "x"}')
+    _note(broker, "bad", bad.encode())
+    _note(broker, "good", encode([{}], {}, QUEUE))
     with _taker(app) as taker:
-        broker.execute_command("ACL", "SETUSER", "default", "-xadd")
-        try:
-            taker.channel.qos.restore_visible(interval=1)
-            assert broker.hexists("unacked", "b-newer")
-        finally:
-            broker.execute_command("ACL", "SETUSER", "default", "+@all")
-        taker.channel.qos.restore_visible(interval=1)
-        assert (broker.hlen("unacked"), _waiting(broker)) == (0, 1)
+        taker.channel.qos.restore_visible()
+        taker.take()
+        assert (len(taker.taken), _waiting(broker)) == (1, 0)
     (dead_letter,) = dead_letters()
     assert (dead_letter.message, dead_letter.queue) == (bad, QUEUE)
 
 
-def test_a_worker_killed_in_its_sweep_holds_back_the_others_for_seconds(
-    app: Celery, broker: redis.Redis
-) -> None:
-    """The sweep's lock ends by itself, well below the visibility timeout."""
+def test_a_message_of_another_application_stays_where_it_is(app: Celery, broker: redis.Redis) -> None:
+    """Its queue is not ours to write to."""
+    _note(broker, "theirs", encode([{}], {}, "mails"), queue="mails")
     with _taker(app) as taker:
-        assert taker.channel.unacked_mutex_expire <= 10
-        lock = broker.lock("unacked_mutex", timeout=taker.channel.unacked_mutex_expire)
-        assert lock.acquire(blocking=False)
-        assert 0 < broker.pttl("unacked_mutex") <= 10_000  # type: ignore[operator]
+        taker.channel.qos.restore_visible()
+        assert (broker.hlen("unacked"), broker.llen("mails")) == (1, 0)
+
+
+def test_messages_are_requeued_once_by_many_sweeps_at_once(app: Celery, broker: redis.Redis) -> None:
+    """Eight workers find the same three hundred messages expired."""
+    for number in range(300):
+        _note(broker, f"tag-{number}", encode([number], {}, QUEUE))
+    with ExitStack() as stack, ThreadPoolExecutor(8) as threads:
+        takers = [stack.enter_context(_taker(app)) for _ in range(8)]
+        list(threads.map(lambda taker: taker.channel.qos.restore_visible(), takers))
+        assert (broker.hlen("unacked"), _waiting(broker)) == (0, 300)
+
+
+def test_a_message_within_its_visibility_timeout_is_left_alone(app: Celery, broker: redis.Redis) -> None:
+    """The server's clock decides, not the worker's."""
+    _push(broker, encode([{}], {}, QUEUE))
+    with _taker(app) as taker, _taker(app) as other:
+        taker.take()
+        other.channel.qos.restore_visible()
+        assert (broker.hlen("unacked"), _waiting(broker)) == (1, 0)
 
 
 def test_urgent_messages_are_taken_first(app: Celery, broker: redis.Redis) -> None:
     """Whatever waits in the other queues."""
     for queue in ("image-checks.bulk", "image-checks", "image-checks.urgent"):
-        _push(broker, *[entry_of([queue], {}, queue)] * 2, queue=queue)
+        _push(broker, *[encode([queue], {}, queue)] * 2, queue=queue)
     with _taker(app) as taker:
         taker.take()
         order = [message.delivery_info["routing_key"] for message in taker.taken]

@@ -8,8 +8,9 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from worker.broker.verdict_stream import connect
-from worker.checks.attempts import Attempts, attempts_key
+from worker.broker import keys
+from worker.broker.connection import connect
+from worker.checks.attempts import Attempts
 from worker.contract.messages import InvalidMessageError
 from worker.embedded.valkey import Valkey
 from worker.settings import Settings
@@ -30,12 +31,17 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 def process(valkey: Valkey) -> Iterator[Callable[..., Attempts]]:
     """Provide a function that gives what a new worker process has, each time."""
     settings = Settings(redis_url=valkey.url, check_deadline_seconds=DEADLINE, max_attempts=3)
-    with connect(settings) as client:
+    with connect(settings.broker) as client:
         client.flushdb()
     started: list[Attempts] = []
 
     def start(**changes: float) -> Attempts:
-        started.append(Attempts(connect(settings, retries=1), settings.model_copy(update=changes)))
+        limits = {
+            "deadline_seconds": settings.check_deadline_seconds,
+            "max_attempts": settings.max_attempts,
+            "ttl_seconds": settings.publish_once_ttl_seconds,
+        }
+        started.append(Attempts(connect(settings.broker, retries=1), **{**limits, **changes}))
         return started[-1]
 
     yield start
@@ -47,7 +53,7 @@ def _die(process: Attempts) -> None:
     """Begin the check in a process that ends there and then."""
     child = os.fork()
     if not child:
-        with process.begin("c"):
+        with process.start("c"):
             os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     time.sleep(DEADLINE)  # after it, nobody can be at the check any more
@@ -59,11 +65,11 @@ def test_every_beginning_is_counted_and_those_that_end_never_add_up(
     """Twenty deliveries that end, also by an error, leave the check as good as new."""
     one = process()
     for number in range(1, 21):
-        with suppress(RuntimeError), one.begin("c") as attempt:
+        with suppress(RuntimeError), one.start("c") as attempt:
             assert (attempt.number, attempt.alone) == (number, False)
             raise RuntimeError
     assert one.total("c") == 20
-    with process().begin("c") as attempt:
+    with process().start("c") as attempt:
         assert (attempt.number, attempt.alone) == (21, False)
 
 
@@ -74,10 +80,10 @@ def test_a_check_at_which_three_processes_died_is_not_begun_again(
     for _ in range(3):
         _die(process())
     for _ in range(2):
-        with pytest.raises(InvalidMessageError, match="3 worker processes") as refused, process().begin("c"):
+        with pytest.raises(InvalidMessageError, match="3 worker processes") as refused, process().start("c"):
             pass
         assert refused.value.reason == "too_many_attempts"
-    with process().begin("another") as attempt:
+    with process().start("another") as attempt:
         assert attempt.number == 1
 
 
@@ -88,7 +94,7 @@ def test_a_check_at_which_a_process_died_runs_alone(process: Callable[..., Attem
     bystander_began, bystander_may_end = threading.Event(), threading.Event()
 
     def bystander() -> None:
-        with second.begin("bystander"):
+        with second.start("bystander"):
             bystander_began.set()
             bystander_may_end.wait(10)
             events.append("bystander ended")
@@ -97,7 +103,7 @@ def test_a_check_at_which_a_process_died_runs_alone(process: Callable[..., Attem
     thread.start()
     assert bystander_began.wait(10)
     threading.Timer(DEADLINE / 4, bystander_may_end.set).start()
-    with second.begin("c") as attempt:
+    with second.start("c") as attempt:
         events.append("began")
         assert (attempt.number, attempt.alone) == (2, True)
     thread.join(10)
@@ -108,7 +114,7 @@ def test_duplicates_of_a_check_do_not_count_against_it(process: Callable[..., At
     """Messages that come again after lost connections are begun many times by living processes."""
     first, second = process(), process()
     for _ in range(10):
-        with first.begin("c") as mine, second.begin("c") as other:
+        with first.start("c") as mine, second.start("c") as other:
             assert (mine.alone, other.alone) == (False, True)
 
 
@@ -117,16 +123,14 @@ def test_a_check_that_many_processes_are_at_is_not_taken_for_one_that_ends_them(
 ) -> None:
     """Until its deadline a beginning without an end is a check at work, however many there are of it."""
     with ExitStack() as at_work:
-        numbers = [
-            at_work.enter_context(process(check_deadline_seconds=60).begin("c")).number for _ in range(5)
-        ]
+        numbers = [at_work.enter_context(process(deadline_seconds=60).start("c")).number for _ in range(5)]
     assert numbers == [1, 2, 3, 4, 5]
 
 
 def test_a_check_that_one_process_has_twice_runs_beside_itself(process: Callable[..., Attempts]) -> None:
     """The process has not ended: nobody else in it waits for this check."""
     one = process(check_deadline_seconds=5)
-    with one.begin("c") as first, one.begin("c") as second:
+    with one.start("c") as first, one.start("c") as second:
         assert [(attempt.number, attempt.alone) for attempt in (first, second)] == [(1, False), (2, False)]
 
 
@@ -134,8 +138,8 @@ def test_the_beginnings_of_a_check_are_forgotten_in_time(
     process: Callable[..., Attempts], valkey: Valkey
 ) -> None:
     """As its verdict is, after the same time."""
-    with process().begin("c"), connect(Settings(redis_url=valkey.url)) as client:
-        assert 0 < client.ttl(attempts_key("c")) <= Settings().publish_once_ttl_seconds  # type: ignore[operator]
+    with process().start("c"), connect(Settings(redis_url=valkey.url).broker.broker.broker.broker) as client:
+        assert 0 < client.ttl(keys.attempts("c")) <= Settings().publish_once_ttl_seconds  # type: ignore[operator]
 
 
 def test_an_end_that_could_not_be_told_is_told_later(
@@ -143,8 +147,8 @@ def test_an_end_that_could_not_be_told_is_told_later(
 ) -> None:
     """Redis was away when the check ended: the process says so before its next check."""
     one = process()
-    with one.begin("c"):
+    with one.start("c"):
         valkey.kill()
     valkey.start()
-    with one.begin("next"), process().begin("c") as attempt:
+    with one.start("next"), process().start("c") as attempt:
         assert not attempt.alone

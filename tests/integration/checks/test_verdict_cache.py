@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from tests.conftest import RunningWorker
 from worker.broker.verdict_stream import Event
-from worker.checks.verdict_cache import Judged, VerdictCache
+from worker.checks.verdict_cache import Judgement, VerdictCache
 from worker.client import Client, NoVerdictError
 from worker.contract.messages import PictureFacts, Verdict
 from worker.embedded.services import EmbeddedServices
@@ -122,17 +122,19 @@ def test_other_bytes_are_not_found(
     assert not modelless.wait_for_event("image_checked", count=0, check_id=check_id)
 
 
-def _judged(data: bytes, settings: Settings, **changes: Any) -> Judged:
-    facts = PictureFacts(
-        sha256=hashlib.sha256(data).hexdigest(), width=70, height=50, format="JPEG", bytes=len(data)
-    )
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _judged(data: bytes, settings: Settings, **changes: Any) -> Judgement:
+    facts = PictureFacts(sha256=_digest(data), width=70, height=50, format="JPEG", bytes=len(data))
     values = {
         "score": 0.25,
         "picture": facts,
         "thumbnail": b"\x89PNG\r\n\x1a\n\xff\xfe",
         "thumbnail_side": settings.thumbnail_side_pixels,
     }
-    return Judged(**{**values, **changes})
+    return Judgement(**{**values, **changes})
 
 
 @pytest.fixture
@@ -148,11 +150,11 @@ def test_a_verdict_is_found_by_content_model_and_policy_until_it_expires(setting
     """Another content, model or policy finds nothing; the value goes away by itself."""
     cache, other = VerdictCache.connect(settings, "a" * 64), VerdictCache.connect(settings, "b" * 64)
     judged = _judged(b"bytes", settings)
-    cache.keep(judged, "default")
-    assert cache.find(b"bytes", "default") == judged
-    assert cache.find(b"other bytes", "default") is None
-    assert cache.find(b"bytes", "strict") is None
-    assert other.find(b"bytes", "default") is None
+    cache.store(judged, "default")
+    assert cache.find(_digest(b"bytes"), "default") == judged
+    assert cache.find(_digest(b"other bytes"), "default") is None
+    assert cache.find(_digest(b"bytes"), "strict") is None
+    assert other.find(_digest(b"bytes"), "default") is None
     with redis.Redis.from_url(settings.redis_url.get_secret_value()) as broker:
         (key,) = broker.keys("*")
         assert 0 < broker.ttl(key) <= settings.verdict_cache_ttl_seconds
@@ -163,14 +165,14 @@ def test_a_verdict_is_found_by_content_model_and_policy_until_it_expires(setting
 def test_without_a_time_nothing_is_kept_and_nothing_is_found(settings: Settings) -> None:
     """The cache is off unless it is asked for, and connects to nothing then."""
     off = VerdictCache.connect(settings.model_copy(update={"verdict_cache_ttl_seconds": 0}), "a" * 64)
-    off.keep(_judged(b"bytes", settings), "default")
+    off.store(_judged(b"bytes", settings), "default")
     assert not off.active
     with redis.Redis.from_url(settings.redis_url.get_secret_value()) as broker:
         assert broker.dbsize() == 0
     assert Settings.model_fields["verdict_cache_ttl_seconds"].default == 0
 
 
-VALUES: dict[str, Callable[[Judged], bytes | str]] = {
+VALUES: dict[str, Callable[[Judgement], bytes | str]] = {
     "no JSON": lambda _: b"\x80\x04\x95pickled",
     "half of a value": lambda judged: judged.model_dump_json()[:90],
     "another object": lambda _: '{"score": 0.1}',
@@ -193,16 +195,16 @@ def test_a_value_that_is_not_what_was_kept_is_not_believed(settings: Settings, n
     """It is as if nothing had been found, with a line in the log."""
     cache = VerdictCache.connect(settings, "a" * 64)
     judged = _judged(b"bytes", settings)
-    cache.keep(judged, "default")
+    cache.store(judged, "default")
     with redis.Redis.from_url(settings.redis_url.get_secret_value()) as broker:
         (key,) = broker.keys("*")
         broker.set(key, VALUES[name](judged))
     with capture_logs() as lines:
-        assert cache.find(b"bytes", "default") is None
+        assert cache.find(_digest(b"bytes"), "default") is None
     (line,) = lines
-    assert line["event"] in {"cached_verdict_unreadable", "cached_verdict_unfit"}
-    cache.keep(judged, "default")
-    assert cache.find(b"bytes", "default") == judged
+    assert line["event"] in {"cached_verdict_unreadable", "cached_verdict_ignored"}
+    cache.store(judged, "default")
+    assert cache.find(_digest(b"bytes"), "default") == judged
     cache.close()
 
 
@@ -212,13 +214,13 @@ def test_a_cache_that_cannot_be_reached_finds_nothing_and_delays_one_check(
     """Neither a server that is gone nor one that is full nor a key of another type is an error."""
     gone = settings.model_copy(update={"redis_url": SecretStr(f"redis://127.0.0.1:{free_ports(1)[0]}/0")})
     cache = VerdictCache.connect(gone, "a" * 64)
-    cache.keep(_judged(b"bytes", settings), "default")
-    assert cache.find(b"bytes", "default") is None
+    cache.store(_judged(b"bytes", settings), "default")
+    assert cache.find(_digest(b"bytes"), "default") is None
     server = Valkey(tmp_path / "valkey", options=["--maxmemory", "1mb"])
     server.start()
     full = VerdictCache.connect(settings.model_copy(update={"redis_url": SecretStr(server.url)}), "a" * 64)
-    full.keep(_judged(b"bytes", settings), "default")
-    assert full.find(b"bytes", "default") is None
+    full.store(_judged(b"bytes", settings), "default")
+    assert full.find(_digest(b"bytes"), "default") is None
     server.stop()
     cache.close()
     full.close()

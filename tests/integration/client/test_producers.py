@@ -10,9 +10,9 @@ import pytest
 import redis
 from kombu.utils.json import loads
 
-from worker.broker.verdict_stream import Results
+from worker.broker.verdict_stream import VerdictStream
 from worker.client import Client, NoVerdictError, QueueFullError, QueueUnreachableError
-from worker.contract.envelope import admit
+from worker.contract.envelope import decode
 from worker.contract.messages import ImageCheck, Rejection, RejectionEvent
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import free_ports
@@ -46,7 +46,7 @@ def _checks(count: int) -> list[ImageCheck]:
 def _queued(broker: redis.Redis, queue: str = "image-checks") -> list[ImageCheck]:
     """Return the checks in a queue as a worker would take them, first one first."""
     entries: Any = broker.lrange(queue, 0, -1)
-    payloads = [admit(entry, queue, longest_wait_seconds=1) for entry in reversed(entries)]
+    payloads = [decode(entry, queue, longest_wait_seconds=1) for entry in reversed(entries)]
     bodies = [loads(base64.b64decode(payload["body"])) for payload in payloads]
     return [ImageCheck.model_validate(args[0]) for args, _, _ in bodies]
 
@@ -73,7 +73,7 @@ def test_a_full_queue_refuses_more_and_says_so(settings: Settings, broker: redis
     """The other queues still take checks; when there is room again, so does this one."""
     with Client(settings) as client:
         client.submit_many(_checks(1000))
-        with pytest.raises(QueueFullError, match="1000 checks wait in image-checks; at most 1000 may"):
+        with pytest.raises(QueueFullError, match="1000 checks wait in image-checks; the limit is 1000"):
             client.submit("uploads", "a.jpg")
         with pytest.raises(QueueFullError):
             client.submit_many(_checks(3))
@@ -116,7 +116,7 @@ def test_a_consumer_resumes_under_its_name_and_another_claims_what_it_left(
     settings: Settings, broker: redis.Redis
 ) -> None:
     """What was received and never acknowledged comes again: at once to the same name, later to another."""
-    results = Results(settings)
+    results = VerdictStream.connect(settings)
     for number in range(4):
         data = Rejection(
             check_id=f"left-{number}",

@@ -18,7 +18,7 @@ from detector.images.decode import decode
 from detector.images.thumbnail import dnf_thumbnail
 from worker.broker.app import DEFAULT_QUEUE, create_app
 from worker.broker.dead_letters import DeadLetters, dead_letter_of_call
-from worker.broker.verdict_stream import Results
+from worker.broker.verdict_stream import VerdictStream
 from worker.checks.attempts import Attempts
 from worker.client import Client
 from worker.contract.messages import (
@@ -146,7 +146,7 @@ def _event(check: ImageCheck, thumbnail: bytes) -> VerdictEvent:
 
 def test_an_event_takes_what_the_plan_says(settings: Settings, memory: Memory, thumbnail: bytes) -> None:
     """On the stream, with its thumbnail; the mark beside it is another row of the plan."""
-    results = Results(settings)
+    results = VerdictStream.connect(settings)
     for _ in range(EVENTS):
         assert results.publish(_event(_check(), thumbnail), thumbnail)
     results.close()
@@ -157,12 +157,12 @@ def test_what_is_remembered_of_a_check_takes_what_the_plan_says(
     settings: Settings, memory: Memory, server: Valkey
 ) -> None:
     """Its mark and its beginnings are left when its event has gone from the stream."""
-    results = Results(settings)
+    results = VerdictStream.connect(settings)
     with redis.Redis.from_url(server.url) as broker:
         attempts = Attempts(broker, settings)
         for _ in range(CHECKS):
             check = _check()
-            with attempts.begin(check.check_id):
+            with attempts.start(check.check_id):
                 assert results.publish(_event(check, b""))
         broker.delete(settings.verdict_stream)
     results.close()

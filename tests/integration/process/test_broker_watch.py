@@ -18,9 +18,10 @@ from tests.broken_broker import (
     read_only,
     valkey_on_a_small_disk,
 )
-from worker.broker.verdict_stream import connect
+from worker.broker.connection import connect
+from worker.broker.faults import FaultName, server_faults
 from worker.embedded.valkey import Valkey
-from worker.process.broker_watch import BrokerFault, BrokerWatch, broker_faults
+from worker.process.broker_watch import BrokerWatch
 from worker.settings import Settings
 
 
@@ -55,26 +56,26 @@ def test_a_fault_is_told_once_with_what_to_do_and_once_when_it_is_mended(
     admin: redis.Redis,
     wait_until: Callable[..., None],
     *,
-    fault: BrokerFault,
+    fault: FaultName,
     broken: Breaking,
     advice: str,
 ) -> None:
     """It alone, however often the broker is looked at; before and after it nothing is wrong."""
-    with connect(Settings(redis_url=valkey.url)) as client:
-        wait_until(lambda: broker_faults(client) == {}, "a broker without faults")
-        watch = BrokerWatch(Settings(redis_url=valkey.url))
+    with connect(Settings(redis_url=valkey.url).broker.broker.broker.broker) as client:
+        wait_until(lambda: server_faults(client) == [], "a broker without faults")
+        watch = BrokerWatch(Settings(redis_url=valkey.url).broker)
         with capture_logs() as lines:
-            watch.look()
+            watch.poll()
             with broken(valkey, admin):
-                wait_until(lambda: broker_faults(client).keys() == {fault}, fault)
-                watch.look()
-                watch.look()
-            wait_until(lambda: broker_faults(client) == {}, "a broker that is mended")
-            watch.look()
-            watch.look()
+                wait_until(lambda: [found.name for found in server_faults(client)] == [fault], fault)
+                watch.poll()
+                watch.poll()
+            wait_until(lambda: server_faults(client) == [], "a broker that is mended")
+            watch.poll()
+            watch.poll()
     told, mended = lines
     assert (told["event"], told["log_level"], told["fault"]) == ("broker_fault_found", "error", fault)
-    assert advice in told["detail"]
+    assert advice in told["remedy"]
     assert (mended["event"], mended["fault"]) == ("broker_recovered", fault)
 
 
@@ -83,10 +84,10 @@ def test_a_full_disk_is_told_from_the_health_check_that_it_refuses(
 ) -> None:
     """A connection that was idle for a while asks whether it is alive before it asks anything else."""
     with redis.Redis.from_url(valkey.url, health_check_interval=1) as client:
-        assert broker_faults(client) == {}
+        assert server_faults(client) == []
         with disk_full(valkey, admin):
             time.sleep(1.1)  # then the check is due
-            assert broker_faults(client).keys() == {"disk_full"}
+            assert [found.name for found in server_faults(client)] == ["disk_full"]
 
 
 def test_a_server_without_a_limit_throws_nothing_away_whatever_its_policy(
@@ -94,19 +95,19 @@ def test_a_server_without_a_limit_throws_nothing_away_whatever_its_policy(
 ) -> None:
     """There is no memory to be full."""
     with (
-        connect(Settings(redis_url=valkey.url)) as client,
+        connect(Settings(redis_url=valkey.url).broker.broker.broker.broker) as client,
         configured(admin, **{"maxmemory-policy": "allkeys-lru"}),
     ):
-        assert broker_faults(client) == {}
+        assert server_faults(client) == []
 
 
 def test_a_user_who_may_not_ask_is_told_of_no_fault(valkey: Valkey, admin: redis.Redis) -> None:
     """Rights that are too few are no fault of the broker, and the worker does without this one."""
-    watch = BrokerWatch(Settings(redis_url=valkey.url))
+    watch = BrokerWatch(Settings(redis_url=valkey.url).broker)
     admin.execute_command("ACL", "SETUSER", "default", "-info")
     try:
         with capture_logs() as lines:
-            watch.look()
+            watch.poll()
     finally:
         admin.execute_command("ACL", "SETUSER", "default", "+@all")
     assert lines == []
@@ -116,12 +117,12 @@ def test_a_broker_that_does_not_answer_is_no_fault_of_its_own(tmp_path: Path) ->
     """Whoever needs it says so; what was known of it stays known."""
     server = Valkey(tmp_path / "valkey", options=["--appendonly", "no"])
     server.start()
-    watch = BrokerWatch(Settings(redis_url=server.url))
+    watch = BrokerWatch(Settings(redis_url=server.url).broker)
     with capture_logs() as lines:
-        watch.look()
+        watch.poll()
         server.kill()
-        watch.look()
+        watch.poll()
         server.start()
-        watch.look()
+        watch.poll()
     server.stop()
     assert [(line["event"], line.get("fault")) for line in lines] == [("broker_fault_found", "not_durable")]

@@ -39,7 +39,7 @@ def settings(services: EmbeddedServices) -> Callable[..., Settings]:
 
 def _outcome(settings: Settings, bucket: str, key: str) -> str:
     try:
-        return Storage(settings).fetch(ImageCheck(bucket=bucket, key=key)).decode()
+        return Storage(settings.storage).fetch(ImageCheck(bucket=bucket, key=key)).decode()
     except StorageRejectedError as rejected:
         return rejected.reason
 
@@ -153,7 +153,7 @@ def test_a_store_that_redirects_to_another_host_is_not_followed(
     store = serve(status, headers, body)
     settings = Settings(s3_endpoint_url=store.url, **KEYS)
     with pytest.raises(StorageUnavailableError):
-        Storage(settings).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
+        Storage(settings.storage).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert store.paths
     assert other.paths == []
 

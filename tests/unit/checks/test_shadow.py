@@ -38,7 +38,7 @@ def test_what_the_shadow_says_is_compared_by_score_and_by_its_own_verdict() -> N
     """0.9 beside a serving 0.5: the difference and the disagreement are counted."""
     sum_before = _figure("dnf_shadow_score_difference_count")
     shadow = Shadow(_Detector(lambda: 0.9))
-    own = shadow.beside(shadow.begin(GREY), 0.5, "review")
+    own = shadow.compare(shadow.submit(GREY), 0.5, "review")
     shadow.close()
     assert own is not None
     assert (own.score, own.verdict, own.model.name) == (0.9, "generated", "null")
@@ -57,7 +57,7 @@ def test_a_shadow_that_fails_says_nothing_and_is_counted(act: Callable[[], float
     """An exception of its model, and a score that is none."""
     failures = _figure("dnf_shadow_failures_total")
     shadow = Shadow(_Detector(act))
-    assert shadow.beside(shadow.begin(GREY), 0.5, "review") is None
+    assert shadow.compare(shadow.submit(GREY), 0.5, "review") is None
     shadow.close()
     assert _figure("dnf_shadow_failures_total") == failures + 1
 
@@ -66,18 +66,18 @@ def test_a_shadow_that_hangs_costs_its_patience_once() -> None:
     """The first check waits a fifth of a second for it; those that follow do not ask it; closing returns."""
     # With room for hundreds in its queue it is not for want of room that it is not asked.
     hanging = _Detector(lambda: float(threading.Event().wait()))
-    shadow = Shadow(hanging, batch_size=100, patience_seconds=0.2)
-    first = shadow.begin(GREY)
+    shadow = Shadow(hanging, batch_size=100, timeout_seconds=0.2)
+    first = shadow.submit(GREY)
     assert first is not None
     began = monotonic()
-    assert shadow.beside(first, 0.5, "review") is None
+    assert shadow.compare(first, 0.5, "review") is None
     assert monotonic() - began >= 0.2
     asked = 0
-    while shadow.begin(GREY) is not None:
+    while shadow.submit(GREY) is not None:
         asked += 1
         assert asked < 50
         sleep(0.02)
-    assert shadow.beside(None, 0.5, "review") is None
+    assert shadow.compare(None, 0.5, "review") is None
     shadow.close()
 
 
@@ -87,12 +87,12 @@ def test_a_shadow_that_cannot_be_loaded_keeps_nothing_from_being_served(
     """The log says why, and every check counts as failed; without a shadow bundle nothing is counted."""
     failures = _figure("dnf_shadow_failures_total")
     shadow = Shadow.load(Settings(shadow_bundle="/there/is/no/bundle"))
-    assert shadow.begin(GREY) is None
-    assert shadow.beside(None, 0.5, "review") is None
+    assert shadow.submit(GREY) is None
+    assert shadow.compare(None, 0.5, "review") is None
     assert _figure("dnf_shadow_failures_total") == failures + 1
     said = capfd.readouterr()
     assert "shadow_unavailable" in said.out + said.err
     none = Shadow.load(Settings())
-    assert none.begin(GREY) is None
-    assert none.beside(None, 0.5, "review") is None
+    assert none.submit(GREY) is None
+    assert none.compare(None, 0.5, "review") is None
     assert _figure("dnf_shadow_failures_total") == failures + 1

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from worker.checks.shared_lock import LockTimeoutError, SharedLock
+from worker.checks.attempts import LockTimeoutError, SharedLock
 
 
 def test_many_share_it() -> None:
@@ -27,7 +27,7 @@ def test_whoever_is_alone_has_nobody_beside() -> None:
 
     def hold(number: int) -> None:
         alone = number % 5 == 0
-        with lock.alone(30) if alone else lock.shared(30):
+        with lock.exclusive(30) if alone else lock.shared(30):
             inside.add(number)
             if alone:
                 seen.append(len(inside))
@@ -43,7 +43,7 @@ def test_whoever_waits_to_be_alone_goes_before_newcomers(wait_until: Callable[..
     lock, order = SharedLock(), list[str]()
 
     def alone() -> None:
-        with lock.alone(10):
+        with lock.exclusive(10):
             order.append("alone")
 
     def newcomer() -> None:
@@ -53,7 +53,7 @@ def test_whoever_waits_to_be_alone_goes_before_newcomers(wait_until: Callable[..
     with lock.shared(1):
         first = threading.Thread(target=alone)
         first.start()
-        wait_until(lambda: lock.waiting_alone == 1, "the first thread waits")
+        wait_until(lambda: lock.waiting_exclusive == 1, "the first thread waits")
         second = threading.Thread(target=newcomer)
         second.start()
         second.join(0.2)
@@ -66,9 +66,9 @@ def test_whoever_waits_to_be_alone_goes_before_newcomers(wait_until: Callable[..
 def test_nobody_waits_longer_than_it_asked_to() -> None:
     """A lock that is not to be had in time says so, and is as free afterwards as before."""
     lock = SharedLock()
-    with lock.shared(1), pytest.raises(LockTimeoutError), lock.alone(0.05):
+    with lock.shared(1), pytest.raises(LockTimeoutError), lock.exclusive(0.05):
         pass
-    with lock.alone(1), pytest.raises(LockTimeoutError), lock.shared(0.05):
+    with lock.exclusive(1), pytest.raises(LockTimeoutError), lock.shared(0.05):
         pass
-    with lock.alone(1):
+    with lock.exclusive(1):
         pass

@@ -10,7 +10,7 @@ import pytest
 from kombu.utils.json import loads
 
 from worker.broker.app import create_app
-from worker.contract.envelope import MAX_ENTRY_BYTES, admit, entry_of
+from worker.contract.envelope import MAX_ENTRY_BYTES, decode, encode
 from worker.contract.messages import CHECK_IMAGE, ImageCheck, InvalidMessageError
 from worker.settings import Settings
 
@@ -19,7 +19,7 @@ CHECK = {"bucket": "uploads", "key": "a.jpg", "check_id": "c-1", "metadata": {"Ã
 
 
 def _admitted(entry: bytes) -> dict[str, Any]:
-    return admit(entry, QUEUE, longest_wait_seconds=60)
+    return decode(entry, QUEUE, longest_wait_seconds=60)
 
 
 def _called(payload: dict[str, Any]) -> Any:
@@ -28,7 +28,7 @@ def _called(payload: dict[str, Any]) -> Any:
 
 def _with(path: str, value: Any) -> bytes:
     """Return a good entry with one field, at a path with dots, of another value."""
-    entry = json.loads(entry_of([CHECK], {}, QUEUE))
+    entry = json.loads(encode([CHECK], {}, QUEUE))
     *parents, last = path.split(".")
     place = entry
     for parent in parents:
@@ -38,7 +38,7 @@ def _with(path: str, value: Any) -> bytes:
 
 
 def _without(path: str) -> bytes:
-    entry = json.loads(entry_of([CHECK], {}, QUEUE))
+    entry = json.loads(encode([CHECK], {}, QUEUE))
     *parents, last = path.split(".")
     place = entry
     for parent in parents:
@@ -79,7 +79,7 @@ def test_what_celery_writes_is_admitted_with_its_arguments_retries_and_eta() -> 
 def test_an_entry_made_here_is_admitted_as_it_was_made() -> None:
     """A message that is put back on its queue has the arguments that it had."""
     for args, kwargs in [([CHECK], {}), ([], {"a": 1}), ([CHECK, 2], {"more": "Ã¼"})]:
-        assert _called(_admitted(entry_of(args, kwargs, QUEUE)))[:2] == [args, kwargs]
+        assert _called(_admitted(encode(args, kwargs, QUEUE)))[:2] == [args, kwargs]
 
 
 def test_headers_of_others_are_left_behind() -> None:
@@ -92,7 +92,7 @@ UNREADABLE: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "no text": lambda: b"\xff\xfe\x00",
     "no JSON": lambda: b"{]",
-    "half of it": lambda: entry_of([CHECK], {}, QUEUE)[:-7],
+    "half of it": lambda: encode([CHECK], {}, QUEUE)[:-7],
     "an array": lambda: b"[1, 2]",
     "a string": lambda: b'"check"',
     "a number": lambda: b"7",

@@ -82,7 +82,7 @@ def test_a_model_that_makes_no_progress_is_dead_whatever_the_broker_does(
     assert health.ready().ok
     app_batcher.stalled_seconds = 11
     health.broker_failed("away")
-    health.began_to_stop()
+    health.shutting_down()
     clock.now += 1
     assert not health.live().ok
     assert "model thread made no progress for 11 seconds" in health.live().reason
@@ -90,8 +90,8 @@ def test_a_model_that_makes_no_progress_is_dead_whatever_the_broker_does(
 
 def test_a_worker_that_stops_is_alive_and_not_ready(health: Health, clock: Clock) -> None:
     """It finishes what it began, though its loop has ended."""
-    health.began_to_stop()
-    assert health.ready().reason == "stopping"
+    health.shutting_down()
+    assert health.ready().reason == "shutting down"
     assert not health.ready().ok
     clock.now += 2 * LIVE_LOOP_SECONDS
     assert health.live().ok
@@ -102,9 +102,9 @@ def test_a_worker_that_starts_is_alive_and_neither_started_nor_ready(clock: Cloc
     health = Health(stall_limit_seconds=10, clock=clock)
     clock.now += 600
     assert health.live().ok
-    assert (health.started().ok, health.started().reason) == (False, "loads the model")
+    assert (health.started().ok, health.started().reason) == (False, "loading the model")
     assert not health.ready().ok
     health.watch(Batcher())
-    assert health.started().reason == "connects to the broker"
+    assert health.started().reason == "connecting to the broker"
     health.became_ready()
     assert health.started().ok

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from worker.process.supervisor import places
+from worker.process.supervisor import worker_environments
 from worker.settings import Settings
 
 
@@ -34,7 +34,7 @@ def test_each_visible_gpu_has_one_process_or_as_many_as_asked_in_turn(
 ) -> None:
     """The GPUs are those of CUDA_VISIBLE_DEVICES, in its order."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = places(Settings(processes=processes))
+    found = worker_environments(Settings(processes=processes))
     assert [place["CUDA_VISIBLE_DEVICES"] for place in found] == expected
 
 
@@ -46,7 +46,7 @@ def test_without_a_gpu_or_with_a_device_that_is_named_there_is_one_process(
 ) -> None:
     """It finds its device by itself."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert places(Settings(device=device)) == [{}]
+    assert worker_environments(Settings(device=device)) == [{}]
 
 
 def test_processes_on_a_cpu_share_its_cores_and_serve_on_ports_of_their_own(
@@ -54,17 +54,19 @@ def test_processes_on_a_cpu_share_its_cores_and_serve_on_ports_of_their_own(
 ) -> None:
     """Unless the threads of the numerics are set already."""
     monkeypatch.setenv("DNF_HTTP_PORT", "9100")
-    found = places(Settings(device="cpu", processes=2))
+    found = worker_environments(Settings(device="cpu", processes=2))
     assert [place["DNF_HTTP_PORT"] for place in found] == ["9100", "9101"]
     assert {int(place["OMP_NUM_THREADS"]) for place in found} <= set(range(1, (os.cpu_count() or 1) + 1))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert all("OMP_NUM_THREADS" not in place for place in places(Settings(device="cpu", processes=2)))
+    assert all(
+        "OMP_NUM_THREADS" not in place for place in worker_environments(Settings(device="cpu", processes=2))
+    )
 
 
 def test_a_supervisor_loads_no_torch() -> None:
     """Two hundred megabytes and seconds that it has no use for; nor does the command that starts it."""
     program = (
         "import sys, worker.cli, worker.process.supervisor as s; from worker.settings import Settings;"
-        "s.places(Settings()); sys.exit('torch' in sys.modules)"
+        "s.worker_environments(Settings()); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -7,8 +7,8 @@ from typing import Any
 
 import redis
 
-from worker.broker.connection import distrust
-from worker.broker.verdict_stream import connect
+from worker.broker.connection import connect
+from worker.broker.faults import connection_fault
 from worker.contract.messages import QUEUES
 from worker.operations.doctor.diagnosis import Diagnosis, fault, ok, warning
 from worker.settings import Settings
@@ -34,7 +34,7 @@ _SYNCHRONISE = "Synchronise both clocks (NTP)."
 
 def diagnose_broker(settings: Settings) -> Iterator[Diagnosis]:
     """Yield the diagnoses; only the first when the broker is unreachable or cannot write to its disk."""
-    with connect(settings, timeout_seconds=5, retries=0) as client:
+    with connect(settings.broker, timeout_seconds=5, retries=0) as client:
         try:
             client.ping()
         except redis.RedisError as error:
@@ -48,7 +48,7 @@ def diagnose_broker(settings: Settings) -> Iterator[Diagnosis]:
                     "Free space on the broker's disk.",
                 )
             else:
-                problem = distrust(error, settings) or str(error)
+                problem = str(connection_fault(error, settings.broker) or error)
                 yield fault(
                     "broker", "no answer", problem, "Set DNF_REDIS_URL to a broker that accepts connections."
                 )

@@ -22,7 +22,7 @@ _SYNCHRONISE = "Synchronise both clocks (NTP)."
 
 def diagnose_storage(settings: Settings) -> Iterator[Diagnosis]:
     """Yield a diagnosis of each allowed bucket or prefix, and one of the store's clock."""
-    storage = Storage(settings)
+    storage = Storage(settings.storage)
     date: str | None = None
     for allowed in settings.allowed_buckets:
         diagnosis, reply_date = _readable(storage, allowed)

@@ -1,0 +1,185 @@
+"""What can be wrong with a broker: one list of faults, each with its detail and its remedy.
+
+The doctor, the broker watch and the client's errors take their words from here.
+"""
+
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+import redis
+
+from worker.broker.connection import connect, tls_options
+
+if TYPE_CHECKING:
+    from worker.settings import BrokerSettings
+
+FaultName = Literal[
+    "permission_denied",
+    "authentication_failed",
+    "certificate_untrusted",
+    "client_certificate_refused",
+    "tls_failed",
+    "evicting",
+    "memory_full",
+    "read_only",
+    "disk_full",
+    "not_durable",
+]
+
+_DETAILS: dict[FaultName, str] = {
+    "permission_denied": "The broker's user in DNF_REDIS_URL has too few rights: {cause}.",
+    "authentication_failed": "The broker does not accept the user or password in DNF_REDIS_URL: {cause}.",
+    "certificate_untrusted": "The broker's certificate is not trusted: {cause}.",
+    "client_certificate_refused": "The broker does not accept our certificate: {cause}.",
+    "tls_failed": "There is no encrypted connection to the broker: {cause}.",
+    "evicting": "The broker deletes keys when its memory is full: queues and verdicts too.",
+    "memory_full": "The broker has no memory left and refuses writes.",
+    "read_only": "The broker is a replica and refuses writes.",
+    "disk_full": "The broker cannot write its append-only file and refuses writes.",
+    "not_durable": "The broker keeps no append-only file: a restart loses queues and verdicts.",
+}
+_REMEDIES: dict[FaultName, str] = {
+    "permission_denied": "Give the user the rights of its role in deploy/redis/users.acl.",
+    "authentication_failed": "Set the user and password of DNF_REDIS_URL.",
+    "certificate_untrusted": "DNF_REDIS_CA_FILE names its authority, and DNF_REDIS_URL its host.",
+    "client_certificate_refused": "DNF_REDIS_CERTIFICATE_FILE and DNF_REDIS_KEY_FILE name a valid one that"
+    " the broker's authority signed.",
+    "tls_failed": "The broker may want a client certificate (DNF_REDIS_CERTIFICATE_FILE, DNF_REDIS_KEY_FILE),"
+    " or a redis:// URL.",
+    "evicting": "Set maxmemory-policy to noeviction.",
+    "memory_full": "Raise maxmemory, or let consumers catch up.",
+    "read_only": "Let DNF_REDIS_URL name the primary.",
+    "disk_full": "Free the broker's disk.",
+    "not_durable": "Set appendonly to yes, and appendfsync to everysec.",
+}
+
+# A broker that accepts a connection says nothing for so long; one that refuses does so sooner.
+_REFUSAL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class BrokerFault:
+    """One fault of the broker, or of the trust between it and these settings; `str()` is text for people."""
+
+    #: Its name in logs.
+    name: FaultName
+    #: What is wrong, in a sentence.
+    detail: str
+
+    @property
+    def remedy(self) -> str:
+        """What to set or do, in a sentence."""
+        return _REMEDIES[self.name]
+
+    def __str__(self) -> str:
+        return f"{self.detail} {self.remedy}"
+
+
+class BrokerRefusedError(Exception):
+    """The broker and these settings do not trust each other; `str()` says what to set."""
+
+
+def server_faults(client: redis.Redis) -> list[BrokerFault]:
+    """Return what is wrong with a broker that answers.
+
+    Raises redis.RedisError when it does not answer, or does not let this user ask.
+    """
+    try:
+        info = client.info()
+    except redis.ResponseError as error:
+        if not str(error).startswith("MISCONF"):
+            raise
+        # With a full disk a server refuses even the ping of the client's health check.
+        return [_fault("disk_full")]
+    limit = int(info.get("maxmemory", 0))
+    evicts = bool(limit) and info.get("maxmemory_policy", "noeviction") != "noeviction"
+    found: dict[FaultName, bool] = {
+        "evicting": evicts,
+        "memory_full": bool(limit) and not evicts and int(info["used_memory"]) >= limit,
+        "read_only": info.get("role") == "slave",
+        "disk_full": info.get("aof_last_write_status", "ok") != "ok",
+        "not_durable": not info.get("aof_enabled"),
+    }
+    return [_fault(name) for name, present in found.items() if present]
+
+
+def connection_fault(error: BaseException, broker: "BrokerSettings") -> BrokerFault | None:
+    """Return the authentication, permission or certificate fault behind an error, or None."""
+    causes = _causes(error)
+    for cause in causes:
+        match cause:
+            case redis.exceptions.NoPermissionError():
+                return _fault("permission_denied", cause)
+            case redis.AuthenticationError():
+                return _fault("authentication_failed", cause)
+            case ssl.SSLError() if fault := _tls_fault(cause):
+                return fault
+    lost = any(isinstance(cause, redis.ConnectionError | redis.TimeoutError | OSError) for cause in causes)
+    refusal = _client_certificate_refusal(broker) if lost else None
+    return _tls_fault(refusal) if refusal else None
+
+
+def verify_trust(broker: "BrokerSettings") -> None:
+    """Raise `BrokerRefusedError` when the broker's certificate, or the user in the URL, is not accepted.
+
+    A broker that cannot be reached passes: it may come up later.
+    """
+    with connect(broker, timeout_seconds=5, retries=0) as client:
+        try:
+            client.ping()
+        except redis.RedisError as error:
+            if fault := connection_fault(error, broker):
+                raise BrokerRefusedError(str(fault)) from error
+
+
+def _fault(name: FaultName, cause: object = "") -> BrokerFault:
+    return BrokerFault(name, _DETAILS[name].format(cause=str(cause).rstrip(".")))
+
+
+def _tls_fault(error: ssl.SSLError) -> BrokerFault | None:
+    reason = (error.reason or "").replace("_", " ").lower()
+    match error:
+        case ssl.SSLCertVerificationError():
+            return _fault("certificate_untrusted", error.verify_message)
+        case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
+            return None  # the broker closed the connection, as it does when it restarts
+    if "alert" in reason and ("certificate" in reason or "unknown ca" in reason):
+        return _fault("client_certificate_refused", reason.rpartition("alert ")[2])
+    return _fault("tls_failed", error.reason or error)
+
+
+def _client_certificate_refusal(broker: "BrokerSettings") -> ssl.SSLError | None:
+    """Return how the broker refuses our certificate after the handshake, by one more connection.
+
+    In TLS 1.3 a client finishes before the server has looked at its certificate. What the client writes then
+    makes the server's system reset the connection, and the refusal is never read. This connection is silent.
+    """
+    if not (options := tls_options(broker)):
+        return None
+    url = urlsplit(broker.url.get_secret_value())
+    host, port = url.hostname or "localhost", url.port or 6379
+    try:
+        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        if certificate := options.get("ssl_certfile"):
+            context.load_cert_chain(certificate, options.get("ssl_keyfile"))
+        with (
+            socket.create_connection((host, port), _REFUSAL_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=host) as encrypted,
+        ):
+            encrypted.recv(1)
+    except ssl.SSLError as error:
+        return error
+    except OSError:
+        pass  # it is away, or accepts the connection and stays silent
+    return None
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain

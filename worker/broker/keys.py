@@ -1,0 +1,27 @@
+"""The names of our keys in Redis; `deploy/redis/users.acl` grants them to each role.
+
+Queues, streams and kombu's `unacked` are named in the settings and in kombu.
+"""
+
+#: Sorted set of the worker processes that take checks, scored by the server's time of their last heartbeat.
+WORKERS_ALIVE = "workers:alive"
+
+
+def attempts(check_id: str) -> str:
+    """Return the hash that counts a check's attempts and names the processes at it."""
+    return f"attempts:{check_id}"
+
+
+def published(stream: str, check_id: str) -> str:
+    """Return the mark of a check that has its event; braces keep it in the stream's Redis Cluster slot."""
+    return f"{{{stream}}}:published:{check_id}"
+
+
+def dead_letter_of(stream: str, digest: str) -> str:
+    """Return the key that holds the entry id of a message's dead letter; `digest` names the message."""
+    return f"{{{stream}}}:of:{digest}"
+
+
+def verdict_cache(digest: str, model_digest: str, policy: str) -> str:
+    """Return the cached verdict of one model on the content with this SHA-256."""
+    return f"verdict-cache:{digest}:{model_digest}:{policy}"
