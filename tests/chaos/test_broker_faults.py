@@ -27,7 +27,7 @@ def admin(valkey: Valkey) -> Iterator[redis.Redis]:
 
 def _refusals(workers: Fleet, said: str) -> bool:
     events = ("queue_refused", "check_retried", "requeue_refused", "attempt_end_unreported")
-    return any(said in line["why"] for name in events for line in workers.events(name))
+    return any(said in line["error"] for name in events for line in workers.events(name))
 
 
 # What is broken, what the worker calls it, and what the server says when it refuses.

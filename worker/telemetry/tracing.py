@@ -37,7 +37,7 @@ def exported_traces() -> Iterator[None]:
         yield
         return
     if kind != "otlp":
-        log.warning("traces_not_exported", why=f"OTEL_TRACES_EXPORTER={kind}: only otlp over HTTP is there")
+        log.warning("traces_not_exported", error=f"OTEL_TRACES_EXPORTER={kind}: only otlp over HTTP is there")
         yield
         return
     try:
@@ -46,7 +46,7 @@ def exported_traces() -> Iterator[None]:
         resources = import_module("opentelemetry.sdk.resources")
         otlp = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     except ImportError as error:
-        log.warning("traces_not_exported", why=f"the extra `otel` is not installed: {error}")
+        log.warning("traces_not_exported", error=f"the extra `otel` is not installed: {error}")
         yield
         return
     name = os.environ.get("OTEL_SERVICE_NAME") or _NAME

@@ -138,7 +138,7 @@ def test_a_check_that_the_model_is_too_slow_for_is_tried_again_and_costs_no_seco
     client.wait_for(slow, waits, timeout_seconds=60 * PATIENCE)
     for check_id in (slow, waits):
         (line,) = worker.wait_for_event("check_retried", check_id=check_id)
-        assert "ModelFailedError: TimeoutError" in line["why"]
+        assert "ModelFailedError: TimeoutError" in line["error"]
     assert (served.figure("dnf_batch_size_sum") or 0) - before == 3
 
 

@@ -228,7 +228,7 @@ def test_a_store_that_cannot_be_reached_is_tried_again_and_then_reported(
     assert json.loads(dead_letter.message)["check_id"] == check_id
     postponed = worker.wait_for_event("check_retried", count=2, check_id=check_id)
     assert [line["retry"] for line in postponed] == [1, 2]
-    assert all("StorageUnavailableError" in line["why"] for line in postponed)
+    assert all("StorageUnavailableError" in line["error"] for line in postponed)
     assert worker.stop() == 0
 
 

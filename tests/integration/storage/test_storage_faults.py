@@ -53,7 +53,7 @@ def _storage(endpoint: str, **changes: Any) -> Storage:
         "check_deadline_seconds": DEADLINE_SECONDS,
         **changes,
     }
-    return Storage(Settings(**settings))
+    return Storage(Settings(**settings).storage)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_what_will_not_pass_is_rejected_after_one_request(
 def test_an_upload_is_whole_however_it_comes(store: FaultyStore, behaviour: Behaviour) -> None:
     """After a fault of the store, at once, in pieces, or in chunks that do not say how long it is."""
     store.behaviours = [answer(503, "SlowDown"), behaviour]
-    assert _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg")) == BODY
+    assert _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg")).data == BODY
 
 
 @pytest.mark.parametrize("behaviour", [serve(BODY), in_chunks, in_chunks_without_end])
@@ -143,7 +143,9 @@ def test_an_upload_beyond_the_limit_is_rejected_whether_its_length_is_said_or_no
         _storage(store.url, max_bytes=len(BODY) - 1).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert rejected.value.reason == "too_large"
     store.behaviours = [in_chunks]
-    assert _storage(store.url, max_bytes=len(BODY)).fetch(ImageCheck(bucket="uploads", key="a.jpg")) == BODY
+    assert (
+        _storage(store.url, max_bytes=len(BODY)).fetch(ImageCheck(bucket="uploads", key="a.jpg")).data == BODY
+    )
 
 
 def test_of_an_upload_that_says_it_is_too_long_nothing_is_read(store: FaultyStore) -> None:

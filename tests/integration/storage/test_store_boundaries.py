@@ -39,7 +39,7 @@ def settings(services: EmbeddedServices) -> Callable[..., Settings]:
 
 def _outcome(settings: Settings, bucket: str, key: str) -> str:
     try:
-        return Storage(settings.storage).fetch(ImageCheck(bucket=bucket, key=key)).decode()
+        return Storage(settings.storage).fetch(ImageCheck(bucket=bucket, key=key)).data.decode()
     except StorageRejectedError as rejected:
         return rejected.reason
 
@@ -79,10 +79,10 @@ def test_a_check_of_a_version_reads_that_version_and_no_other(
     s3.put_bucket_versioning(Bucket="versioned", VersioningConfiguration={"Status": "Enabled"})
     first = s3.put_object(Bucket="versioned", Key="a.jpg", Body=b"first")["VersionId"]
     s3.put_object(Bucket="versioned", Key="a.jpg", Body=b"second")
-    storage = Storage(settings("versioned"))
+    storage = Storage(settings("versioned").storage)
     submitted = ImageCheck(bucket="versioned", key="a.jpg", version_id=first)
-    assert storage.fetch(submitted) == b"first"
-    assert storage.fetch(ImageCheck(bucket="versioned", key="a.jpg")) == b"second"
+    assert storage.fetch(submitted).data == b"first"
+    assert storage.fetch(ImageCheck(bucket="versioned", key="a.jpg")).data == b"second"
 
 
 @pytest.mark.parametrize("entry", ["uploads/incoming", "/incoming/", ""])
@@ -160,7 +160,7 @@ def test_a_store_that_redirects_to_another_host_is_not_followed(
 
 def test_amazon_does_not_send_a_worker_to_another_region() -> None:
     """Without an endpoint of one's own, botocore would repeat the request at the host of another region."""
-    storage = Storage(Settings(**KEYS))
+    storage = Storage(Settings(**KEYS).storage)
     asked: list[str] = []
 
     def answer(request: Any, **_: Any) -> AWSResponse:
