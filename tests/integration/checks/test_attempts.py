@@ -66,11 +66,11 @@ def test_every_beginning_is_counted_and_those_that_end_never_add_up(
     one = process()
     for number in range(1, 21):
         with suppress(RuntimeError), one.start("c") as attempt:
-            assert (attempt.number, attempt.alone) == (number, False)
+            assert (attempt.number, attempt.isolated) == (number, False)
             raise RuntimeError
     assert one.total("c") == 20
     with process().start("c") as attempt:
-        assert (attempt.number, attempt.alone) == (21, False)
+        assert (attempt.number, attempt.isolated) == (21, False)
 
 
 def test_a_check_at_which_three_processes_died_is_not_begun_again(
@@ -105,7 +105,7 @@ def test_a_check_at_which_a_process_died_runs_alone(process: Callable[..., Attem
     threading.Timer(DEADLINE / 4, bystander_may_end.set).start()
     with second.start("c") as attempt:
         events.append("began")
-        assert (attempt.number, attempt.alone) == (2, True)
+        assert (attempt.number, attempt.isolated) == (2, True)
     thread.join(10)
     assert events == ["bystander ended", "began"]
 
@@ -115,7 +115,7 @@ def test_duplicates_of_a_check_do_not_count_against_it(process: Callable[..., At
     first, second = process(), process()
     for _ in range(10):
         with first.start("c") as mine, second.start("c") as other:
-            assert (mine.alone, other.alone) == (False, True)
+            assert (mine.isolated, other.isolated) == (False, True)
 
 
 def test_a_check_that_many_processes_are_at_is_not_taken_for_one_that_ends_them(
@@ -129,9 +129,9 @@ def test_a_check_that_many_processes_are_at_is_not_taken_for_one_that_ends_them(
 
 def test_a_check_that_one_process_has_twice_runs_beside_itself(process: Callable[..., Attempts]) -> None:
     """The process has not ended: nobody else in it waits for this check."""
-    one = process(check_deadline_seconds=5)
+    one = process(deadline_seconds=5)
     with one.start("c") as first, one.start("c") as second:
-        assert [(attempt.number, attempt.alone) for attempt in (first, second)] == [(1, False), (2, False)]
+        assert [(attempt.number, attempt.isolated) for attempt in (first, second)] == [(1, False), (2, False)]
 
 
 def test_the_beginnings_of_a_check_are_forgotten_in_time(
@@ -151,4 +151,4 @@ def test_an_end_that_could_not_be_told_is_told_later(
         valkey.kill()
     valkey.start()
     with one.start("next"), process().start("c") as attempt:
-        assert not attempt.alone
+        assert not attempt.isolated

@@ -159,7 +159,12 @@ def test_what_is_remembered_of_a_check_takes_what_the_plan_says(
     """Its mark and its beginnings are left when its event has gone from the stream."""
     results = VerdictStream.connect(settings)
     with redis.Redis.from_url(server.url) as broker:
-        attempts = Attempts(broker, settings)
+        attempts = Attempts(
+            broker,
+            deadline_seconds=settings.check_deadline_seconds,
+            max_attempts=settings.max_attempts,
+            ttl_seconds=settings.publish_once_ttl_seconds,
+        )
         for _ in range(CHECKS):
             check = _check()
             with attempts.start(check.check_id):
