@@ -120,7 +120,7 @@ def test_a_process_that_ends_again_and_again_stops_all(supervised: StartSupervis
             worker.wait_for_event("processes_ready", count=2)
     assert worker.process.wait(60 * PATIENCE) == 1
     (line,) = worker.wait_for_event("restart_limit_reached")
-    assert (line["process"], line["ends"]) == (0, 2)
+    assert (line["process"], line["failures"]) == (0, 2)
     assert len(worker.wait_for_event("worker_stopped", status=0)) == 1
     assert not any(map(_lives, victims))
 
