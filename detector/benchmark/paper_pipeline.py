@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from detector.bundle.calibration import PlattScaling, Thresholds
@@ -18,6 +17,7 @@ from detector.bundle.files import Bundle, BundleError, write_manifest
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
 from detector.images.decode import decode
 from detector.images.thumbnail import saved_picture
+from detector.images.views import squashed
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +44,7 @@ class PaperPipeline:
         self._folder, self._size, self._device = folder, size, torch.device(device)
         self._unet = load_unet(location, source.revision).to(self._device)
         self._classifier = build_classifier(bundle.manifest.classifier)
-        weights = load_file(bundle.classifier_path)
-        float32 = {name: v.float() if v.is_floating_point() else v for name, v in weights.items()}
-        self._classifier.load_state_dict(float32)
+        self._classifier.load_state_dict(load_file(bundle.classifier_path))
         self._classifier.to(self._device).eval()
 
     def logits(self, files: Sequence[bytes]) -> list[float]:
@@ -64,22 +62,14 @@ class PaperPipeline:
         """Compute the features of encoded pictures and write each as a PNG of `size` x `size` pixels."""
         import torch
 
-        squashed = torch.cat([self._squashed(decode(data).pixels) for data in files]).to(self._device)
+        views = np.concatenate([squashed(decode(data).pixels, self._size) for data in files])
         timesteps = torch.zeros(len(files), dtype=torch.long, device=self._device)
         with torch.inference_mode():
-            features = self._unet(squashed, timesteps).cpu().numpy()
+            features = self._unet(torch.from_numpy(views).to(self._device), timesteps).cpu().numpy()
         paths = [self._folder / f"{index}.png" for index in range(len(files))]
         for path, feature in zip(paths, features, strict=True):
             Image.fromarray(saved_picture(feature)).save(path)
         return paths
-
-    def _squashed(self, pixels: NDArray[np.uint8]) -> "torch.Tensor":
-        import torch
-
-        picture = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float()
-        side = (self._size, self._size)
-        resized = torch.nn.functional.interpolate(picture, side, mode="bicubic", antialias=True)
-        return resized / 255 * 2 - 1
 
 
 def full_size_bundle(folder: Path, *, seed: int = 0) -> Bundle:

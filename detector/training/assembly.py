@@ -106,8 +106,7 @@ def fuse(
     *weights, offset = fit_logistic(values, labels)
     network = Ensemble(config)
     for branch, bundle in zip(network.branches, bundles, strict=True):
-        stored = load_file(bundle.classifier_path)
-        branch.load_state_dict({key: value.float() for key, value in stored.items()})
+        branch.load_state_dict(load_file(bundle.classifier_path))
     network.mix.weight.data = torch.tensor([weights], dtype=torch.float32)
     network.mix.bias.data = torch.tensor([offset], dtype=torch.float32)
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 from pydantic import JsonValue
 
@@ -15,9 +15,9 @@ from detector.corpus.corpus import (
     readable,
     training_split,
 )
-
-if TYPE_CHECKING:
-    from detector.training.recipe import ClassifierRecipe
+from detector.training.assembly import assemble
+from detector.training.classifier import train_classifier
+from detector.training.recipe import FIRST_ESTIMATE, ClassifierRecipe, paper_recipe
 
 Baseline = Literal["rgb", "npr"]
 
@@ -80,9 +80,6 @@ def _trained(
     measured: Collection[Path],
     device: str,
 ) -> Bundle:
-    from detector.training.assembly import assemble
-    from detector.training.classifier import train_classifier
-
     samples = _samples(corpus, cast("list[str]", budget["held_out_families"]))
     if {sample.path for sample in samples.training + samples.validation} & set(measured):
         raise BaselineRejectedError("the corpus has no train split without the pictures that are measured")
@@ -111,9 +108,7 @@ def _samples(corpus: Path, held_out_families: list[str]) -> TrainingSplit:
         raise BaselineRejectedError(f"a baseline is trained on the train split: {error}") from error
 
 
-def _recipe(feature: Baseline, own: Bundle, budget: dict[str, JsonValue], device: str) -> "ClassifierRecipe":
-    from detector.training.recipe import FIRST_ESTIMATE, ClassifierRecipe, paper_recipe
-
+def _recipe(feature: Baseline, own: Bundle, budget: dict[str, JsonValue], device: str) -> ClassifierRecipe:
     preprocessing = own.manifest.preprocessing
     recipe = ClassifierRecipe(
         feature=feature,

@@ -70,9 +70,7 @@ def pretrained_network(bundle: Bundle, recipe: ClassifierRecipe) -> ResNet:
     if manifest.classifier.model_copy(update={"in_channels": recipe.channels, "branches": ()}) != shape:
         raise CheckpointRejectedError(f"{title} has a network of another depth, width or stem")
     network = build_classifier(manifest.classifier)
-    network.load_state_dict(
-        {name: value.float() for name, value in load_file(bundle.classifier_path).items()}
-    )
+    network.load_state_dict(load_file(bundle.classifier_path))
     if not isinstance(network, Ensemble):
         return network
     return network.branches[features.index(recipe.feature)]
