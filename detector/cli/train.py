@@ -109,7 +109,9 @@ class _Pretrained:
     bundle: str
 
 
-@click.group(context_settings={"show_default": True})
+@click.group(
+    context_settings={"show_default": True}, epilog="Example: dnf-detector train all CORPUS --out mine"
+)
 def train() -> None:
     """Train a detector on a corpus: real/..., generated/FAMILY/..., a manifest.csv, or a published layout."""
 

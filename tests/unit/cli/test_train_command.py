@@ -136,3 +136,14 @@ def test_a_bundle_that_cannot_be_fine_tuned_is_a_usage_error(
     result = CliRunner().invoke(main, [*again, "--fine-tune", str(tmp_path / "npr")])
     assert result.exit_code == 2
     assert reason in result.output
+
+
+@pytest.mark.parametrize("command", ["train", "train unet", "train classifier", "train all", "train fuse"])
+def test_the_help_has_an_example_and_sections_of_options(command: str) -> None:
+    """The example names the command; sections come before the general options."""
+    text = CliRunner().invoke(main, [*command.split(), "--help"]).output
+    assert f"dnf-detector {command} " in text[text.index("Example") :]
+    if command != "train":
+        titles = [title for title in ("Corpus:", "Output:", "Options:") if title in text]
+        assert [text.index(title) for title in titles] == sorted(text.index(title) for title in titles)
+        assert len(titles) == 3
