@@ -38,11 +38,14 @@ class QueueFullError(Exception):
 
 
 class NoVerdictError(Exception):
-    """Some awaited checks have no event.
+    """Some awaited checks have no event."""
 
-    `found` holds the events that came and `letters` the dead letters, both by check id; `missing` holds the
-    ids of which nothing was heard in time.
-    """
+    #: Events of the others, by check id.
+    found: Mapping[str, Event]
+    #: Dead letters, by check id.
+    dead_letters: Mapping[str, DeadLetter]
+    #: Check ids that had neither in time.
+    missing: frozenset[str]
 
     def __init__(
         self, found: Mapping[str, Event], dead_letters: Mapping[str, DeadLetter], missing: Collection[str]

@@ -1,4 +1,4 @@
-"""Structured logs: one pipe for our events, Celery's and boto3's; JSON lines, or colours on a terminal."""
+"""Structured logs of our events, Celery's and boto3's: JSON lines, or colours on a terminal."""
 
 import json
 import logging
@@ -17,14 +17,14 @@ _SHARED: list[structlog.typing.Processor] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
-# Shorter ones would blot out half of every line; whoever has such a secret has none.
+# A shorter text occurs in half of all lines; masking it would hide them and protect nothing.
 _SHORTEST_SECRET = 4
 
 
 def configure_logs(settings: Settings) -> None:
     """Send every log line of this process to standard error in the format that the settings ask for."""
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
-    # Local variables stay out of tracebacks: they hold pictures and keys.
+    # Tracebacks show no local variables, which hold pictures and keys.
     ending: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
@@ -56,13 +56,13 @@ def configure_logs(settings: Settings) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
     logging.captureWarnings(capture=True)
-    # Their lines of one task or one request each repeat what `image_checked` says.
+    # Their line for each task or request repeats what `image_checked` says.
     for noisy in ("celery.app.trace", "celery.worker.strategy", "botocore", "urllib3", "kombu"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
 class SecretMask:
-    """Masks these texts, and any password in a URL, wherever they stand; the last processor of a log line."""
+    """Masks these texts and any password in a URL; the last processor of a log line."""
 
     def __init__(self, secrets: frozenset[str]) -> None:
         spellings = {spelling for secret in secrets for spelling in (secret, json.dumps(secret)[1:-1])}

@@ -1,7 +1,7 @@
-"""What a worker process counts and measures, for Prometheus.
+"""The metrics of a worker process, for Prometheus.
 
-The names are a contract with the dashboard, the alerts and the scaling rule; `docs/metrics.md` is made from
-this module (`make metrics`). Labels take few values: no check, bucket or host is one.
+Dashboard, alerts and scaling rule rely on the names, and the page of metrics is generated from this module
+(`make metrics`). Every label has few values: no check, bucket or host is one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,16 +18,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Outcome = Literal["real", "review", "generated", "rejected"]
-RetryReason = Literal["broker", "crowded", "storage_unavailable", "model_failed", "internal_error"]
+RetryReason = Literal["broker", "lock_timeout", "storage_unavailable", "model_failed", "internal_error"]
 
-#: The registry of a worker process; it also has the client library's `process_` figures.
+#: The registry of a worker process, with the client library's `process_` metrics.
 REGISTRY = CollectorRegistry(auto_describe=True)
 
 
 @dataclass(frozen=True)
 class Documented:
-    """One row of the page of metrics: `name` as Prometheus stores it, `kind`, `meaning`, `labels`."""
+    """One row of the page of metrics."""
 
+    #: As Prometheus stores it.
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     meaning: str
@@ -79,38 +80,36 @@ _TWENTIETHS = tuple(number / 20 for number in range(1, 21))
 
 CHECKS = _counter(
     "dnf_checks_total",
-    "Checks that this process judged or rejected, by queue, outcome (real, review, generated, rejected) and,"
-    " if rejected, reason.",
+    "Checks that this process judged or rejected, by queue, outcome (real, review, generated, rejected) and"
+    " reason of a rejection.",
     "queue",
     "outcome",
     "reason",
 )
 STAGE_SECONDS = _histogram(
     "dnf_stage_seconds",
-    "Seconds of a check in each stage; dnf and classify are those of its whole batch, total leaves out"
+    "Seconds of a check in each stage; dnf and classify are those of its whole batch, total excludes"
     " queue_wait.",
     _SECONDS,
     "stage",
 )
 BATCH_SIZE = _histogram("dnf_batch_size", "Pictures in one forward pass.", _BATCHES)
-SCORE = _histogram(
-    "dnf_score", "Calibrated probability of generated, 0..1; its drift is the fleet's.", _TWENTIETHS
-)
-IN_FLIGHT = _gauge("dnf_checks_in_flight", "Checks that this process is at.")
-REDELIVERIES = _counter("dnf_redeliveries_total", "Checks that were begun before, here or elsewhere.")
+SCORE = _histogram("dnf_score", "Calibrated probability of generated, 0..1; watch its drift.", _TWENTIETHS)
+IN_FLIGHT = _gauge("dnf_checks_in_flight", "Checks that this process works on.")
+REDELIVERIES = _counter("dnf_redeliveries_total", "Attempts at a check after its first.")
 RETRIES = _counter(
     "dnf_retries_total",
-    f"Checks that were put off until later; reason is one of {', '.join(get_args(RetryReason))}.",
+    f"Checks that were retried or requeued; reason is one of {', '.join(get_args(RetryReason))}.",
     "reason",
 )
 DEAD_LETTERS = _counter("dnf_dead_letters_total", "Dead letters that this process wrote.", "reason")
-CACHE_HITS = _counter("dnf_cache_hits_total", "Checks answered from an earlier verdict on the same content.")
+CACHE_HITS = _counter("dnf_cache_hits_total", "Checks answered from the verdict cache.")
 MODEL_INFO = _gauge(
     "dnf_model_info", "1, with the detector in its labels.", "name", "version", "digest", "device", "dtype"
 )
 BATCHER_STALLED = _gauge(
     "dnf_batcher_stalled_seconds",
-    "Seconds since the model thread last made progress while it had work; 0 when idle.",
+    "Seconds that the model thread has spent on its present batch; 0 when idle.",
 )
 SHADOW_DIFFERENCE = _histogram(
     "dnf_shadow_score_difference",
@@ -119,18 +118,18 @@ SHADOW_DIFFERENCE = _histogram(
 )
 SHADOW_DISAGREEMENTS = _counter(
     "dnf_shadow_disagreements_total",
-    "Checks on which the shadow bundle's verdict is another, by both verdicts.",
+    "Checks on which the shadow bundle's verdict differs, by both verdicts.",
     "serving",
     "shadow",
 )
-SHADOW_FAILURES = _counter("dnf_shadow_failures_total", "Checks of which the shadow bundle gave no score.")
+SHADOW_FAILURES = _counter("dnf_shadow_failures_total", "Checks that the shadow bundle gave no score.")
 
 _queue: ContextVar[str] = ContextVar("queue", default="other")
 
 
 @contextmanager
 def check_in_flight(queue: str | None) -> Iterator[None]:
-    """Count the block as a check in flight; what is counted in it is of this queue."""
+    """Count the block as a check in flight; counts inside it carry this queue."""
     token = _queue.set(queue if queue in QUEUES else "other")
     try:
         with IN_FLIGHT.track_inprogress():
@@ -142,7 +141,7 @@ def check_in_flight(queue: str | None) -> Iterator[None]:
 def count_check(
     outcome: Outcome, durations_ms: Mapping[str, float], *, reason: str = "", score: float | None = None
 ) -> None:
-    """Count a check that has its event, with the milliseconds of its stages."""
+    """Count a check that has its event, and observe the milliseconds of its stages."""
     CHECKS.labels(_queue.get(), outcome, reason).inc()
     for stage, milliseconds in durations_ms.items():
         STAGE_SECONDS.labels(stage).observe(milliseconds / 1000)
@@ -151,7 +150,7 @@ def count_check(
 
 
 def counted_batches(run: Callable[[Sequence[Item]], list[Result]]) -> Callable[[list[Item]], list[Result]]:
-    """Return `run` with the size of every batch measured."""
+    """Return `run`, which then observes the size of every batch."""
 
     def counted(items: list[Item]) -> list[Result]:
         BATCH_SIZE.observe(len(items))
@@ -160,7 +159,7 @@ def counted_batches(run: Callable[[Sequence[Item]], list[Result]]) -> Callable[[
     return counted
 
 
-# A rate needs a zero before the first one.
+# A rate needs a zero before the first increment.
 for _name in QUEUES:
     for _outcome in ("real", "review", "generated"):
         CHECKS.labels(_name, _outcome, "")

@@ -1,8 +1,8 @@
 """One trace from the submission of a check to its verdict, with OpenTelemetry where it is set up.
 
-A trace is carried as `traceparent` of W3C Trace Context, in the headers of a queue's message and, as the
-CloudEvents extension of that name, in the event. Without the `otel` extra, or without an exporter in the
-standard `OTEL_` variables, no span is made, and a `traceparent` is only passed on.
+`traceparent` of W3C Trace Context carries the trace, in the headers of the queue's message and in the event,
+as the CloudEvents extension of that name. Without the `otel` extra, or without an exporter in the standard
+`OTEL_` variables, no span is made, and a `traceparent` is only passed on.
 """
 
 import os
@@ -30,7 +30,7 @@ _received: ContextVar[str | None] = ContextVar("received", default=None)
 
 @contextmanager
 def exported_traces() -> Iterator[None]:
-    """Send this process's spans over OTLP/HTTP while the block runs, if the `OTEL_` variables say where."""
+    """Export this process's spans over OTLP/HTTP while the block runs, if the `OTEL_` variables say where."""
     kind = os.environ.get("OTEL_TRACES_EXPORTER", "otlp")
     off = kind == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if off or not any(os.environ.get(name) for name in _EXPORTER):
@@ -72,7 +72,7 @@ def span(name: str, **attributes: str | float) -> Iterator[None]:
 
 @contextmanager
 def continued(traceparent: str | None, name: str, **attributes: str | float) -> Iterator[None]:
-    """Run the block as a span of the trace that a message carried, or of a new one."""
+    """Run the block as a span of the trace that a message carries, or of a new one."""
     token = _received.set(traceparent)
     try:
         api = _api()
@@ -88,7 +88,7 @@ def continued(traceparent: str | None, name: str, **attributes: str | float) -> 
             context=parent,
             kind=api.SpanKind.CONSUMER,
             attributes=attributes,
-            # A check that is put off ends with an exception of Celery's, which is no failure.
+            # A retried check ends with an exception of Celery's, which is not a failure.
             record_exception=False,
             set_status_on_exception=False,
         ):
@@ -98,7 +98,7 @@ def continued(traceparent: str | None, name: str, **attributes: str | float) -> 
 
 
 def record(stages_ms: Mapping[str, float]) -> None:
-    """Add stages that were measured elsewhere, milliseconds each, as spans one after another up to now."""
+    """Add stages that were measured elsewhere, in milliseconds, as consecutive spans up to now."""
     api = _api()
     if api is None:
         return
@@ -117,7 +117,7 @@ def describe(**attributes: str | float) -> None:
 
 
 def traceparent() -> str | None:
-    """Return the current span's `traceparent`; without one, that of the message in work."""
+    """Return the current span's `traceparent`; without a span, that of the message."""
     if api := _api():
         context = api.get_current_span().get_span_context()
         if context.is_valid:
@@ -126,12 +126,12 @@ def traceparent() -> str | None:
 
 
 def accepted(header: object) -> str | None:
-    """Return a message's header if it is a `traceparent`; anything else is worth no refusal."""
+    """Return a message's header if it is a `traceparent`, else None: a bad header refuses no message."""
     return header if isinstance(header, str) and TRACEPARENT.fullmatch(header) else None
 
 
 def _api() -> Any:
-    # Whoever makes spans has loaded it and set its provider: we, or the platform that uses the client.
+    # Loaded, with a provider, only where spans are made: by us, or by the platform that uses the client.
     api: Any = sys.modules.get("opentelemetry.trace")
     if api is None or isinstance(api.get_tracer_provider(), api.ProxyTracerProvider):
         return None
