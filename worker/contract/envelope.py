@@ -6,6 +6,7 @@ the parts that are known, or raises the reason for its dead letter.
 """
 
 import base64
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -14,12 +15,19 @@ from kombu.utils.json import dumps, loads
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from worker.contract.messages import CHECK_IMAGE, InvalidMessageError, first_fault
-from worker.telemetry.tracing import accepted
 
 #: Bytes of an entry: the largest check that the contract allows takes a tenth of it.
 MAX_ENTRY_BYTES = 256 << 10
 
 _Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
+
+# W3C Trace Context, version 00, with neither id all zeros.
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def _accepted_traceparent(header: object) -> str | None:
+    """Return a `traceparent`; None for any other value, since a bad one refuses no message."""
+    return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
 
 
 class _Part(BaseModel):
@@ -38,7 +46,7 @@ class EntryHeaders(_Part):
     )
     root_id: _Name | None = None
     parent_id: _Name | None = None
-    traceparent: Annotated[str | None, BeforeValidator(accepted)] = Field(
+    traceparent: Annotated[str | None, BeforeValidator(_accepted_traceparent)] = Field(
         default=None, exclude_if=lambda value: value is None
     )
 

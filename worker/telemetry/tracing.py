@@ -6,7 +6,6 @@ as the CloudEvents extension of that name. Without the `otel` extra, or without 
 """
 
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -18,9 +17,6 @@ from typing import Any
 from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
-
-#: W3C Trace Context, version 00, with neither id all zeros.
-TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 _NAME = "dnf-moderation"
 _EXPORTER = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
@@ -123,11 +119,6 @@ def traceparent() -> str | None:
         if context.is_valid:
             return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
     return _received.get()
-
-
-def accepted(header: object) -> str | None:
-    """Return a message's header if it is a `traceparent`, else None: a bad header refuses no message."""
-    return header if isinstance(header, str) and TRACEPARENT.fullmatch(header) else None
 
 
 def _api() -> Any:

@@ -1,0 +1,108 @@
+"""The structure of the two packages: every import points to a lower floor, and heavy libraries load late."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Top floor first; rooms of one floor do not import each other. What a room holds may import within the room.
+FLOORS = {
+    "worker": [
+        ["cli"],
+        ["demo"],
+        ["operations"],
+        ["process"],
+        ["client"],
+        ["checks"],
+        ["broker"],
+        ["storage"],
+        ["telemetry"],
+        ["contract"],
+        ["settings"],
+        ["embedded"],
+    ],
+    "detector": [
+        ["cli"],
+        ["training", "evaluation", "benchmark"],
+        ["detector", "policy", "metrics"],
+        ["acceleration"],
+        ["networks"],
+        ["corpus"],
+        ["bundle"],
+        ["images"],
+    ],
+}
+
+
+def _modules(package: str) -> Iterator[tuple[str, Path]]:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield dotted.removesuffix(".__init__"), path
+
+
+def _imports(path: Path, names: set[str]) -> Iterator[tuple[str, bool]]:
+    """Yield each imported module of `names`, and whether it is imported inside a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inner = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        found: list[str] = []
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found = [
+                f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in names else node.module
+                for alias in node.names
+            ]
+        for name in found:
+            if name in names:
+                yield name, id(node) in inner
+
+
+def _floor(package: str, module: str) -> int:
+    room = module.split(".")[1] if "." in module else "cli"
+    return next(number for number, rooms in enumerate(FLOORS[package]) if room in rooms)
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_import_points_to_a_lower_floor(package: str) -> None:
+    """A room imports itself and the floors below it."""
+    names = {name for name, _ in _modules(package)}
+    upwards = [
+        f"{module} -> {imported}"
+        for module, path in _modules(package)
+        for imported, _ in _imports(path, names)
+        if "." in imported
+        and module.split(".")[1:2] != imported.split(".")[1:2]
+        and _floor(package, module) >= _floor(package, imported)
+    ]
+    assert upwards == []
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_two_modules_import_each_other(package: str) -> None:
+    """Neither directly nor around a circle; imports inside functions count too."""
+    names = {name for name, _ in _modules(package)}
+    TopologicalSorter(
+        {module: {name for name, _ in _imports(path, names)} - {module} for module, path in _modules(package)}
+    ).prepare()
+
+
+def test_the_detector_knows_nothing_of_queues_and_the_wheel_nothing_of_the_repository() -> None:
+    """`detector` never imports `worker`, and neither imports `tests` or `deploy`."""
+    foreign = {"detector": ("worker", "tests", "deploy"), "worker": ("tests", "deploy")}
+    for package, packages in foreign.items():
+        for module, path in _modules(package):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                name = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [name]
+                assert not any(each.split(".")[0] in packages for each in names), module
