@@ -1,4 +1,4 @@
-"""A detector without networks, for measuring and testing everything else."""
+"""A detector without networks, to measure and test everything else."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from detector.detector import Detector, Finding
 
 
 class NullDetector(Detector):
-    """Calls every picture's brightness its probability; a batch takes `batch_seconds`."""
+    """Uses a picture's brightness as its probability; a batch takes `batch_seconds`."""
 
     device = "none"
     dtype = "none"
@@ -44,7 +44,7 @@ class NullDetector(Detector):
         """Do nothing."""
 
     def examine(self, prepared: Sequence[NDArray[np.float32]]) -> list[Finding]:
-        """Judge by brightness."""
+        """Return findings by brightness."""
         time.sleep(self._batch_seconds)
         return [
             Finding(0.0, float(np.clip(views.mean() / 2 + 0.5, 0, 1)), views[0], 1.0, 1.0)

@@ -1,7 +1,7 @@
-"""What the queue costs: the whole path against bare Celery, and against the bare detector, in turns.
+"""What the queue costs: the whole path compared with bare Celery and with the bare detector.
 
-`python -m tests.benchmarks.queue null|bare` is a worker of the measurement: ours without networks,
-or Celery's with kombu's own transport and a task that does nothing.
+`python -m tests.benchmarks.queue null|bare|bundle` runs a worker: ours without networks, Celery's with
+kombu's own transport and an empty task, or ours with the bundle of the settings.
 """
 
 import os
@@ -29,18 +29,18 @@ QUEUE = "image-checks"
 READY_SECONDS = 300.0
 ROUND_SECONDS = 600.0
 
-# The bare worker's queue lies in another database of the same server.
+# The bare worker uses another database of the same server.
 _BARE_DATABASE = 1
 _BARE_THREADS = 32
 
 
 class BenchmarkFailedError(RuntimeError):
-    """A worker of the measurement did not start or did not finish; the message has the end of its log."""
+    """A worker did not start or did not finish; the message has the end of its log."""
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Items a second of the whole path and of what it is compared with, round by round."""
+    """Items per second of the whole path and of the reference, by round."""
 
     name: str
     ours: tuple[float, ...]
@@ -48,18 +48,18 @@ class Rounds:
 
     @property
     def ratios(self) -> list[float]:
-        """Ours as a share of the reference, in each round."""
+        """The ratio of ours to the reference, by round."""
         return [ours / reference for ours, reference in zip(self.ours, self.reference, strict=True)]
 
     def spread(self) -> tuple[float, float, float]:
-        """Return the least, the median and the greatest ratio."""
+        """Return the minimum, the median and the maximum of the ratios."""
         return min(self.ratios), statistics.median(self.ratios), max(self.ratios)
 
 
 def against_bare_celery(services: EmbeddedServices, *, checks: int, rounds: int) -> Rounds:
-    """Measure checks with a null detector against Celery tasks that do nothing, on one Valkey.
+    """Compare checks with a null detector with Celery tasks that do nothing, on one Valkey.
 
-    Both workers run throughout, with as many threads; messages are laid on the queue at once. Raises
+    Both workers run throughout, with the same number of threads; all messages are enqueued at once. Raises
     `BenchmarkFailedError`.
     """
     from detector.benchmark.speed import sample_files
@@ -84,7 +84,7 @@ def against_bare_celery(services: EmbeddedServices, *, checks: int, rounds: int)
 def against_bare_detector(
     services: EmbeddedServices, bundle: str, *, pictures: int, batch_size: int, rounds: int
 ) -> Rounds:
-    """Measure checks with a bundle against its detector alone, on the same files, batch by batch.
+    """Compare checks with a bundle with its detector alone, on the same files, batch by batch.
 
     Raises `BenchmarkFailedError` and `BundleError`.
     """
@@ -110,7 +110,7 @@ def against_bare_detector(
 
 
 def _interleaved(name: str, ours: Callable[[], float], reference: Callable[[], float], rounds: int) -> Rounds:
-    """Run both in turn, after a round unmeasured: whatever else the machine does falls on both alike."""
+    """Alternate both after a warm-up round, so that other load on the machine affects both alike."""
     ours(), reference()
     found: dict[Callable[[], float], list[float]] = {ours: [], reference: []}
     for number in range(rounds):
@@ -120,7 +120,7 @@ def _interleaved(name: str, ours: Callable[[], float], reference: Callable[[], f
 
 
 def _speed(server: redis.Redis, worker: GuardedProcess, entries: list[bytes]) -> float:
-    """Return how many messages a second are taken, done and acknowledged."""
+    """Return how many messages per second are taken, processed and acknowledged."""
     began = time.perf_counter()
     server.lpush(QUEUE, *entries)
     while server.llen(QUEUE) or server.hlen("unacked"):
@@ -154,7 +154,7 @@ def _stored(services: EmbeddedServices, files: list[bytes]) -> list[str]:
 
 @contextmanager
 def _worker(kind: str, services: EmbeddedServices, **variables: str) -> Iterator[GuardedProcess]:
-    """Run a worker while the block runs, from when it consumes."""
+    """Run a worker while the block runs; wait first until it consumes."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DNF_")}
     environment = {**inherited, **services.environment(), "DNF_LOG_FORMAT": "json", **variables}
     with tempfile.TemporaryDirectory(prefix="dnf-bench-") as folder:
@@ -174,7 +174,7 @@ def _worker(kind: str, services: EmbeddedServices, **variables: str) -> Iterator
 
 
 def _run_bare() -> None:
-    """Run Celery with kombu's own transport, as many threads as ours, and a task that does nothing."""
+    """Run Celery with kombu's own transport, as many threads as ours, and an empty task."""
     from celery import Celery
     from celery.apps.worker import Worker
     from celery.signals import worker_ready

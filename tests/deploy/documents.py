@@ -1,4 +1,4 @@
-"""The files of deploy/, read as the programs that use them read them."""
+"""The files of deploy/, parsed."""
 
 import functools
 import json
@@ -42,12 +42,12 @@ def dashboard() -> dict[str, Any]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """Return the dashboard's panels, rows left out."""
+    """Return the dashboard's panels, without rows."""
     return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
 
 
 def with_variables(query: str) -> str:
-    """Return a panel's query as Grafana sends it: all queues, rates over a minute, constants filled in."""
+    """Return a panel's query with its variables substituted: all queues, rates over a minute, constants."""
     values = {"queue": ".*", "__rate_interval": "1m"}
     for variable in dashboard()["templating"]["list"]:
         if variable["type"] == "constant":
@@ -56,20 +56,20 @@ def with_variables(query: str) -> str:
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Yield (panel's title, query) of the dashboard, as Grafana sends them."""
+    """Yield (panel title, query) of the dashboard, with variables substituted."""
     for panel in panels():
         for target in panel["targets"]:
             yield panel["title"], with_variables(target["expr"])
 
 
 def metric_names(query: str) -> set[str]:
-    """Return the metrics that a PromQL expression reads, histograms' and counters' parts as their whole."""
+    """Return the metrics in a PromQL expression, without the suffixes of histograms."""
     names = set(re.findall(r"\b(?:(?:dnf|process)_[a-z0-9_]+|DCGM_[A-Z_]+)\b", query))
     return {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
 
 
 def headings(markdown: str) -> set[str]:
-    """Return the anchors of a page's headings, as code hosts make them."""
+    """Return the anchors of a page's headings, as code hosts generate them."""
     lines = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL).splitlines()
     titles = [line.lstrip("#").strip() for line in lines if re.match(r"#{1,6} ", line)]
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

@@ -1,4 +1,4 @@
-"""A real Prometheus and its promtool, where the machine has them (Debian: apt-get install prometheus)."""
+"""Prometheus and promtool, if the machine has them (Debian: apt-get install prometheus)."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 def promtool(*words: str | Path) -> str:
-    """Run promtool and return what it said. Raises AssertionError with that when it finds a fault."""
+    """Run promtool and return its output. Raises AssertionError with the output when it fails."""
     assert PROMTOOL
     command = [PROMTOOL, *map(str, words)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -28,7 +28,7 @@ def promtool(*words: str | Path) -> str:
 
 
 class Prometheus:
-    """A server on a free loopback port that runs a configuration, with its data in `folder`."""
+    """A server with a configuration on a free loopback port, its data in `folder`."""
 
     def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
         assert SERVER
@@ -54,14 +54,14 @@ class Prometheus:
             return False
 
     def get(self, path: str, **parameters: str) -> Any:
-        """Return the `data` of an answer of the HTTP API. Raises urllib.error.URLError."""
+        """Return the `data` of a reply of the HTTP API. Raises urllib.error.URLError."""
         query = urllib.parse.urlencode(parameters)
         url = f"http://{HOST}:{self.port}/api/v1/{path}?{query}"
         with urllib.request.urlopen(url, timeout=10) as answer:
             return json.load(answer)["data"]
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return the samples that an expression gives now. Raises HTTPError for one that does not parse."""
+        """Return the samples of an expression now. Raises HTTPError for an invalid expression."""
         found: list[dict[str, Any]] = self.get("query", query=expression)["result"]
         return found
 

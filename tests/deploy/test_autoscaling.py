@@ -1,4 +1,4 @@
-"""The autoscaler's rule, step by step, as KEDA and the Horizontal Pod Autoscaler document it."""
+"""The autoscaling rule as KEDA and the Horizontal Pod Autoscaler document it."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ def _checks(count: float) -> Load:
     return Load(checks=count, backlog_seconds=0, alive=1)
 
 
-def test_the_charts_values_are_those_of_the_simulation() -> None:
-    """Each of them; and the target is the one that the plan recommends for the default CPU worker."""
+def test_the_chart_has_the_values_of_the_simulation() -> None:
+    """The target is the plan's recommendation for the default CPU worker."""
     chosen = yaml.safe_load(VALUES.read_text())["autoscaling"]
     rule = ScalingRule()
     assert {
@@ -44,21 +44,21 @@ def test_the_charts_values_are_those_of_the_simulation() -> None:
     ("replicas", "checks", "wanted"),
     [(10, 100, 10), (10, 109, 10), (10, 91, 10), (10, 112, 12), (4, 71, 8), (40, 1000, 50)],
 )
-def test_replicas_are_what_the_checks_need_outside_of_the_tolerance(
+def test_replicas_follow_the_checks_outside_of_the_tolerance(
     replicas: int, checks: float, wanted: int
 ) -> None:
-    """Ceil(checks / target), unless the ratio is within a tenth of one; never above the most."""
+    """Ceil(checks / target), unless the ratio is within 0.1 of one; never above the maximum."""
     assert HorizontalPodAutoscaler(RULE).decide(0, replicas=replicas, load=_checks(checks)) == wanted
 
 
-def test_a_backlog_asks_for_as_many_times_more_workers_as_it_is_too_long() -> None:
-    """Forty-five seconds where thirty are wanted, with ten alive: fifteen."""
+def test_replicas_grow_in_proportion_to_the_backlog() -> None:
+    """Ten workers with a backlog of 45 seconds and a target of 30 become fifteen."""
     load = Load(checks=1, backlog_seconds=45, alive=10)
     assert HorizontalPodAutoscaler(RULE).decide(0, replicas=10, load=load) == 15
 
 
-def test_a_scale_up_doubles_at_most_or_adds_four() -> None:
-    """The larger of the two in one round of fifteen seconds."""
+def test_a_scale_up_at_most_doubles_or_adds_four() -> None:
+    """The larger of the two in one period of 15 seconds."""
     autoscaler = HorizontalPodAutoscaler(RULE)
     sizes = [1]
     for step in range(5):
@@ -66,8 +66,8 @@ def test_a_scale_up_doubles_at_most_or_adds_four() -> None:
     assert sizes == [1, 5, 10, 20, 40, 50]
 
 
-def test_a_scale_down_waits_for_the_window_and_takes_half_in_a_minute() -> None:
-    """After five minutes in which nothing more was wanted, forty become twenty, a minute later ten."""
+def test_a_scale_down_waits_for_the_window_and_removes_half_per_minute() -> None:
+    """After five minutes of low demand 40 replicas become 20, a minute later 10."""
     autoscaler = HorizontalPodAutoscaler(RULE)
     replicas, changes = 40, []
     autoscaler.decide(0, replicas=replicas, load=_checks(400))
@@ -79,15 +79,15 @@ def test_a_scale_down_waits_for_the_window_and_takes_half_in_a_minute() -> None:
     assert changes[:3] == [(315, 20), (375, 10), (435, 5)]
 
 
-def test_without_figures_nothing_changes_until_the_fallback() -> None:
-    """Three readings fail: then at least the fallback's workers, and never fewer than there are."""
+def test_without_metrics_nothing_changes_until_the_fallback() -> None:
+    """After three failed readings, at least the fallback's replicas, and never fewer than before."""
     autoscaler = HorizontalPodAutoscaler(RULE)
     assert [autoscaler.decide(15 * step, replicas=2, load=None) for step in range(4)] == [2, 2, 6, 6]
     assert [HorizontalPodAutoscaler(RULE).decide(15 * n, replicas=9, load=None) for n in range(4)] == [9] * 4
 
 
-def test_a_deployment_wakes_from_zero_and_returns_after_the_cool_down() -> None:
-    """The first check wakes one worker; it goes when there was nothing for the whole cool-down."""
+def test_a_deployment_scales_from_zero_and_back_after_the_cool_down() -> None:
+    """The first check starts one worker; it is removed after a cool-down without checks."""
     activation = Activation(ScalingRule(min_replicas=0, cooldown_period_seconds=300))
     assert activation.decide(0, replicas=0, load=_checks(0)) == 0
     assert activation.decide(15, replicas=0, load=_checks(1)) == 1
@@ -96,8 +96,8 @@ def test_a_deployment_wakes_from_zero_and_returns_after_the_cool_down() -> None:
     assert HorizontalPodAutoscaler(RULE).decide(0, replicas=0, load=_checks(100)) == 0
 
 
-def test_a_deployment_that_may_not_be_empty_never_is() -> None:
-    """With a minimum of one the cool-down means nothing."""
+def test_a_deployment_never_falls_below_its_minimum() -> None:
+    """With a minimum of one, the cool-down has no effect."""
     activation = Activation(ScalingRule(min_replicas=1))
     assert activation.decide(10_000, replicas=1, load=_checks(0)) == 1
 
@@ -113,7 +113,7 @@ def test_a_deployment_that_may_not_be_empty_never_is() -> None:
         {"cooldown_period_seconds": -1},
     ],
 )
-def test_a_rule_that_makes_no_sense_is_refused(values: dict[str, int]) -> None:
-    """Where it is made."""
+def test_an_inconsistent_rule_is_refused(values: dict[str, int]) -> None:
+    """By its constructor."""
     with pytest.raises(ValueError, match=r"must|<="):
         ScalingRule(**values)  # type: ignore[arg-type]

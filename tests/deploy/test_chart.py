@@ -1,4 +1,4 @@
-"""The Helm chart, rendered by Helm's own library and held to the schemas of what it is sent to."""
+"""The Helm chart, rendered by Helm's own library and validated by the schemas of Kubernetes and operators."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -84,7 +84,7 @@ def chart() -> Iterator[helm.Chart]:
 
 @pytest.fixture(scope="module")
 def rendered(chart: helm.Chart) -> Callable[[str], list[Manifest]]:
-    """Provide a function that renders the manifests of a set of values."""
+    """Provide a function that renders the manifests for a set of values."""
 
     def render(name: str) -> list[Manifest]:
         texts = chart.render(VALUES[name], name="prod", namespace="moderation")
@@ -100,7 +100,7 @@ def rendered(chart: helm.Chart) -> Callable[[str], list[Manifest]]:
 
 
 def one(manifests: list[Manifest], kind: str, ending: str = "") -> Manifest:
-    """Return the only manifest of a kind whose name ends so."""
+    """Return the only manifest of a kind whose name has the ending."""
     (found,) = [m for m in manifests if m["kind"] == kind and m["metadata"]["name"].endswith(ending)]
     return found
 
@@ -112,7 +112,7 @@ def pod_specs(manifests: list[Manifest]) -> list[Manifest]:
 
 @pytest.mark.parametrize("name", VALUES)
 def test_the_chart_passes_helms_strict_linter(name: str) -> None:
-    """No finding of any severity, for every set of values."""
+    """No finding of any severity for any set of values."""
     report = helm.lint(CHART, VALUES[name], strict=True, kube_version="v1.33.0")
     assert report["total_charts_linted"] == 1
     assert not report["errors"]
@@ -120,10 +120,10 @@ def test_the_chart_passes_helms_strict_linter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_every_manifest_is_what_its_api_accepts(rendered: Callable[[str], list[Manifest]], name: str) -> None:
-    """Kubernetes' own schemas, strict, at the oldest version that the chart names and at newer ones.
+def test_every_manifest_is_valid(rendered: Callable[[str], list[Manifest]], name: str) -> None:
+    """By Kubernetes' own schemas, strictly, of the chart's oldest version and newer ones.
 
-    KEDA's and the Prometheus operator's kinds are held to what the chart uses of them.
+    KEDA's and the Prometheus operator's kinds: by schemas of the fields that the chart uses.
     """
     manifests = rendered(name)
     identities = [(m["kind"], m["metadata"]["name"]) for m in manifests]
@@ -142,10 +142,10 @@ def test_every_manifest_is_what_its_api_accepts(rendered: Callable[[str], list[M
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_selectors_find_their_pods_and_names_exist(
+def test_selectors_match_their_pods_and_references_resolve(
     rendered: Callable[[str], list[Manifest]], name: str
 ) -> None:
-    """Each selector, scaling target, mounted volume and named port leads to something that is rendered."""
+    """Each selector, scaling target, mounted volume and named port exists in the manifests."""
     manifests = rendered(name)
     pods = [m["spec"]["template"]["metadata"]["labels"] for m in manifests if m["kind"] == "Deployment"]
     for manifest in manifests:
@@ -177,7 +177,7 @@ def test_selectors_find_their_pods_and_names_exist(
 def test_every_container_runs_with_the_least_rights(
     rendered: Callable[[str], list[Manifest]], name: str
 ) -> None:
-    """The restricted Pod Security Standard, a read-only root, no token of Kubernetes, bounded memory."""
+    """Restricted Pod Security Standard, read-only root, no service account token, bounded memory."""
     for spec in pod_specs(rendered(name)):
         assert spec["automountServiceAccountToken"] is False
         pod = spec["securityContext"]
@@ -193,21 +193,21 @@ def test_every_container_runs_with_the_least_rights(
             assert {mount["mountPath"] for mount in container["volumeMounts"]} >= {"/tmp"}  # noqa: S108
 
 
-def test_a_pod_may_stop_for_longer_than_its_worker_takes(
+def test_the_grace_period_of_a_pod_exceeds_that_of_its_worker(
     rendered: Callable[[str], list[Manifest]],
 ) -> None:
-    """The grace period is above preStop and soft stop together; the soft stop is the worker's own setting."""
+    """The pod's grace period covers preStop, the worker's grace period and a margin."""
     spec = one(rendered("default"), "Deployment", "worker")["spec"]["template"]["spec"]
     (container,) = spec["containers"]
-    soft = int(environment(container)["DNF_SHUTDOWN_GRACE_SECONDS"])
+    grace = int(environment(container)["DNF_SHUTDOWN_GRACE_SECONDS"])
     assert (
         spec["terminationGracePeriodSeconds"]
-        >= soft + container["lifecycle"]["preStop"]["sleep"]["seconds"] + 5
+        >= grace + container["lifecycle"]["preStop"]["sleep"]["seconds"] + 5
     )
 
 
 def environment(container: Manifest) -> dict[str, Any]:
-    """Return a container's variables: their values, or where they come from."""
+    """Return a container's variables with their values or sources."""
     return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
 
 
@@ -215,7 +215,7 @@ def environment(container: Manifest) -> dict[str, Any]:
 def test_every_variable_is_a_setting_that_takes_its_value(
     rendered: Callable[[str], list[Manifest]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mistyped setting is ignored without a word, so each must be known, and all of them must load."""
+    """A mistyped setting would be ignored silently, so each must be known, and all must load."""
     for spec in pod_specs(rendered(name)):
         for container in spec["containers"]:
             with monkeypatch.context() as context:
@@ -225,13 +225,13 @@ def test_every_variable_is_a_setting_that_takes_its_value(
                     assert variable.removeprefix("DNF_").lower() in Settings.model_fields, variable
                     secret = "redis://h:1/0" if variable == "DNF_REDIS_URL" else "secret"
                     text = value if isinstance(value, str) else secret
-                    # What a pod has mounted is not here: any file will do.
+                    # The mounted files do not exist here; any file will do.
                     context.setenv(variable, __file__ if variable.endswith("_FILE") else text)
                 Settings()
 
 
-def test_secrets_come_by_reference_alone(rendered: Callable[[str], list[Manifest]]) -> None:
-    """Broker and store keys are references, no Secret is rendered, and the exporter has no store keys."""
+def test_secrets_come_only_by_reference(rendered: Callable[[str], list[Manifest]]) -> None:
+    """Credentials are references, no Secret is rendered, and the exporter has no keys of the store."""
     manifests = rendered("everything")
     assert not [m for m in manifests if m["kind"] == "Secret"]
     worker = environment(one(manifests, "Deployment", "worker")["spec"]["template"]["spec"]["containers"][0])
@@ -263,10 +263,10 @@ def test_secrets_come_by_reference_alone(rendered: Callable[[str], list[Manifest
         ),
     ],
 )
-def test_who_signed_the_broker_and_who_asks_it_are_mounted_files_of_both_deployments(
+def test_tls_certificates_are_mounted_in_both_deployments(
     rendered: Callable[[str], list[Manifest]], name: str, files: dict[str, tuple[str, str, str]]
 ) -> None:
-    """Each setting's file comes from the key that is named, read-only, for the pod's group alone."""
+    """The file of each setting comes from the named key, read-only, for the pod's group only."""
     for component in ("worker", "exporter"):
         spec = one(rendered(name), "Deployment", component)["spec"]["template"]["spec"]
         (container,) = spec["containers"]
@@ -290,10 +290,10 @@ def test_who_signed_the_broker_and_who_asks_it_are_mounted_files_of_both_deploym
         assert found == files
 
 
-def test_the_exporter_reads_no_pictures_and_pulls_no_cuda(
+def test_the_exporter_uses_the_cpu_image_without_gpus(
     rendered: Callable[[str], list[Manifest]],
 ) -> None:
-    """On a GPU fleet the exporter has the cpu image and no GPU, the worker the cuda image and its GPUs."""
+    """In a GPU fleet, the worker has the cuda image and its GPUs, the exporter has neither."""
     manifests = rendered("gpu")
     exporter = one(manifests, "Deployment", "exporter")["spec"]["template"]["spec"]
     worker = one(manifests, "Deployment", "worker")["spec"]["template"]["spec"]
@@ -307,12 +307,12 @@ def test_the_exporter_reads_no_pictures_and_pulls_no_cuda(
     assert [port["containerPort"] for port in worker["containers"][0]["ports"]] == [9100, 9101]
 
 
-def test_the_fleet_scales_to_and_from_zero_and_never_blindly(
+def test_the_fleet_scales_from_zero_and_survives_missing_metrics(
     rendered: Callable[[str], list[Manifest]],
 ) -> None:
-    """Both triggers are averages, as KEDA's fallback wants, and a missing metric is an error and no zero.
+    """Both triggers are averages, as KEDA's fallback requires, and a missing metric is an error, not a zero.
 
-    An infinite backlog is a number, and the queries read metrics that the exporter has.
+    An infinite backlog is clamped, and the queries read metrics of the exporter.
     """
     spec = one(rendered("default"), "ScaledObject")["spec"]
     values = read_yaml(CHART / "values.yaml")["autoscaling"]
@@ -346,10 +346,10 @@ def test_the_fleet_scales_to_and_from_zero_and_never_blindly(
     assert one(rendered("minimal"), "Deployment", "worker")["spec"]["replicas"] == 1
 
 
-def test_the_rule_and_the_dashboard_of_the_chart_are_the_shipped_ones(
+def test_the_chart_ships_the_alerts_and_the_dashboard_of_compose(
     rendered: Callable[[str], list[Manifest]],
 ) -> None:
-    """Both come from the files that compose mounts; only links to the runbook get the operator's address."""
+    """The same files as compose mounts; only the runbook links get the operator's prefix."""
     manifests = rendered("everything")
     shipped = read_yaml(ALERTS)
     base = VALUES["everything"]["monitoring"]["runbookBaseUrl"]
@@ -378,16 +378,16 @@ def test_the_rule_and_the_dashboard_of_the_chart_are_the_shipped_ones(
     ],
     ids=str,
 )
-def test_wrong_values_are_refused_before_anything_is_sent(chart: helm.Chart, wrong: dict[str, Any]) -> None:
-    """A mistyped name, a number where text is wanted, a secret among the values, an impossible size."""
+def test_invalid_values_are_refused(chart: helm.Chart, wrong: dict[str, Any]) -> None:
+    """A mistyped name, a wrong type, a secret among the values, an impossible size."""
     with pytest.raises(helm.HelmError, match=next(iter(wrong))):
         chart.render(wrong, name="prod", namespace="moderation")
 
 
-def test_a_network_policy_lets_in_only_who_scrapes_and_out_only_what_is_needed(
+def test_network_policies_allow_only_the_required_traffic(
     rendered: Callable[[str], list[Manifest]],
 ) -> None:
-    """The exporter reaches DNS and Redis, a worker S3 as well; only the monitoring namespace asks them."""
+    """The exporter reaches DNS and Redis, a worker also S3; only the monitoring namespace reaches them."""
     manifests = rendered("default")
     ports = {}
     for component in ("worker", "exporter"):

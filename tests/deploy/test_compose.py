@@ -1,4 +1,4 @@
-"""The compose file, held to the Compose specification, and its broker run for real."""
+"""The compose file, validated by the Compose specification, and its broker's command, executed."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ def compose() -> dict[str, Any]:
 
 
 def substituted(value: str, given: dict[str, str]) -> str:
-    """Return a value with compose's variables filled in: ${NAME:?why}, ${NAME:-default} and $$."""
+    """Return a value with compose's variables substituted: ${NAME:?why}, ${NAME:-default} and $$."""
 
     def fill(match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -37,11 +37,8 @@ def substituted(value: str, given: dict[str, str]) -> str:
     return re.sub(r"\$\$|\$\{([^}]*)\}", fill, value)
 
 
-def test_the_compose_file_is_what_compose_accepts(compose: dict[str, Any]) -> None:
-    """The specification's own schema, and ours, which lets nothing in that is not used.
-
-    Ours has ports on the loopback alone.
-    """
+def test_the_compose_file_is_valid(compose: dict[str, Any]) -> None:
+    """By the specification's schema, and by a stricter one that publishes ports only on the loopback."""
     jsonschema.Draft7Validator(schema("compose-spec")).validate(compose)
     jsonschema.Draft202012Validator(schema("compose")).validate(compose)
 
@@ -49,25 +46,23 @@ def test_the_compose_file_is_what_compose_accepts(compose: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     "wrong", [{"helthcheck": {}}, {"stop_grace_period": 60}, {"depends_on": {"redis": {"condition": "up"}}}]
 )
-def test_a_mistake_in_a_service_is_seen_by_the_specifications_schema(
-    compose: dict[str, Any], wrong: dict[str, Any]
-) -> None:
-    """A mistyped key, a number where a duration is wanted, a condition that there is not."""
+def test_the_schema_detects_mistakes_in_a_service(compose: dict[str, Any], wrong: dict[str, Any]) -> None:
+    """A mistyped key, a number instead of a duration, an unknown condition."""
     worker = {**compose["services"]["worker"], **wrong}
     mistaken = {**compose, "services": {**compose["services"], "worker": worker}}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.Draft7Validator(schema("compose-spec")).validate(mistaken)
 
 
-def test_every_service_starts_after_what_it_needs_is_healthy(compose: dict[str, Any]) -> None:
-    """Nothing is waited for that has no health check, and the order has no circle."""
+def test_every_service_starts_after_its_dependencies_are_healthy(compose: dict[str, Any]) -> None:
+    """Each dependency has a health check, and there is no cycle."""
     services = compose["services"]
-    # The image of the project brings its own.
+    # The health check of our services is in their image.
     healthy = {name for name, service in services.items() if "healthcheck" in service or name in OURS}
     order: list[str] = []
 
     def start(name: str, above: tuple[str, ...] = ()) -> None:
-        assert name not in above, f"a circle: {above}"
+        assert name not in above, f"a cycle: {above}"
         for needed, how in services[name].get("depends_on", {}).items():
             assert how["condition"] == "service_healthy"
             assert needed in healthy
@@ -84,7 +79,7 @@ def test_every_service_starts_after_what_it_needs_is_healthy(compose: dict[str, 
 
 
 def test_no_secret_has_a_default(compose: dict[str, Any]) -> None:
-    """Each password and key must be chosen: compose stops with a detail where one is missing."""
+    """Compose stops with a message where a password or key is missing."""
     secrets = 0
     for name, service in compose["services"].items():
         for variable, value in service.get("environment", {}).items():
@@ -95,7 +90,7 @@ def test_no_secret_has_a_default(compose: dict[str, Any]) -> None:
 
 
 def test_the_projects_containers_have_the_least_rights(compose: dict[str, Any]) -> None:
-    """A read-only root with /tmp alone, no capabilities, no new privileges; volumes of others are no code."""
+    """Read-only root with /tmp, no capabilities, no new privileges, no volumes, no ports."""
     for name in OURS:
         service = compose["services"][name]
         assert service["read_only"] is True
@@ -109,7 +104,7 @@ def test_the_projects_containers_have_the_least_rights(compose: dict[str, Any]) 
 def test_every_variable_of_ours_is_a_setting(
     compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mistyped setting is ignored without a word, so each must be known, and all of them must load."""
+    """A mistyped setting would be ignored silently, so each must be known, and all must load."""
     given = {"DNF_REDIS_PASSWORD": "p" * 40}
     for name in OURS:
         with monkeypatch.context() as context:
@@ -121,8 +116,8 @@ def test_every_variable_of_ours_is_a_setting(
     assert not [name for name in compose["services"]["exporter"]["environment"] if "S3" in name]
 
 
-def test_a_gpu_worker_comes_with_its_profile_alone(compose: dict[str, Any]) -> None:
-    """Only the GPU's worker has a profile; it is built from the cuda target and reserves a GPU."""
+def test_the_gpu_worker_starts_only_with_its_profile(compose: dict[str, Any]) -> None:
+    """Only the GPU worker has a profile; it is built from the cuda target and reserves a GPU."""
     services = compose["services"]
     assert {name: s["profiles"] for name, s in services.items() if "profiles" in s} == {"worker-gpu": ["gpu"]}
     assert services["worker-gpu"]["build"]["target"] == "cuda"
@@ -131,8 +126,8 @@ def test_a_gpu_worker_comes_with_its_profile_alone(compose: dict[str, Any]) -> N
     assert device["capabilities"] == ["gpu"]
 
 
-def test_a_container_may_stop_for_longer_than_its_worker_takes(compose: dict[str, Any]) -> None:
-    """Compose kills after the grace period; the worker's soft stop must end before."""
+def test_the_grace_period_of_a_container_exceeds_that_of_its_worker(compose: dict[str, Any]) -> None:
+    """Compose kills after its grace period; the worker's shutdown must end before."""
     for name in ("worker", "worker-gpu"):
         assert (
             int(compose["services"][name]["stop_grace_period"].removesuffix("s"))
@@ -140,8 +135,8 @@ def test_a_container_may_stop_for_longer_than_its_worker_takes(compose: dict[str
         )
 
 
-def test_prometheus_and_grafana_find_what_they_are_given(compose: dict[str, Any]) -> None:
-    """Mounted files exist, scrape targets are services on their own ports, the dashboard is home."""
+def test_prometheus_and_grafana_find_their_files_and_targets(compose: dict[str, Any]) -> None:
+    """Mounted files exist, scrape targets are services with their ports, the dashboard is the home page."""
     services = compose["services"]
     for name in ("prometheus", "grafana"):
         for volume in services[name]["volumes"]:
@@ -161,10 +156,10 @@ def test_prometheus_and_grafana_find_what_they_are_given(compose: dict[str, Any]
     assert source["url"] == "http://prometheus:9090"
 
 
-def test_the_broker_of_compose_asks_for_its_password_and_keeps_an_append_only_file(
+def test_the_broker_requires_its_password_and_keeps_an_append_only_file(
     compose: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Its command, run by a shell here with this machine's Valkey; the password holds what a shell minds."""
+    """Its command, run by a shell with this machine's Valkey and a password with shell metacharacters."""
     shell, option, script = compose["services"]["redis"]["command"]
     password = "p a$s'w;o#r`d"
     program = valkey_program()
@@ -178,7 +173,7 @@ def test_the_broker_of_compose_asks_for_its_password_and_keeps_an_append_only_fi
             return False
 
     def start(ports: list[int]) -> None:
-        # The program last: its path may have the same parts.
+        # The program is substituted last: its path may contain the other strings.
         own = script.replace("/tmp/", f"{tmp_path}/").replace("dir /data", f"dir {tmp_path}")  # noqa: S108
         own = own.replace("exec valkey-server", f"exec {program} --port {ports[0]} --include")
         server = GuardedProcess(

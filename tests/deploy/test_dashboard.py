@@ -1,4 +1,4 @@
-"""The dashboard, looked at as a person would who has to find a fault at night."""
+"""The Grafana dashboard."""
 
 import re
 from itertools import combinations
@@ -8,13 +8,13 @@ import pytest
 from tests.deploy.documents import dashboard, metric_names, panels, queries
 from tests.deploy.test_alerts import known
 
-# Grafana's names of units.
+# Grafana's names for units.
 UNITS = {"s", "short", "ops", "percentunit", "bytes", "none"}
 COLUMNS = 24
 
 
-def test_every_panel_says_what_it_shows_in_which_unit() -> None:
-    """Title, description, unit and the data source that the viewer chose; titles tell panels apart."""
+def test_every_panel_has_a_description_and_a_unit() -> None:
+    """And a unique title, and the data source that the viewer chose."""
     titles = [(panel["type"], panel["title"]) for panel in panels()]
     assert len(set(titles)) == len(titles)
     for panel in panels():
@@ -28,8 +28,8 @@ def test_every_panel_says_what_it_shows_in_which_unit() -> None:
                 assert target["legendFormat"]
 
 
-def test_panels_lie_side_by_side_under_their_rows() -> None:
-    """No two overlap, none leaves the grid, and the ids are different."""
+def test_panels_do_not_overlap() -> None:
+    """None leaves the grid, and the ids are unique."""
     every = dashboard()["panels"]
     assert len({panel["id"] for panel in every}) == len(every)
     for panel in every:
@@ -42,8 +42,8 @@ def test_panels_lie_side_by_side_under_their_rows() -> None:
     assert every[0]["type"] == "row"
 
 
-def test_every_legend_names_labels_that_its_query_keeps() -> None:
-    """A label that is aggregated away would show as an empty name."""
+def test_every_legend_uses_labels_that_its_query_keeps() -> None:
+    """A label that is aggregated away would be empty."""
     for panel in panels():
         for target in panel["targets"]:
             labels = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
@@ -57,13 +57,13 @@ def test_every_legend_names_labels_that_its_query_keeps() -> None:
 
 @pytest.mark.parametrize("title", [panel["title"] for panel in panels()])
 def test_every_query_reads_metrics_that_exist(title: str) -> None:
-    """A mistyped name shows an empty panel for ever."""
+    """A mistyped name would leave a panel empty."""
     for name, query in queries():
         if name == title:
             assert metric_names(query) <= known()
 
 
-def test_the_dashboard_shows_what_an_operator_asks_for() -> None:
+def test_the_dashboard_covers_what_an_operator_needs() -> None:
     """Rate, backlog, latency by stage, batches, GPU, verdicts, drift, dead letters, shadow, consumers."""
     shown = set().union(*(metric_names(query) for _, query in queries()))
     assert shown >= {
@@ -76,7 +76,7 @@ def test_the_dashboard_shows_what_an_operator_asks_for() -> None:
 
 
 def test_variables_are_the_data_source_and_the_queue() -> None:
-    """Every variable that a query names is defined, and every one that is defined is used."""
+    """Every variable in a query is defined, and every defined variable is used."""
     board = dashboard()
     defined = {variable["name"] for variable in board["templating"]["list"]}
     text = str(board["panels"])

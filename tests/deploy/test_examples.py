@@ -1,4 +1,4 @@
-"""The examples for other languages do what they say, with a real broker, a real store and a real worker."""
+"""The examples in several languages, on a real broker, store and worker."""
 
 import json
 import os
@@ -21,13 +21,13 @@ EXAMPLES = ROOT / "deploy" / "examples"
 
 @pytest.fixture(scope="module")
 def worker(worker_process: StartWorker) -> RunningWorker:
-    """Start the worker that all languages share."""
+    """Start the worker that all examples share."""
     return worker_process()
 
 
 @pytest.fixture
 def programs(tmp_path: Path) -> dict[str, list[str]]:
-    """Return what runs each kind of file; a `redis-cli` of the tests' own is on PATH where there is none."""
+    """Return the interpreter of each kind of file; a substitute for a missing redis-cli is on PATH."""
     if not shutil.which("redis-cli"):
         stand_in = tmp_path / "redis-cli"
         program = shlex.join([sys.executable, str(ROOT / "tests" / "redis_cli.py")])
@@ -55,7 +55,7 @@ def test_the_examples_submit_a_check_and_consume_its_verdict(
     make_picture: MakePicture,
     tmp_path: Path,
 ) -> None:
-    """The event that a group's member prints is the verdict of the check, and the group has no more to do."""
+    """The consumer prints the verdict of the check and acknowledges every event."""
     services.seaweedfs.client().put_object(Bucket=services.bucket, Key="example.jpg", Body=make_picture(7))
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""The container image, as far as it can be proven without an engine: its rules, its contents, its pieces."""
+"""The container image, as far as it can be tested without a container engine."""
 
 import importlib.metadata
 import os
@@ -22,7 +22,7 @@ LOCK: dict[str, Any] = CONTENTS["entries"]((ROOT / "requirements.lock").read_tex
 
 
 def instructions() -> list[str]:
-    """Return the Dockerfile's instructions, each on one line, comments left out."""
+    """Return the Dockerfile's instructions, each on one line, without comments."""
     lines = [line for line in DOCKERFILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     return [line for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines() if line]
 
@@ -38,16 +38,16 @@ def stages() -> dict[str, list[str]]:
     return found
 
 
-def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
-    """The linter of Dockerfiles, with shellcheck's rules for what RUN runs."""
+def test_the_dockerfile_passes_hadolint() -> None:
+    """Hadolint includes shellcheck's rules for RUN."""
     hadolint = Path(sys.executable).with_name("hadolint")
     found = subprocess.run([hadolint, "--no-color", DOCKERFILE], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_the_last_stages_have_no_compiler_and_no_root(target: str) -> None:
-    """Both begin at the bare base and run nothing but the user's making; what is built comes by COPY."""
+def test_the_final_stages_have_no_compiler_and_do_not_run_as_root(target: str) -> None:
+    """They start from the base image, only create the user, and copy what other stages built."""
     found = stages()
     assert found[target][0] == f"FROM runtime AS {target}"
     assert found["runtime"][0] == "FROM ${BASE} AS runtime"
@@ -64,8 +64,8 @@ def test_the_last_stages_have_no_compiler_and_no_root(target: str) -> None:
     assert any(line.startswith("HEALTHCHECK") and "/livez" in line for line in last)
 
 
-def test_every_library_but_torch_is_held_to_the_lock_by_its_hash() -> None:
-    """No pip installation of libraries without --require-hashes, but PyTorch's, which is one version."""
+def test_every_library_except_torch_is_pinned_by_hash() -> None:
+    """Every pip install has --require-hashes, except PyTorch's, which has one version."""
     for line in instructions():
         for command in re.findall(r"pip install[^&]*", line):
             held = "--require-hashes" in command and "--no-deps" in command
@@ -74,8 +74,8 @@ def test_every_library_but_torch_is_held_to_the_lock_by_its_hash() -> None:
             assert held or torch or wheel, command
 
 
-def test_the_image_holds_what_the_project_needs_and_no_tool_of_development() -> None:
-    """The list is closed: whatever one of it requires on Linux is on it or comes with PyTorch."""
+def test_the_image_has_the_required_libraries_and_no_development_tools() -> None:
+    """Every requirement on Linux of a listed library is listed too, or comes with PyTorch."""
     names = CONTENTS["needed"](LOCK, CONTENTS["direct_requirements"]())
     with_torch = {"torch", *(Requirement(r).name for r in importlib.metadata.requires("torch") or [])}
     environment = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": "linux"}
@@ -95,8 +95,8 @@ def test_the_image_holds_what_the_project_needs_and_no_tool_of_development() -> 
             assert "--hash=sha256:" in pin.text
 
 
-def test_the_command_writes_the_list_as_pip_reads_it(tmp_path: Path) -> None:
-    """Pip takes the written list with --require-hashes and finds every entry already met here."""
+def test_pip_accepts_the_list_of_requirements(tmp_path: Path) -> None:
+    """With --require-hashes, pip finds every entry already installed here."""
     script = [sys.executable, DEPLOY / "image_contents.py", "requirements"]
     listed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
     (tmp_path / "needed.lock").write_text(listed, encoding="utf-8")
@@ -107,8 +107,8 @@ def test_the_command_writes_the_list_as_pip_reads_it(tmp_path: Path) -> None:
     assert "Would install" not in found.stdout
 
 
-def test_the_size_is_stated_by_layers() -> None:
-    """The command that the runbook names adds up what this environment holds; PyTorch is the most of it."""
+def test_the_runbook_states_the_size_of_each_layer() -> None:
+    """The runbook's figure is what its command prints; PyTorch is the largest part."""
     script = [sys.executable, DEPLOY / "image_contents.py", "size"]
     rows = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
     sizes = [float(row.split()[0]) for row in rows]
@@ -121,8 +121,8 @@ def test_the_size_is_stated_by_layers() -> None:
     assert sizes[-1] == pytest.approx(int(stated[1]), abs=3)
 
 
-def test_what_the_image_copies_is_let_through_and_nothing_else_is() -> None:
-    """Everything is ignored but the paths that the Dockerfile copies from the repository."""
+def test_the_build_context_has_exactly_the_copied_files() -> None:
+    """Everything is ignored except the paths that the Dockerfile copies from the repository."""
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     let_in = {line[1:] for line in lines if line.startswith("!")}
     copied = {
@@ -136,8 +136,8 @@ def test_what_the_image_copies_is_let_through_and_nothing_else_is() -> None:
     assert all((ROOT / path).exists() for path in copied)
 
 
-def test_the_projects_layer_runs_apart_from_the_libraries(tmp_path: Path) -> None:
-    """The wheel, unpacked into a folder of its own as in the image, brings both commands and the bundle."""
+def test_the_wheel_runs_from_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Unpacked as in the image, it provides both commands and the default bundle."""
     pip = [sys.executable, "-m", "pip"]
     build_wheel = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*build_wheel, "--wheel-dir", tmp_path, ROOT], check=True, capture_output=True)
@@ -156,10 +156,10 @@ def test_the_projects_layer_runs_apart_from_the_libraries(tmp_path: Path) -> Non
     assert not (target / "tests").exists()
 
 
-def test_kernels_that_are_built_into_an_image_need_no_compiler(
+def test_kernels_built_into_an_image_need_no_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Built once, they load with no g++ in the path; a library that is none says so in the reason."""
+    """Once built, they load without g++ on PATH; an invalid library is reported."""
     library = tmp_path / "kernels.so"
     try:
         build(library)

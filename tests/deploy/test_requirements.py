@@ -1,4 +1,4 @@
-"""What is installed is what was locked."""
+"""The lock of requirements."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ PINNED = re.compile(r"[a-z0-9][a-z0-9._-]*(\[[a-z,]+\])?==[^\s;*]+( ;.*)?\s*")
 
 
 def test_every_requirement_is_pinned_to_a_version_and_to_hashes() -> None:
-    """Each entry is one version with at least one SHA-256, and nothing is had from elsewhere."""
+    """Each entry has one version and at least one SHA-256, and no other source."""
     entries = re.split(r"\n(?=\S)", LOCK.read_text().replace("\\\n", " ").strip())
     entries = [entry for entry in entries if not entry.startswith("#")]
     assert len(entries) > 50

@@ -1,4 +1,4 @@
-"""The runbook: its commands, settings, values, files and links exist."""
+"""The runbook's commands, settings, values, files and links exist."""
 
 import re
 import shlex
@@ -16,12 +16,12 @@ TEXT = RUNBOOK.read_text(encoding="utf-8")
 PROGRAMS: dict[str, click.Command] = {"dnf-worker": worker_cli, "dnf-detector": detector_cli}
 
 
-#: What a person fills in, and what stands for it here.
+#: Placeholders in commands, and their values here.
 PLACEHOLDERS = {"CORPUS": str(ROOT), "ENTRY_ID": "1764000000000-0"}
 
 
 def commands() -> list[str]:
-    """Return every use of our two programs, in blocks of code and between backquotes."""
+    """Return every call of our two programs in code blocks and inline code."""
     block = re.compile(r"^ *```\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
     blocks = "\n".join(block.findall(TEXT)).replace("\\\n", " ").splitlines()
     inline = re.findall(r"`([^`]+)`", block.sub("", TEXT).replace("\n", " "))
@@ -34,7 +34,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", sorted(set(commands())))
 def test_every_command_in_the_runbook_exists_with_its_options(command: str) -> None:
-    """Click itself reads the words: an unknown command, option, choice or missing argument is an error."""
+    """Click parses it: an unknown command, option or choice, or a missing argument is an error."""
     program, *words = (PLACEHOLDERS.get(word, word) for word in shlex.split(command))
     found: click.Command = PROGRAMS[program]
     context = click.Context(found)
@@ -47,7 +47,7 @@ def test_every_command_in_the_runbook_exists_with_its_options(command: str) -> N
 
 
 def test_the_runbook_has_commands_for_each_of_its_chapters() -> None:
-    """Deploy, scale, size, roll out, roll back, drain, redrive and rotate are there."""
+    """Deploy, scale, size, roll out, roll back, drain, redrive and rotate exist."""
     anchors = headings(TEXT)
     assert {
         "deploy", "scale", "size-a-fleet", "roll-out-a-new-bundle", "roll-back", "drain", "redrive",
@@ -57,13 +57,13 @@ def test_the_runbook_has_commands_for_each_of_its_chapters() -> None:
 
 
 def test_every_setting_in_the_runbook_exists() -> None:
-    """A DNF_ variable that is no setting is one of compose's own secrets."""
+    """Each DNF_ variable is a setting."""
     named = set(re.findall(r"\bDNF_[A-Z0-9_]+[A-Z0-9]\b", TEXT))
     assert {name.removeprefix("DNF_").lower() for name in named} <= Settings.model_fields.keys()
 
 
 def test_every_value_of_the_chart_in_the_runbook_exists() -> None:
-    """Whatever is set with --set, or written as section.value, is in values.yaml."""
+    """Everything after --set, or written as section.value, is in values.yaml."""
     values = read_yaml(CHART / "values.yaml")
     named = set(re.findall(r"--set ([A-Za-z0-9.]+)=", TEXT))
     sections = "|".join(values)
@@ -80,7 +80,7 @@ def test_every_value_of_the_chart_in_the_runbook_exists() -> None:
 
 
 def test_every_link_and_file_in_the_runbook_exists() -> None:
-    """Links within the page lead to a heading, paths to a file."""
+    """Internal links have a heading, paths a file."""
     anchors = headings(TEXT)
     for anchor in re.findall(r"\]\(#([^)]+)\)", TEXT):
         assert anchor in anchors, anchor

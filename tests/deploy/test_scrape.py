@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real worker and exporter; dashboard, alerts and autoscaler find their data."""
+"""A real Prometheus scrapes a real worker and exporter for dashboard, alerts and autoscaler."""
 
 import math
 import re
@@ -23,7 +23,7 @@ from worker.embedded.guarded_process import GuardedProcess
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import HOST, free_ports
 
-#: Panels that stay empty beside a CPU worker without a shadow to which nothing went wrong.
+#: Panels that are empty for a CPU worker without a shadow bundle and without retries.
 EMPTY = {
     "GPU utilisation",
     "GPU memory",
@@ -37,7 +37,7 @@ GOOD, MISSING = 24, 4
 
 @dataclass(frozen=True)
 class Observed:
-    """Where a worker and an exporter serve, and a Prometheus that scrapes them, where the machine has one."""
+    """A worker, an exporter, and a Prometheus that scrapes them, if the machine has one."""
 
     worker_port: int
     exporter_port: int
@@ -57,7 +57,7 @@ def observed(
     wait_until: Callable[..., None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Observed]:
-    """Provide a fleet that is scraped while it has verdicts, rejections, a dead letter and a consumer."""
+    """Provide a scraped fleet with verdicts, rejections, a dead letter and a consumer."""
     folder = tmp_path_factory.mktemp("observed")
     worker_port, exporter_port = free_ports(2)
     services.seaweedfs.client().put_object(Bucket=services.bucket, Key="scrape.jpg", Body=make_picture(3))
@@ -85,7 +85,7 @@ def observed(
 
 
 def _prometheus(folder: Path, worker_port: int, exporter_port: int) -> Prometheus | None:
-    """Start a Prometheus with the shipped configuration, its targets here and its intervals a second."""
+    """Start a Prometheus with the shipped configuration, local targets and intervals of one second."""
     if SERVER is None:
         return None
     ports = {"dnf-worker": worker_port, "dnf-exporter": exporter_port}
@@ -100,7 +100,7 @@ def _prometheus(folder: Path, worker_port: int, exporter_port: int) -> Prometheu
 
 
 def _send(environment: dict[str, str], bucket: str, worker: RunningWorker) -> None:
-    """Send good pictures, missing ones, one check that becomes a dead letter; consume every event."""
+    """Submit good pictures, missing ones and one check that is dead-lettered; consume every event."""
     with Client(settings_of(environment)) as client:
         ids = [client.submit(bucket, "scrape.jpg") for _ in range(GOOD)]
         ids += [client.submit(bucket, "none.jpg", queue="image-checks.urgent") for _ in range(MISSING)]
@@ -138,8 +138,8 @@ def numbers(prometheus: Prometheus, query: str) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-def test_the_figures_are_those_of_the_checks(observed: Observed, wait_until: Callable[..., None]) -> None:
-    """24 judged, 4 missing, one dead letter, all read and acknowledged by the one group: as sent."""
+def test_the_metrics_match_the_submitted_checks(observed: Observed, wait_until: Callable[..., None]) -> None:
+    """24 judged, 4 missing, one dead letter, all events read and acknowledged by one group."""
     prometheus = observed.prometheus
     if prometheus is None:
         page = observed.page(observed.exporter_port)
@@ -158,10 +158,10 @@ def test_the_figures_are_those_of_the_checks(observed: Observed, wait_until: Cal
         wait_until(lambda query=query, number=number: numbers(prometheus, query) == [number], query)
 
 
-def test_the_rules_run_and_only_the_dead_letter_is_told(
+def test_the_rules_evaluate_and_only_the_dead_letter_fires(
     observed: Observed, wait_until: Callable[..., None]
 ) -> None:
-    """Every rule evaluates without error on real data, and nothing critical fires at a fleet that is well.
+    """Every rule evaluates without error on real data, and nothing critical fires for a healthy fleet.
 
     Without a Prometheus on this machine: the page has what the alert of dead letters reads.
     """
@@ -178,10 +178,10 @@ def test_the_rules_run_and_only_the_dead_letter_is_told(
     assert len(rules()) == len([rule for group in read_yaml(ALERTS)["groups"] for rule in group["rules"]])
 
 
-def test_the_autoscaler_is_given_one_number_by_each_query(
+def test_each_query_of_the_autoscaler_returns_one_number(
     observed: Observed, wait_until: Callable[..., None]
 ) -> None:
-    """KEDA refuses an answer of several series; with nothing to do both numbers are zero.
+    """KEDA refuses several series; without work both numbers are zero.
 
     Without a Prometheus on this machine: each metric that the queries read is on the exporter's page.
     """

@@ -1,4 +1,4 @@
-"""The simulation against queueing theory, and its coarse way against its exact one."""
+"""The simulation compared with queueing theory, and slices compared with single checks."""
 
 from math import factorial
 
@@ -28,23 +28,23 @@ def _erlang_c_wait(rate: float, service_rate: float, workers: int) -> float:
 
 
 @pytest.mark.parametrize(("rate", "workers"), [(0.7, 1), (3.4, 4)])
-def test_single_checks_wait_as_erlang_says(rate: float, workers: int) -> None:
-    """M/M/1 at 0.7 and M/M/4 at 0.85 of what the workers can, one check a batch, exponential times."""
+def test_single_checks_wait_as_in_erlangs_formula(rate: float, workers: int) -> None:
+    """M/M/1 at 0.7 and M/M/4 at 0.85 utilisation, batches of one, exponential times."""
     worker = WorkerModel(1.0, batch_size=1, overhead_seconds=0, times="exponential")
     outcome = simulate(_poisson(rate, 40_000 // workers), worker, RULE, exact=True, fixed_replicas=workers)
     assert outcome.mean_wait == pytest.approx(_erlang_c_wait(rate, 1.0, workers), rel=0.15)
 
 
-def test_single_checks_wait_as_pollaczek_and_khinchine_say() -> None:
-    """M/D/1 at 0.8: rho / (2 mu (1 - rho)) = 2 seconds with constant times of a second."""
+def test_single_checks_wait_as_in_the_pollaczek_khinchine_formula() -> None:
+    """M/D/1 at 0.8 utilisation: rho / (2 mu (1 - rho)) = 2 seconds with constant times of one second."""
     worker = WorkerModel(1.0, batch_size=1, overhead_seconds=0)
     outcome = simulate(_poisson(0.8, 40_000), worker, RULE, exact=True, fixed_replicas=1)
     assert outcome.mean_wait == pytest.approx(2.0, rel=0.1)
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_an_overload_waits_as_long_as_its_triangle_is_high(exact: bool) -> None:
-    """Ten a second for 100 seconds, done at five: the last waits 100 seconds, the middle one 50."""
+def test_waits_grow_linearly_in_an_overload(exact: bool) -> None:
+    """Ten per second for 100 seconds, served at five: the last waits 100 seconds, the median 50."""
     arrivals = np.full(100, 10, dtype=np.int64)
     worker = WorkerModel(5.0, batch_size=1, overhead_seconds=0)
     outcome = simulate(arrivals, worker, RULE, exact=exact, fixed_replicas=1)
@@ -56,7 +56,7 @@ def test_an_overload_waits_as_long_as_its_triangle_is_high(exact: bool) -> None:
 
 @pytest.mark.parametrize("batch", [1, 8])
 def test_slices_agree_with_single_checks(batch: int) -> None:
-    """An hour that doubles and falls back, autoscaled: hours within a third, waits within 3 s."""
+    """An hour with a doubled rate in between, autoscaled: hours within a third, waits within 3 s."""
     rates = 9 * (1 + np.clip(1 - np.abs(np.arange(3_600) - 1_500) / 400, 0, 1))
     arrivals = np.random.default_rng(5).poisson(rates)
     worker = WorkerModel(3.0, start_seconds=60, batch_size=batch)
@@ -65,14 +65,14 @@ def test_slices_agree_with_single_checks(batch: int) -> None:
     assert coarse.worker_hours == pytest.approx(exact.worker_hours, rel=0.35)
     for share in (0.5, 0.95):
         assert coarse.wait(share) == pytest.approx(exact.wait(share), abs=3)
-    # The rise is met, and gone again.
+    # The fleet followed the rise.
     assert coarse.paid.max() >= 8
     assert exact.paid.max() >= 8
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_check_that_finds_no_worker_waits_for_a_look_a_poll_and_a_start(exact: bool) -> None:
-    """With start-up of 60 s, at least that, and at most a scrape and a polling interval more."""
+def test_a_check_without_workers_waits_for_a_scrape_a_poll_and_a_start(exact: bool) -> None:
+    """At least the start of 60 s, at most a scrape and a polling interval more."""
     arrivals = np.zeros(1200, dtype=np.int64)
     arrivals[900] = 1
     outcome = simulate(arrivals, WorkerModel(3.0, start_seconds=60), RULE, exact=exact)
@@ -80,8 +80,8 @@ def test_a_check_that_finds_no_worker_waits_for_a_look_a_poll_and_a_start(exact:
     assert outcome.paid[:900].max() == 0
 
 
-def test_workers_that_are_stopped_finish_what_they_hold() -> None:
-    """A load that ends: the fleet shrinks, and every check is done."""
+def test_stopped_workers_finish_their_checks() -> None:
+    """When the load ends, the fleet shrinks and every check is done."""
     arrivals = np.where(np.arange(3600) < 900, 20, 0)
     outcome = simulate(arrivals, WorkerModel(3.0, start_seconds=30), RULE, exact=True)
     assert len(outcome.waits) == outcome.checks == 18_000
@@ -89,8 +89,8 @@ def test_workers_that_are_stopped_finish_what_they_hold() -> None:
     assert outcome.paid[-1] == 0
 
 
-def test_a_worker_that_is_left_takes_a_check_at_once_after_others_were_stopped() -> None:
-    """Single checks, long after a busy hour: none waits."""
+def test_remaining_workers_take_checks_at_once_after_a_scale_down() -> None:
+    """Single checks long after a busy hour do not wait."""
     arrivals = np.where(np.arange(7200) < 900, 20, 0)
     arrivals[5000::100] = 1
     worker = WorkerModel(3.0, start_seconds=30)
@@ -99,8 +99,8 @@ def test_a_worker_that_is_left_takes_a_check_at_once_after_others_were_stopped()
     assert outcome.waits[outcome.arrived_at >= 5000].max() == 0
 
 
-def test_while_nothing_can_be_read_the_fallback_works() -> None:
-    """From empty, blind for ten minutes: as many workers as the fallback says, no more."""
+def test_the_fallback_applies_while_metrics_are_unreadable() -> None:
+    """From zero, without metrics for ten minutes: exactly the fallback's replicas."""
     arrivals = np.full(600, 5, dtype=np.int64)
     worker = WorkerModel(3.0, start_seconds=30)
     rule = ScalingRule(fallback_replicas=3, min_replicas=1, checks_per_replica_target=2)
@@ -108,8 +108,8 @@ def test_while_nothing_can_be_read_the_fallback_works() -> None:
     assert outcome.paid[120:].max() == 3
 
 
-def test_a_day_has_its_checks_its_peak_and_its_bursts() -> None:
-    """The rhythm's peak over its mean is as asked; bursts stand out; the same seed gives the same day."""
+def test_traffic_has_the_given_checks_peak_and_bursts() -> None:
+    """The peak factor is as given, bursts stand out, and the same seed gives the same day."""
     smooth = Traffic(1e6, peak_factor=3.0, bursts=0)
     assert smooth.rates().sum() == pytest.approx(1e6)
     assert smooth.rates().max() / smooth.rates().mean() == pytest.approx(3.0, rel=0.01)
@@ -121,8 +121,8 @@ def test_a_day_has_its_checks_its_peak_and_its_bursts() -> None:
     assert (bursty.arrivals() == bursty.arrivals()).all()
 
 
-def test_a_short_cool_down_makes_checks_wait_and_saves_nothing() -> None:
-    """What the chart's 900 seconds were chosen by: an evening of few checks, check by check."""
+def test_a_short_cool_down_costs_waits_and_worker_hours() -> None:
+    """The reason for the chart's 900 seconds: an evening with few checks, check by check."""
     evening = slice(16 * 3600, 20 * 3600)
     arrivals = Traffic(20_000, peak_factor=6.0).arrivals()[evening]
     chosen, short = (
@@ -133,8 +133,8 @@ def test_a_short_cool_down_makes_checks_wait_and_saves_nothing() -> None:
     assert chosen.worker_hours < short.worker_hours
 
 
-def test_a_target_far_above_what_a_worker_holds_costs_waits_and_hours() -> None:
-    """What the chart's figure was chosen by: sixteen times as much makes checks wait, and more is paid."""
+def test_a_high_target_costs_waits_and_worker_hours() -> None:
+    """The reason for the chart's target: with 16 times as much, checks wait and the fleet costs more."""
     arrivals = Traffic(1e6).arrivals()[: DAY_SECONDS // 4]
     worker = WorkerModel(3.0)
     chosen, high = (

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -9,10 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from worker.cli.errors import current_settings
-from worker.operations.doctor.diagnosis import Diagnosis, Outcome
 from worker.telemetry.logs import SecretMask
 
-_COLOURS: dict[Outcome, str] = {"ok": "green", "warning": "yellow", "fault": "red"}
+if TYPE_CHECKING:
+    from worker.operations.doctor.diagnosis import Diagnosis, Outcome
+
+_COLOURS: "dict[Outcome, str]" = {"ok": "green", "warning": "yellow", "fault": "red"}
 
 
 @click.command(epilog="\b\nExample:\n  dnf-worker doctor --json")
@@ -40,14 +43,14 @@ def doctor(*, as_json: bool) -> None:
     sys.exit(int(worst == "fault"))
 
 
-def _worst(diagnoses: list[Diagnosis]) -> Outcome:
+def _worst(diagnoses: "list[Diagnosis]") -> "Outcome":
     outcomes = {diagnosis.outcome for diagnosis in diagnoses}
     if "fault" in outcomes:
         return "fault"
     return "warning" if "warning" in outcomes else "ok"
 
 
-def _table(diagnoses: list[Diagnosis]) -> Table:
+def _table(diagnoses: "list[Diagnosis]") -> Table:
     table = Table("Diagnosis", "Outcome", "Observed", "Problem and remedy")
     for diagnosis in diagnoses:
         colour = _COLOURS[diagnosis.outcome]

@@ -1,7 +1,7 @@
-"""The bytes of Redis memory that `dnf-worker plan` counts with, as a real Valkey tells them.
+"""The bytes of Redis memory that `dnf-worker plan` assumes, measured on a real Valkey.
 
-Every kind is made by the code that makes it in service: the client enqueues, the transport takes, deliveries
-are begun and ended, events are published with a thumbnail of the shipped detector, letters are buried.
+The product's own code creates the data: the client enqueues, the transport takes, attempts are counted,
+events are published with a thumbnail from the default bundle, messages are dead-lettered.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ EVENTS = 300
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """Provide a server that nobody else uses."""
+    """Provide a server for these tests only."""
     server = Valkey(tmp_path_factory.mktemp("bytes"))
     server.start()
     yield server
@@ -54,20 +54,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture
 def settings(server: Valkey) -> Settings:
-    """Return settings on that server."""
+    """Return settings with that server."""
     return Settings(redis_url=server.url)  # type: ignore[arg-type]
 
 
 class Memory:
-    """What the server's data takes, without the buffers, logs and scripts that come and go beside it."""
+    """The memory of the server's data, without buffers, logs and scripts."""
 
     def __init__(self, broker: redis.Redis) -> None:
         self._broker = broker
 
     def of_one(self, count: int) -> float:
-        """Return the bytes of each of `count` things, which are all that there is.
+        """Return the bytes per item of `count` items, the only data on the server.
 
-        Counted are all keys with their values, and the tables that lead to them.
+        Counts all keys with their values, and the hash tables of the keys.
         """
         with self._broker.pipeline(transaction=False) as pipeline:
             for key in self._broker.scan_iter(count=1000):
@@ -79,24 +79,22 @@ class Memory:
 
 @pytest.fixture
 def memory(settings: Settings) -> Iterator[Memory]:
-    """Provide a measure of the emptied server."""
+    """Provide the memory of the emptied server."""
     with redis.Redis.from_url(settings.redis_url.get_secret_value()) as broker:
         broker.flushall(asynchronous=False)
         yield Memory(broker)
 
 
 def _check() -> ImageCheck:
-    # What a platform sends: a digest and some metadata of its own.
+    # Like a platform's checks: with a digest and some metadata.
     key = f"2026/11/24/{uuid4()}.jpg"
     return ImageCheck(
         bucket="uploads", key=key, sha256="a" * 64, metadata={"user": "u-17", "album": "holiday"}
     )
 
 
-def test_checks_that_wait_and_checks_in_work_take_what_the_plan_says(
-    settings: Settings, memory: Memory
-) -> None:
-    """By the client on its queue, and then taken by a consumer with the worker's transport."""
+def test_waiting_and_unacknowledged_checks_take_the_planned_bytes(settings: Settings, memory: Memory) -> None:
+    """Enqueued by the client, then taken by a consumer with the worker's transport."""
     app = create_app(settings)
     with Client(settings) as client:
         client.submit_many(_check() for _ in range(CHECKS))
@@ -115,7 +113,7 @@ def test_checks_that_wait_and_checks_in_work_take_what_the_plan_says(
 
 @pytest.fixture(scope="module")
 def thumbnail() -> bytes:
-    """Return the thumbnail of a photograph by the shipped detector."""
+    """Return the thumbnail of a photograph from the default bundle."""
     detector = Detector.load("default", device="cpu", dtype="float32")
     photograph = next(sample for sample in load_samples() if sample.truth == "real")
     (finding,) = detector.examine([detector.prepare(decode(photograph.read()).pixels)])
@@ -144,8 +142,8 @@ def _event(check: ImageCheck, thumbnail: bytes) -> VerdictEvent:
     )
 
 
-def test_an_event_takes_what_the_plan_says(settings: Settings, memory: Memory, thumbnail: bytes) -> None:
-    """On the stream, with its thumbnail; the mark beside it is another row of the plan."""
+def test_an_event_takes_the_planned_bytes(settings: Settings, memory: Memory, thumbnail: bytes) -> None:
+    """On the stream, with its thumbnail; its published mark is another row of the plan."""
     results = VerdictStream.connect(settings)
     for _ in range(EVENTS):
         assert results.publish(_event(_check(), thumbnail), thumbnail)
@@ -153,10 +151,10 @@ def test_an_event_takes_what_the_plan_says(settings: Settings, memory: Memory, t
     assert memory.of_one(EVENTS) == pytest.approx(capacity.EVENT_BYTES, rel=TOLERANCE)
 
 
-def test_what_is_remembered_of_a_check_takes_what_the_plan_says(
+def test_the_record_of_a_published_check_takes_the_planned_bytes(
     settings: Settings, memory: Memory, server: Valkey
 ) -> None:
-    """Its mark and its beginnings are left when its event has gone from the stream."""
+    """Its published mark and its attempt count remain when its event has left the stream."""
     results = VerdictStream.connect(settings)
     with redis.Redis.from_url(server.url) as broker:
         attempts = Attempts(
@@ -174,8 +172,8 @@ def test_what_is_remembered_of_a_check_takes_what_the_plan_says(
     assert memory.of_one(CHECKS) == pytest.approx(capacity.REMEMBERED_BYTES, rel=TOLERANCE)
 
 
-def test_a_dead_letter_takes_what_the_plan_says(settings: Settings, memory: Memory) -> None:
-    """With the mark by which a message has one letter."""
+def test_a_dead_letter_takes_the_planned_bytes(settings: Settings, memory: Memory) -> None:
+    """With the key by which a message has one dead letter."""
     dead_letters = DeadLetters.connect(settings)
     refused = InvalidMessageError("storage_unavailable", "The store did not answer within 10 seconds.")
     for _ in range(CHECKS):

@@ -73,9 +73,9 @@ def test_a_sheet_without_pictures_or_thumbnails_is_rendered(
 
 
 def test_a_picture_in_review_is_neither_right_nor_wrong(make_picture: MakePicture) -> None:
-    """Only a decided verdict is held against the truth."""
+    """Only a decided verdict is compared with the truth."""
     picture = make_picture()
-    stands = [
+    agreements = [
         JudgedPicture("t", picture, None, verdict=verdict, score=0.5, milliseconds=1.0, truth=truth).agreement
         for verdict, truth in [
             ("real", "real"),
@@ -86,4 +86,4 @@ def test_a_picture_in_review_is_neither_right_nor_wrong(make_picture: MakePictur
             ("real", None),
         ]
     ]
-    assert stands == ["right", "right", "wrong", "wrong", "open", "open"]
+    assert agreements == ["right", "right", "wrong", "wrong", "open", "open"]
