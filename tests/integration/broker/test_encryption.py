@@ -186,7 +186,7 @@ def test_the_doctor_says_what_is_wrong_with_the_broker_or_with_the_settings(
     variables, said = mistake
     (line,) = diagnose_broker(_settings(variables))
     assert (line.name, line.outcome) == ("broker", "fault")
-    assert said in line.problem
+    assert said in f"{line.problem} {line.remedy}"
 
 
 def test_a_broker_that_is_only_away_or_lost_is_not_called_distrustful(trusted: dict[str, str]) -> None:

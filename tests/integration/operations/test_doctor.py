@@ -72,6 +72,7 @@ def test_without_a_fault_every_diagnosis_is_ok(environment: dict[str, str]) -> N
             "threads",
             "broker",
             "broker version",
+            "broker role",
             "append-only file",
             "eviction",
             "memory",
@@ -156,7 +157,7 @@ def test_a_broker_that_can_lose_verdicts_is_found(environment: dict[str, str], u
         "eviction",
         "memory",
     }
-    assert "appendonly yes" in found["append-only file"].remedy
+    assert "appendonly" in found["append-only file"].remedy
     assert found["eviction"].observed == "allkeys-lru"
     finished = _doctor(environment, DNF_REDIS_URL=unsafe_broker.url)
     assert finished.exit_code == 1
@@ -176,7 +177,7 @@ def test_a_broker_with_a_full_disk_is_told_from_an_unreachable_one(
     server.stop()
     assert found["broker"].outcome == "ok"
     assert found["append-only file"].outcome == "fault"
-    assert "MISCONF" in found["append-only file"].problem
+    assert "refuses writes" in found["append-only file"].problem
     assert "eviction" not in found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import redis
 
 from worker.broker.connection import connect
-from worker.broker.faults import connection_fault
+from worker.broker.faults import FaultName, connection_fault, server_faults
 from worker.contract.messages import QUEUES
 from worker.operations.doctor.diagnosis import Diagnosis, fault, ok, warning
 from worker.settings import Settings
@@ -41,16 +41,15 @@ def diagnose_broker(settings: Settings) -> Iterator[Diagnosis]:
             if str(error).startswith("MISCONF"):
                 # A server with a full disk refuses every command, even a ping.
                 yield ok("broker", "answers")
-                yield fault(
-                    "append-only file",
-                    "cannot be written",
-                    f"The broker refuses checks and verdicts: {error}",
-                    "Free space on the broker's disk.",
-                )
+                yield _append_only("append-only file", client, settings)
+            elif found := connection_fault(error, settings.broker):
+                yield fault("broker", "no access", found.detail, found.remedy)
             else:
-                problem = str(connection_fault(error, settings.broker) or error)
                 yield fault(
-                    "broker", "no answer", problem, "Set DNF_REDIS_URL to a broker that accepts connections."
+                    "broker",
+                    "no answer",
+                    str(error),
+                    "Set DNF_REDIS_URL to a broker that accepts connections.",
                 )
             return
         encrypted = settings.redis_url.get_secret_value().startswith("rediss:")
@@ -85,27 +84,17 @@ def _version(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
 
 
 def _append_only(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
-    facts: Any = client.info("persistence")
-    if not facts["aof_enabled"]:
-        return fault(
-            name,
-            "off",
-            "A restart of the broker loses every waiting check and every verdict.",
-            "Set `appendonly yes` (and `appendfsync everysec`) in the broker's configuration.",
-        )
-    return ok(name, "on")
+    faults: dict[FaultName, str] = {"disk_full": "cannot be written", "not_durable": "off"}
+    return _server_fault(name, client, faults) or ok(name, "on")
+
+
+def _role(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
+    return _server_fault(name, client, {"read_only": "replica"}) or ok(name, "primary")
 
 
 def _eviction(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
     policy = str(_memory_facts(client)["maxmemory_policy"])
-    if policy != "noeviction":
-        return fault(
-            name,
-            policy,
-            "When memory is short, the broker deletes queues, verdicts and published marks.",
-            "Set `maxmemory-policy noeviction` in the broker's configuration.",
-        )
-    return ok(name, policy)
+    return _server_fault(name, client, {"evicting": policy}) or ok(name, policy)
 
 
 def _memory(name: str, client: redis.Redis, settings: Settings) -> Diagnosis:
@@ -116,6 +105,8 @@ def _memory(name: str, client: redis.Redis, settings: Settings) -> Diagnosis:
     observed = f"{settings.verdict_stream_max_length} events need {_mib(needed)} of {_mib(limit)}"
     longest = int(limit / 2 / (_EVENT_BYTES + thumbnail))
     remedy = f"Set DNF_VERDICT_STREAM_MAX_LENGTH to at most {longest}, or add memory."
+    if full := _server_fault(name, client, {"memory_full": observed}):
+        return full
     if needed > limit:
         return fault(name, observed, "The broker refuses verdicts before the stream is full.", remedy)
     if needed > limit / 2:
@@ -203,6 +194,14 @@ def _other_applications(name: str, client: redis.Redis, _: Settings) -> Diagnosi
     return ok(name, "none in this database")
 
 
+def _server_fault(name: str, client: redis.Redis, observed: dict[FaultName, str]) -> Diagnosis | None:
+    """Return the first server fault that `observed` names, with that observation."""
+    for found in server_faults(client):
+        if found.name in observed:
+            return fault(name, observed[found.name], found.detail, found.remedy)
+    return None
+
+
 def _memory_facts(client: redis.Redis) -> dict[str, Any]:
     facts: Any = client.info("memory")
     return dict(facts)
@@ -218,6 +217,7 @@ def _mib(size: int) -> str:
 
 _DIAGNOSTICS: dict[str, Callable[[str, redis.Redis, Settings], Diagnosis]] = {
     "broker version": _version,
+    "broker role": _role,
     "append-only file": _append_only,
     "eviction": _eviction,
     "memory": _memory,
