@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A PYTHON that was asked for has a stamp of its own, so that another version builds the environment anew.
 READY := $(VENV)/.ready$(if $(filter file,$(origin PYTHON)),,-$(notdir $(PYTHON)))
 
-.PHONY: setup demo test chaos lint bench scale-out schemas metrics lock clean
+.PHONY: setup demo test chaos lint bench scale-out schemas reference lock clean
 
 setup: $(READY)
 
@@ -32,7 +32,7 @@ test: setup
 
 chaos: setup
 	rm -f chaos.jsonl
-	DNF_CHAOS_SCALE=42 DNF_CHAOS_REPORT=chaos.jsonl $(BIN)/pytest tests/chaos --timeout=0 && $(BIN)/python -m tests.chaos.report chaos.jsonl docs/reliability.md
+	DNF_CHAOS_SCALE=42 DNF_CHAOS_REPORT=chaos.jsonl $(BIN)/pytest tests/chaos --timeout=0 && $(BIN)/python -m tests.chaos.report chaos.jsonl docs/explanation/reliability.md
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -48,8 +48,9 @@ scale-out: setup
 schemas: setup
 	$(BIN)/python -m deploy.generators.schemas deploy/schemas
 
-metrics: setup
-	$(BIN)/python -m deploy.generators.metrics_page docs/metrics.md
+reference: setup
+	$(BIN)/python -m deploy.generators.metrics_page docs/reference/metrics.md
+	$(BIN)/python -m deploy.generators.settings_page docs/reference/settings.md
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.in -o requirements.lock

@@ -1,4 +1,4 @@
-"""The metrics page, generated from the code: `python -m deploy.generators.metrics_page docs/metrics.md`."""
+"""The metrics page: `python -m deploy.generators.metrics_page docs/reference/metrics.md` writes it."""
 
 import sys
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from worker.telemetry.metrics import Documented, RetryReason
 _HEAD = """\
 # Metrics
 
-Generated from the code by `make metrics`; a test compares the two.
+Generated from the code by `make reference`; a test compares the two.
 
 Each worker process serves `/metrics`, `/livez`, `/readyz` and `/startupz` on `DNF_HTTP_PORT` (0, the
 default, disables them). With several processes on one host, process number i serves on `DNF_HTTP_PORT` + i:

@@ -10,7 +10,7 @@ from tests.deploy.documents import (
     ALERTS,
     PROMETHEUS,
     ROOT,
-    RUNBOOK,
+    ALERTS_GUIDE,
     alerts,
     dashboard,
     headings,
@@ -68,15 +68,15 @@ def test_every_alert_reads_metrics_that_exist() -> None:
 
 def test_every_alert_says_what_it_means_and_links_to_its_page_in_the_runbook() -> None:
     """Severity, a detail, a description, and a link whose heading exists."""
-    anchors = headings(RUNBOOK.read_text(encoding="utf-8"))
+    anchors = headings(ALERTS_GUIDE.read_text(encoding="utf-8"))
     for rule in alerts():
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
         assert re.fullmatch(r"[A-Z].*\.", rule["annotations"]["summary"])
         assert rule["annotations"]["description"].endswith(".")
         page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-        assert ROOT / page == RUNBOOK
+        assert ROOT / page == ALERTS_GUIDE
         assert anchor == rule["alert"].lower()
-        assert anchor in anchors, f"docs/operations.md has no heading for {rule['alert']}"
+        assert anchor in anchors, f"{page} has no heading for {rule['alert']}"
 
 
 def test_alert_and_dashboard_have_the_bounds_of_the_model_card() -> None:

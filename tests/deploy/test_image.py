@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from detector.acceleration import kernels
 from detector.acceleration.kernels import KernelsUnavailableError, build, cpu_kernels
-from tests.deploy.documents import DEPLOY, ROOT, RUNBOOK
+from tests.deploy.documents import DEPLOY, ROOT, DEPLOY_GUIDE
 
 DOCKERFILE = DEPLOY / "Dockerfile"
 CONTENTS: dict[str, Any] = runpy.run_path(str(DEPLOY / "image_contents.py"))
@@ -115,7 +115,7 @@ def test_the_runbook_states_the_size_of_each_layer() -> None:
     assert sizes[0] == max(sizes) > 100
     assert "default bundle" in rows[-1]
     stated = re.search(
-        r"\| detector, worker, default bundle[^|]*\| (\d+) \|", RUNBOOK.read_text(encoding="utf-8")
+        r"\| detector, worker, default bundle[^|]*\| (\d+) \|", DEPLOY_GUIDE.read_text(encoding="utf-8")
     )
     assert stated
     assert sizes[-1] == pytest.approx(int(stated[1]), abs=3)

@@ -1,7 +1,7 @@
 """The metrics of a worker process, for Prometheus.
 
 Dashboard, alerts and scaling rule rely on the names, and the page of metrics is generated from this module
-(`make metrics`). Every label has few values: no check, bucket or host is one.
+(`make reference`). Every label has few values: no check, bucket or host is one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

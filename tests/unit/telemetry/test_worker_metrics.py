@@ -13,11 +13,11 @@ from worker.contract.messages import QUEUES, RejectionReason
 from worker.operations import exporter
 from worker.telemetry import metrics
 
-PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
 
 
 def test_the_page_of_metrics_is_that_of_the_code() -> None:
-    """`make metrics` writes it."""
+    """`make reference` writes it."""
     assert PAGE.read_text(encoding="utf-8") == page()
 
 
