@@ -34,7 +34,7 @@ def commands() -> list[tuple[str, str]]:
             for page in CURRENT
             for line in code(page)
             if (match := re.search(r"\bdnf-(worker|detector) [^#|;)]+", line))
-            and not re.search(r"\.\.\.|\[", match[0])
+            and not re.search(r"\.\.\.|\[|\$", match[0])
         }
     )
 
@@ -53,6 +53,14 @@ def test_every_command_exists_with_its_options(page: str, command: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(click.Path, "convert", lambda _self, value, _param, _ctx: Path(value))
             found.make_context(found.name, list(words), parent=context.parent)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_test_in_a_page_exists(page: Path) -> None:
+    """Pages that name a test as evidence name one that runs."""
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for found in re.findall(r"`(test_\w+)`", read(page)):
+        assert f"def {found}(" in tests, found
 
 
 def test_many_commands_are_found() -> None:
@@ -86,7 +94,11 @@ def test_the_python_examples_import_what_exists(page: Path) -> None:
     """Each example parses, and each name that it imports from the project is there."""
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(("worker", "detector")):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.startswith(("worker", "detector"))
+            ):
                 module = importlib.import_module(node.module)
                 for alias in node.names:
                     assert hasattr(module, alias.name), f"{name(page)}: {node.module}.{alias.name}"
