@@ -8,9 +8,9 @@ import pytest
 from detector.bundle.files import resolve
 from tests.deploy.documents import (
     ALERTS,
+    ALERTS_GUIDE,
     PROMETHEUS,
     ROOT,
-    ALERTS_GUIDE,
     alerts,
     dashboard,
     headings,

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from detector.acceleration import kernels
 from detector.acceleration.kernels import KernelsUnavailableError, build, cpu_kernels
-from tests.deploy.documents import DEPLOY, ROOT, DEPLOY_GUIDE
+from tests.deploy.documents import DEPLOY, DEPLOY_GUIDE, ROOT
 
 DOCKERFILE = DEPLOY / "Dockerfile"
 CONTENTS: dict[str, Any] = runpy.run_path(str(DEPLOY / "image_contents.py"))
