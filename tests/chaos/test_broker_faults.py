@@ -73,12 +73,12 @@ def test_a_broker_that_refuses_to_write_is_named_in_the_log_and_loses_no_verdict
     delay, verdicts = outcome.last_since(mended)
     report.add(
         "Valkey with a full disk, as a replica, with full memory, with too few replicas, in turn",
-        "a clear log line; recovery when it is mended; exactly one verdict each",
+        "a clear log line; recovery when the fault ends; exactly one verdict each",
         checks=len(checks),
         answered=len(outcome.events),
         doubled=outcome.doubled,
         delay_seconds=delay,
-        delay_since=f"from the last mend {verdicts}",
+        delay_since=f"from the last recovery {verdicts}",
     )
     assert outcome.once_each
     assert workers.pids() == pids
@@ -111,12 +111,12 @@ def test_a_broker_that_throws_keys_away_is_named_in_the_log_and_serves_again_whe
     delay, verdicts = outcome.last_since(mended)
     report.add(
         "Valkey that evicts (`allkeys-lru`)",
-        "a clear log line; what is submitted after the mend has exactly one verdict",
+        "a clear log line; what is submitted after the recovery has exactly one verdict",
         checks=len(checks),
         answered=len(+found),
         doubled=found.total() - len(+found),
         delay_seconds=delay,
-        delay_since=f"from the mend {verdicts}",
+        delay_since=f"from the recovery {verdicts}",
     )
     assert found == Counter(list(checks))
     assert workers.pids() == pids

@@ -53,7 +53,7 @@ def test_connections_that_freeze_hang_no_worker(
         slowest = max(slowest, time.monotonic() - frozen)
     outcome = wait_for_all(client, workers, checks, seconds=60 * SCALE, supervise=False)
     report.add(
-        f"all connections frozen, half open for ever, {rounds} times",
+        f"all connections frozen and left half open, {rounds} times",
         f"the same processes answer again within {RECOVERY_SECONDS} seconds; exactly one verdict each",
         checks=len(checks),
         answered=len(outcome.events),

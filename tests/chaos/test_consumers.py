@@ -49,7 +49,7 @@ def test_events_that_a_dead_consumer_had_read_go_to_another(
         answered=len(dealt_with),
         doubled=dealt_with.total() - len(dealt_with),
         delay_seconds=took,
-        delay_since=f"until all are dealt with (claimed after {CLAIM_SECONDS:.0f})",
+        delay_since=f"until all are processed (claimed after {CLAIM_SECONDS:.0f})",
     )
     assert dealt_with == Counter(list(checks))
 

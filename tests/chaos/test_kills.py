@@ -99,7 +99,7 @@ def test_a_broker_that_is_killed_six_times_loses_no_verdict_and_no_worker(
     outcome = wait_for_all(client, workers, checks, seconds=90 * SCALE, supervise=False, submit_again=True)
     report.add(
         f"Valkey killed and started again, {kills} times",
-        "exactly one verdict each; no worker stays dead or hung"
+        "exactly one verdict each; no worker stays down or hangs"
         + (f" ({outcome.submitted_again} submitted again)" if outcome.submitted_again else ""),
         checks=len(checks),
         answered=len(outcome.events),
@@ -125,7 +125,7 @@ def test_connections_that_are_cut_five_times_double_no_verdict_and_lose_none(
             admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     outcome = wait_for_all(client, workers, checks, seconds=90 * SCALE, supervise=False)
     report.add(
-        f"CLIENT KILL of all connections, {rounds} rounds",
+        f"`CLIENT KILL` of all connections, {rounds} rounds",
         "exactly one verdict each",
         checks=len(checks),
         answered=len(outcome.events),
@@ -157,8 +157,8 @@ def test_workers_that_are_stopped_in_turn_lose_nothing_and_begin_nothing_twice(
         worker.start()
     outcome = wait_for_all(client, workers, checks, seconds=60 * SCALE)
     report.add(
-        f"SIGTERM of each worker in turn, {stops} stops",
-        "nothing begun twice, nothing lost, each stops within 30 seconds",
+        f"SIGTERM to each worker in turn, {stops} times",
+        "nothing started twice, nothing lost, each stops within 30 seconds",
         checks=len(checks),
         answered=len(outcome.events),
         doubled=outcome.doubled,
