@@ -61,8 +61,8 @@ def test_a_store_with_errors_delays_resets_and_an_outage_has_no_upload_rejected_
     outcome = wait_for_all(client, workers, checks, seconds=120 * SCALE, supervise=False)
     delay, verdicts = outcome.last_since(mended)
     report.add(
-        f"S3: 20 % errors ({store_proxy.errors}), responses cut off in the body ({store_proxy.cuts}), 2 s delays,"
-        f" {OUTAGE_SECONDS} s outage",
+        f"S3: 20 % errors ({store_proxy.errors}), responses cut off in the body ({store_proxy.cuts}),"
+        f" 2 s delays, {OUTAGE_SECONDS} s outage",
         "all verdicts, no rejection by mistake",
         checks=len(checks),
         answered=len(outcome.events),
