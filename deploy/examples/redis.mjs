@@ -1,5 +1,5 @@
-// The least that speaks to Redis: one connection, one command at a time. Use the package `redis` in earnest;
-// its client.sendCommand([...]) takes the same words.
+// A minimal Redis client: one connection, one command at a time. In production use the package `redis`, whose
+// client.sendCommand([...]) takes the same arguments.
 import { once } from "node:events";
 import net from "node:net";
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Submit a check of an object in S3: submit.sh BUCKET KEY CHECK_ID (DNF_REDIS_URL names the broker).
-# The three must need no escaping in JSON.
+# The arguments must not need escaping in JSON.
 set -eu
 uuid() { cat /proc/sys/kernel/random/uuid; }
 

@@ -79,15 +79,11 @@ def dead_letters() -> None:
 
 @dead_letters.command("list", epilog="\b\nExample:\n  dnf-worker dead-letters list --reason model_failed")
 @_filters
-def list_dead_letters(
-    *, reasons: tuple[str, ...], newer_than: float | None, older_than: float | None, as_json: bool
-) -> None:
+def list_dead_letters(*, as_json: bool, **filters: Any) -> None:
     """List dead letters, oldest first."""
     table = Table("Id", "Age", "Reason", "Attempts", "Check", "Detail")
     with _stream() as stream:
-        for stored in stream.read(
-            reasons=frozenset(reasons), older_than_seconds=older_than, newer_than_seconds=newer_than
-        ):
+        for stored in _filtered(stream, **filters):
             if as_json:
                 click.echo(_json(stored))
             elif (dead_letter := stored.dead_letter) is None:
@@ -127,23 +123,14 @@ def show(*, entry_id: str, as_json: bool) -> None:
     epilog="\b\nExample:\n  dnf-worker dead-letters redrive --reason storage_unavailable --newer-than 2h"
 )
 @_selection
-def redrive(
-    *,
-    entry_ids: tuple[str, ...],
-    everything: bool,
-    reasons: tuple[str, ...],
-    newer_than: float | None,
-    older_than: float | None,
-    as_json: bool,
-) -> None:
+def redrive(*, as_json: bool, **selection: Any) -> None:
     """Requeue messages with their attempt counts reset. Each dead letter is redriven once.
 
     Exit status: 0 when all were redriven, 1 when one was not.
     """
-    _require_selection(entry_ids, everything, reasons, older_than, newer_than)
     failed = 0
     with _stream() as stream:
-        for entry_id, stored in _selected(stream, entry_ids, reasons, older_than, newer_than):
+        for entry_id, stored in _selected(stream, **selection):
             try:
                 if stored is None:
                     raise RedriveRefusedError("gone", f"There is no dead letter {entry_id}.")  # noqa: TRY301
@@ -161,30 +148,20 @@ def redrive(
     epilog="\b\nExample:\n  dnf-worker dead-letters drop --reason malformed_message --older-than 7d"
 )
 @_selection
-def drop(
-    *,
-    entry_ids: tuple[str, ...],
-    everything: bool,
-    reasons: tuple[str, ...],
-    newer_than: float | None,
-    older_than: float | None,
-    as_json: bool,
-) -> None:
+def drop(*, as_json: bool, **selection: Any) -> None:
     """Delete dead letters and their messages permanently.
 
     Exit status: 0 when all were dropped, 1 when one no longer existed.
     """
-    _require_selection(entry_ids, everything, reasons, older_than, newer_than)
     failed = 0
     with _stream() as stream:
-        for entry_id, stored in _selected(stream, entry_ids, reasons, older_than, newer_than):
+        for entry_id, stored in _selected(stream, **selection):
             if stored and stream.drop(stored):
                 _report(entry_id, "dropped", as_json=as_json)
             else:
                 failed += 1
-                _report(
-                    entry_id, "not_dropped", "gone", f"There is no dead letter {entry_id}.", as_json=as_json
-                )
+                detail = f"There is no dead letter {entry_id}."
+                _report(entry_id, "not_dropped", "gone", detail, as_json=as_json)
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -196,32 +173,31 @@ def _stream() -> Iterator[DeadLetters]:
         yield stream
 
 
-def _selected(
-    stream: DeadLetters,
-    entry_ids: tuple[str, ...],
-    reasons: tuple[str, ...],
-    older_than: float | None,
-    newer_than: float | None,
-) -> list[tuple[str, StoredDeadLetter | None]]:
-    """Return the named dead letters, None for a missing one, or those that pass the filters."""
-    if entry_ids:
-        return [(entry_id, stream.get(entry_id)) for entry_id in dict.fromkeys(entry_ids)]
-    found = stream.read(
-        reasons=frozenset(reasons), older_than_seconds=older_than, newer_than_seconds=newer_than
+def _filtered(
+    stream: DeadLetters, *, reasons: tuple[str, ...], newer_than: float | None, older_than: float | None
+) -> Iterator[StoredDeadLetter]:
+    return stream.read(
+        reasons=frozenset(reasons), newer_than_seconds=newer_than, older_than_seconds=older_than
     )
-    return [(stored.entry_id, stored) for stored in found]
 
 
-def _require_selection(
-    entry_ids: tuple[str, ...], everything: bool, reasons: tuple[str, ...], *ages: float | None
-) -> None:
-    filtered = bool(reasons) or any(age is not None for age in ages)
-    if entry_ids and (filtered or everything):
+def _selected(
+    stream: DeadLetters, *, entry_ids: tuple[str, ...], everything: bool, **filters: Any
+) -> list[tuple[str, StoredDeadLetter | None]]:
+    """Return the named dead letters, None for a missing one, or those that pass the filters.
+
+    Raises click.UsageError for no selection, and for ids together with filters.
+    """
+    filtered = everything or any(value not in {None, ()} for value in filters.values())
+    if entry_ids and filtered:
         raise click.UsageError("Select dead letters by their ids or by filters, not both.")
-    if not entry_ids and not filtered and not everything:
+    if not entry_ids and not filtered:
         raise click.UsageError(
             "Select dead letters by their ids, by --reason, --newer-than, --older-than, or --all."
         )
+    if entry_ids:
+        return [(entry_id, stream.get(entry_id)) for entry_id in dict.fromkeys(entry_ids)]
+    return [(stored.entry_id, stored) for stored in _filtered(stream, **filters)]
 
 
 def _report(
