@@ -1,4 +1,4 @@
-"""Faults of a real broker, each for as long as a block runs."""
+"""Faults of a real broker, each for as long as a `with` block runs."""
 
 import resource
 import shlex
@@ -11,12 +11,12 @@ import redis
 
 from worker.embedded.valkey import Valkey, valkey_program
 
-#: Breaks a server, with a client for what an operator does.
+#: Breaks a server; the client is an administrator's.
 Breaking = Callable[[Valkey, redis.Redis], AbstractContextManager[None]]
 
 
 def valkey_on_a_small_disk(folder: Path) -> Valkey:
-    """Return a server, not started yet; a file that may grow no more is an error to it, not its end."""
+    """Return a server, not started yet, that survives `full_disk`: a full disk is an error, not its end."""
     program = folder / "valkey-server"
     program.write_text(f"#!/bin/sh\ntrap '' XFSZ\nexec {shlex.quote(str(valkey_program()))} \"$@\"\n")
     program.chmod(0o700)
@@ -27,26 +27,38 @@ def valkey_on_a_small_disk(folder: Path) -> Valkey:
 def configured(admin: redis.Redis, **options: str) -> Iterator[None]:
     """Change the server's configuration."""
     before = {name: admin.config_get(name)[name] for name in options}
-    for name, value in options.items():
-        admin.config_set(name, value)
-    yield
-    for name, value in before.items():
-        admin.config_set(name, value)
+    try:
+        for name, value in options.items():
+            admin.config_set(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            admin.config_set(name, value)
+
+
+@contextmanager
+def commands_denied(admin: redis.Redis, *commands: str) -> Iterator[None]:
+    """Deny commands to every client of the server."""
+    admin.execute_command("ACL", "SETUSER", "default", *(f"-{command}" for command in commands))
+    try:
+        yield
+    finally:
+        admin.execute_command("ACL", "SETUSER", "default", "+@all")
 
 
 def evicting(_: Valkey, admin: redis.Redis) -> AbstractContextManager[None]:
-    """Let the server throw away all that it holds."""
+    """Let the server evict every key."""
     return configured(admin, **{"maxmemory-policy": "allkeys-lru", "maxmemory": "1"})
 
 
 def memory_full(_: Valkey, admin: redis.Redis) -> AbstractContextManager[None]:
-    """Leave the server no memory to write."""
+    """Let the server refuse writes for want of memory."""
     return configured(admin, maxmemory="1")
 
 
 @contextmanager
 def not_durable(_: Valkey, admin: redis.Redis) -> Iterator[None]:
-    """Let the server keep nothing on its disk; after it everything is there again."""
+    """Turn the append-only file off; afterwards wait until it is rewritten."""
     with configured(admin, appendonly="no"):
         yield
     while admin.info("persistence")["aof_rewrite_in_progress"]:
@@ -54,33 +66,37 @@ def not_durable(_: Valkey, admin: redis.Redis) -> Iterator[None]:
 
 
 def too_few_replicas(_: Valkey, admin: redis.Redis) -> AbstractContextManager[None]:
-    """Let the server write only with a replica, which it has not."""
+    """Let the server demand a replica, which it does not have, for each write."""
     return configured(admin, **{"min-replicas-to-write": "1"})
 
 
 @contextmanager
 def read_only(_: Valkey, admin: redis.Redis) -> Iterator[None]:
-    """Make the server a replica, of nobody."""
+    """Make the server a replica of a primary that does not exist."""
     admin.replicaof("127.0.0.1", "1")
-    yield
-    admin.replicaof("NO", "ONE")
+    try:
+        yield
+    finally:
+        admin.replicaof("NO", "ONE")
 
 
 @contextmanager
 def disk_full(valkey: Valkey, admin: redis.Redis) -> Iterator[None]:
-    """Let the server's files grow no more, and have it find out."""
+    """Fill the server's disk, and write until the server notices."""
     with full_disk(valkey):
-        with suppress(redis.ResponseError):  # a write of somebody else may have been the first to fail
+        with suppress(redis.ResponseError):  # another client's write may have failed first
             admin.set("more than the disk takes", bytes(100_000))
         yield
 
 
 @contextmanager
 def full_disk(valkey: Valkey) -> Iterator[None]:
-    """Let the server's files grow no more."""
+    """Forbid the server's files to grow."""
     assert valkey.process is not None
     largest = max(file.stat().st_size for file in (valkey.folder / "appendonlydir").iterdir())
     unlimited = resource.RLIM_INFINITY
     resource.prlimit(valkey.process.pid, resource.RLIMIT_FSIZE, (largest, unlimited))
-    yield
-    resource.prlimit(valkey.process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
+    try:
+        yield
+    finally:
+        resource.prlimit(valkey.process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))

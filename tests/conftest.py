@@ -1,4 +1,4 @@
-"""Real services, a real worker process and pictures, for every test that asks for them."""
+"""Real services, real worker processes and pictures, for every test that asks for them."""
 
 import io
 import itertools
@@ -18,75 +18,95 @@ from PIL import Image, ImageFilter
 
 from worker.embedded.guarded_process import GuardedProcess
 from worker.embedded.services import EmbeddedServices
+from worker.settings import Settings
 
-# On a machine that is busy with other things, every deadline of the tests may be stretched.
+# Multiplies every time limit of the tests, for busy machines.
 PATIENCE = float(os.environ.get("DNF_TEST_PATIENCE", "1"))
 
 WORKER_START_SECONDS = 120.0 * PATIENCE
 
-# A shell lets what it starts in the background ignore these, and a worker goes on to ignore what it ignored
-# at its start; the tests tell workers to stop by them.
+# A shell makes background processes ignore these signals, and workers inherit that; the tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
-_databases = itertools.count(1)
+
+def settings_of(environment: Mapping[str, str], **changes: Any) -> Settings:
+    """Return the settings of these DNF_ variables, with `changes` on top."""
+    values = {name.removeprefix("DNF_").lower(): value for name, value in environment.items()}
+    return Settings(**{**values, **changes})
 
 
 class RunningWorker:
-    """A worker process of the product, with its own Valkey database and its log in a file."""
+    """A worker process that writes its log to a file."""
 
     def __init__(self, environment: Mapping[str, str], log: Path, module: str = "worker.cli") -> None:
         self.environment = dict(environment)
         self.log = log
         self.module = module
         self.guarded: GuardedProcess | None = None
+        self._lines: list[dict[str, Any]] = []
+        self._read_bytes = 0
+        self._launched_at_line = 0
 
     @property
     def process(self) -> Popen[bytes]:
-        """The process itself."""
+        """The process."""
         assert self.guarded is not None
         return self.guarded.popen
 
     @property
     def redis_url(self) -> str:
-        """The worker's own Valkey database."""
+        """The URL of its broker."""
         return self.environment["DNF_REDIS_URL"]
 
     def start(self) -> None:
-        """Start the worker, and again after it ended; return when it consumes."""
-        known = len(self.log_lines())
-        # Few threads of the numerics: the tests share their cores with the services.
+        """Start the worker, or start it again after it ended; return when it consumes."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start the process."""
+        self._launched_at_line = len(self.log_lines())
+        # One thread for the numerics: the tests share their cores with the services.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("DNF_")}
         self.guarded = GuardedProcess(
             [sys.executable, "-m", self.module, "run"],
             log=self.log,
             environment={**inherited, "OMP_NUM_THREADS": "1", **self.environment},
         )
+
+    def wait_ready(self) -> None:
+        """Wait until the launched process consumes."""
+        assert self.guarded is not None
         deadline = time.monotonic() + WORKER_START_SECONDS
-        while not any(line.get("event") == "worker_ready" for line in self.log_lines()[known:]):
+        while not any(
+            line.get("event") == "worker_ready" for line in self.log_lines()[self._launched_at_line :]
+        ):
             if not self.guarded.alive or time.monotonic() > deadline:
                 status = self.guarded.kill()
                 pytest.fail(f"the worker did not start (status {status}):\n{self.guarded.tail(40)}")
             time.sleep(0.05)
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """Return the JSON objects of the worker's log so far, over all its starts."""
-        if not self.log.exists():
-            return []
-        lines = []
-        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                parsed = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(parsed, dict):
-                lines.append(parsed)
-        return lines
+        """Return the JSON objects in the log so far, of all its starts."""
+        if self.log.exists():
+            with self.log.open("rb") as file:
+                file.seek(self._read_bytes)
+                *whole, _ = file.read().split(b"\n")
+            for line in whole:
+                self._read_bytes += len(line) + 1
+                try:
+                    parsed = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(parsed, dict):
+                    self._lines.append(parsed)
+        return list(self._lines)
 
     def wait_for_event(
         self, event: str, *, count: int = 1, seconds: float = 60.0, **fields: Any
     ) -> list[dict[str, Any]]:
-        """Return the log lines of an event with these fields, once there are `count` of them."""
+        """Return the log lines of an event with these fields when there are at least `count` of them."""
         deadline = time.monotonic() + seconds * PATIENCE
         while True:
             found = [
@@ -102,51 +122,73 @@ class RunningWorker:
             time.sleep(0.05)
 
     def stop(self) -> int:
-        """Stop the worker in order and return its exit status."""
+        """Shut the worker down gracefully; return its exit status."""
         assert self.guarded is not None
         return self.guarded.stop(grace_seconds=30.0)
 
     def kill(self) -> None:
-        """Kill the worker as a crash would."""
+        """Kill the worker (SIGKILL), like a crash."""
         assert self.guarded is not None
         self.guarded.kill()
 
 
 class StartWorker(Protocol):
-    """Starts workers; all of them end with the module."""
+    """Starts workers, which end with the module."""
 
-    def __call__(self, environment: Mapping[str, str] | None = None) -> RunningWorker:
-        """Return a worker that consumes, with `environment` on top of that of the services."""
+    def __call__(
+        self, environment: Mapping[str, str] | None = None, *, module: str = "worker.cli"
+    ) -> RunningWorker:
+        """Return a worker that consumes; `environment` takes precedence over `service_environment`."""
 
 
 class MakePicture(Protocol):
     """Makes pictures."""
 
     def __call__(self, seed: int = 0, size: tuple[int, int] = (96, 80), format: str = "JPEG") -> bytes:  # noqa: A002
-        """Return an encoded picture of (width, height) pixels with content like a photograph's."""
+        """Return an encoded picture of (width, height) pixels that resembles a photograph."""
+
+
+#: Stores an object in the test bucket; takes key and bytes, returns the ETag.
+StoreObject = Callable[[str, bytes], str]
 
 
 @pytest.fixture(scope="session")
 def services() -> Iterator[EmbeddedServices]:
-    """Provide Valkey and SeaweedFS for the whole session."""
+    """Provide Valkey and SeaweedFS for the session."""
     with EmbeddedServices(bucket="test-uploads") as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Provide a bundle in the real format, untrained, that loads in a second."""
+    """Provide an untrained bundle in the real format that loads in a second."""
     from tests.tiny_bundle import make_tiny_bundle
 
     return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def new_database(services: EmbeddedServices) -> Callable[[], str]:
+    """Provide a function that returns the URL of a database that no test has used."""
+    numbers = itertools.count(1)
+    return lambda: services.redis_url.removesuffix("/0") + f"/{next(numbers)}"
+
+
+@pytest.fixture(scope="session")
+def store_object(services: EmbeddedServices) -> StoreObject:
+    """Provide a function that stores an object in the test bucket and returns its ETag."""
+    s3 = services.seaweedfs.client()
+    return lambda key, data: str(s3.put_object(Bucket=services.bucket, Key=key, Body=data)["ETag"])
+
+
 @pytest.fixture(scope="module")
-def service_environment(services: EmbeddedServices, tiny_bundle: Path) -> dict[str, str]:
-    """Return the DNF_ variables of this module: the services, a database of its own, the tiny bundle."""
+def service_environment(
+    services: EmbeddedServices, new_database: Callable[[], str], tiny_bundle: Path
+) -> dict[str, str]:
+    """Return DNF_ variables: the session's services, a database of the module's own, the tiny bundle."""
     return {
         **services.environment(),
-        "DNF_REDIS_URL": services.redis_url.removesuffix("/0") + f"/{next(_databases)}",
+        "DNF_REDIS_URL": new_database(),
         "DNF_BUNDLE": str(tiny_bundle),
         "DNF_LOG_FORMAT": "json",
     }
@@ -156,12 +198,12 @@ def service_environment(services: EmbeddedServices, tiny_bundle: Path) -> dict[s
 def worker_process(
     service_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StartWorker]:
-    """Provide a function that starts real workers on this module's database."""
+    """Provide a function that starts workers on the module's database."""
     started: list[RunningWorker] = []
 
-    def start(environment: Mapping[str, str] | None = None) -> RunningWorker:
+    def start(environment: Mapping[str, str] | None = None, *, module: str = "worker.cli") -> RunningWorker:
         log = tmp_path_factory.mktemp("worker") / "worker.log"
-        worker = RunningWorker({**service_environment, **(environment or {})}, log)
+        worker = RunningWorker({**service_environment, **(environment or {})}, log, module)
         started.append(worker)
         worker.start()
         return worker
@@ -179,7 +221,7 @@ def make_picture() -> MakePicture:
 
 
 def _picture(seed: int = 0, size: tuple[int, int] = (96, 80), format: str = "JPEG") -> bytes:  # noqa: A002
-    """Blurred noise of several scales over a gradient, with some grain on top: smooth areas and edges."""
+    """Return blurred noise of two scales over a gradient, with grain: smooth areas and edges."""
     random = np.random.default_rng(seed)
     width, height = size
     canvas = np.linspace(60, 180, width)[None, :, None] + np.linspace(-30, 30, height)[:, None, None]
@@ -196,7 +238,7 @@ def _picture(seed: int = 0, size: tuple[int, int] = (96, 80), format: str = "JPE
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[..., None]:
-    """Provide a function that polls a condition until it holds, or fails with `what` after `seconds`."""
+    """Provide a function that polls a condition; it fails the test, naming `what`, after `seconds`."""
 
     def wait(condition: Callable[[], object], what: str, *, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds * PATIENCE

@@ -138,7 +138,7 @@ def test_the_beginnings_of_a_check_are_forgotten_in_time(
     process: Callable[..., Attempts], valkey: Valkey
 ) -> None:
     """As its verdict is, after the same time."""
-    with process().start("c"), connect(Settings(redis_url=valkey.url).broker.broker.broker.broker) as client:
+    with process().start("c"), connect(Settings(redis_url=valkey.url).broker) as client:
         assert 0 < client.ttl(keys.attempts("c")) <= Settings().publish_once_ttl_seconds  # type: ignore[operator]
 
 

@@ -61,7 +61,7 @@ def test_a_fault_is_told_once_with_what_to_do_and_once_when_it_is_mended(
     advice: str,
 ) -> None:
     """It alone, however often the broker is looked at; before and after it nothing is wrong."""
-    with connect(Settings(redis_url=valkey.url).broker.broker.broker.broker) as client:
+    with connect(Settings(redis_url=valkey.url).broker) as client:
         wait_until(lambda: server_faults(client) == [], "a broker without faults")
         watch = BrokerWatch(Settings(redis_url=valkey.url).broker)
         with capture_logs() as lines:
@@ -95,7 +95,7 @@ def test_a_server_without_a_limit_throws_nothing_away_whatever_its_policy(
 ) -> None:
     """There is no memory to be full."""
     with (
-        connect(Settings(redis_url=valkey.url).broker.broker.broker.broker) as client,
+        connect(Settings(redis_url=valkey.url).broker) as client,
         configured(admin, **{"maxmemory-policy": "allkeys-lru"}),
     ):
         assert server_faults(client) == []
