@@ -25,6 +25,9 @@ PATIENCE = float(os.environ.get("DNF_TEST_PATIENCE", "1"))
 
 WORKER_START_SECONDS = 120.0 * PATIENCE
 
+#: The module of a worker without networks, for tests of everything else.
+NULL_WORKER = "tests.workers.null_worker"
+
 # A shell makes background processes ignore these signals, and workers inherit that; the tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Certificates of an authority that exists for one test, and a TLS end in front of a server without one."""
+"""A certificate authority of a test's own, and a proxy that terminates TLS in front of a server."""
 
 import select
 import socket
@@ -21,7 +21,7 @@ class Certificate(NamedTuple):
 
 
 class Authority:
-    """Signs certificates, with the openssl command; its own one is the PEM file `certificate`."""
+    """Signs certificates with the openssl command; its own is the PEM file `certificate`."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,10 +46,10 @@ class Authority:
 
 
 class TlsProxy:
-    """Ends TLS with a certificate and passes on to a port, while the `with` block runs.
+    """Terminates TLS and forwards to a port while the `with` block runs.
 
-    Asks whoever connects for a certificate of the authority `clients`, if one is given; one that it refuses
-    finds its connection reset, as by any server that has not read what the client wrote already.
+    Requires client certificates signed by `clients`, if given. The connection of a client that it refuses is
+    reset, as by any server that has not read what the client wrote.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class TlsProxy:
         self._target_port = target_port
         self._listener = socket.create_server((HOST, 0))
         self._certificate = certificate
-        self.ask_for(clients)
+        self.require(clients)
 
-    def ask_for(self, clients: Authority | None) -> None:
-        """Ask whoever connects from now on for a certificate of this authority."""
+    def require(self, clients: Authority | None) -> None:
+        """Require certificates of this authority on every new connection."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(*self._certificate)
         if clients:
@@ -71,7 +71,7 @@ class TlsProxy:
 
     @property
     def redis_url(self) -> str:
-        """The rediss:// URL of database 0 behind it."""
+        """The rediss:// URL of the server's database 0."""
         return f"rediss://{HOST}:{self._listener.getsockname()[1]}/0"
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""dnf-worker whose model fails as a picture says: `python -m tests.workers.failing_worker run`."""
+"""dnf-worker whose model fails by the width of a picture: `python -m tests.workers.failing_worker run`."""
 
 import os
 import sys
@@ -14,31 +14,31 @@ from detector.detector import Finding
 from tests.null_detector import NullDetector
 from worker.cli import main
 
-#: Widths, in pixels, of pictures at which the networks raise, run out of memory, or take long the first time,
-#: and of one at which this program is at fault.
-RAISES, NO_MEMORY, SLOW_ONCE, FAULT = 101, 102, 103, 104
+#: Widths in pixels at which the networks raise, run out of memory or are slow once, and at which the program
+#: itself raises.
+RAISES, NO_MEMORY, SLOW_ONCE, PROGRAM_ERROR = 101, 102, 103, 104
 
 SLOW_SECONDS = float(os.environ.get("SLOW_SECONDS", "0"))
 
 
 class FailingModel(NullDetector):
-    """Judges by brightness, unless a picture has one of the widths."""
+    """Scores by brightness, unless a picture has one of the widths."""
 
     slow = True
 
     def warm_up(self, batch_size: int) -> None:
-        """Load what frees memory, which the first check at fault would wait for."""
+        """Load what frees memory, for which the first failing check would wait."""
         super().warm_up(batch_size)
         free_memory_after(MemoryError())
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the width alone."""
-        if pixels.shape[1] == FAULT:
-            raise ZeroDivisionError("a fault of the program")
+        """Return views that hold the picture's width."""
+        if pixels.shape[1] == PROGRAM_ERROR:
+            raise ZeroDivisionError("an error of the program")
         return np.full_like(super().prepare(pixels), pixels.shape[1])
 
     def examine(self, prepared: Sequence[NDArray[np.float32]]) -> list[Finding]:
-        """Fail, wait or judge."""
+        """Fail, wait or score."""
         widths = {int(views.flat[0]) for views in prepared}
         if RAISES in widths:
             raise ValueError("the networks raise")

@@ -1,4 +1,4 @@
-"""dnf-worker whose model raises whenever it is asked: `python -m tests.workers.modelless_worker run`."""
+"""dnf-worker whose model raises whenever it is called: `python -m tests.workers.modelless_worker run`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from worker.cli import main
 
 
 class AbsentModel(Detector):
-    """Loads the bundle, so that it has its digest, and finds nothing ever."""
+    """Loads the bundle, for its digest, and has no networks."""
 
     def warm_up(self, batch_size: int) -> None:
-        """Do nothing."""
+        """No-op: there is nothing to warm up."""
 
     def examine(self, prepared: Sequence[Any]) -> list[Finding]:
         """Raise RuntimeError."""
-        raise RuntimeError(f"the model was asked for {len(prepared)} pictures")
+        raise RuntimeError(f"the model was called with {len(prepared)} pictures")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
 """dnf-worker with a null detector: `python -m tests.workers.null_worker run`.
 
-Queue, store, decoding, batches, deliveries and publishing are the product's own; only the two networks are
-not there. A batch takes `NULL_BATCH_SECONDS`. With `NULL_POISON` a white picture ends the process from
-within the model, as a fault in native code does, and takes along whatever is in flight beside it. With
-`NULL_HANGS` the model never comes back from a batch.
+Everything but the networks is the product's own. Environment variables change how the detector behaves:
+
+- `NULL_BATCH_SECONDS`: how long a batch takes.
+- `NULL_LOAD_SECONDS`: how long loading takes.
+- `NULL_POISON`: a white picture kills the process from within the model, as a fault in native code does.
+- `NULL_HANGS`: the model never returns from a batch.
+- `NULL_SWEEP_SECONDS`, `NULL_WATCH_SECONDS`: shorter intervals between sweeps for expired messages and polls
+  of the broker watch, so that tests wait less.
+- `NULL_SUPERVISED`: `run` starts a supervisor.
 """
 
 import os
@@ -12,20 +17,27 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
+from celery import Celery
 from numpy.typing import NDArray
 
 import worker.checks.service
+import worker.process.run
 from detector.detector import Finding
 from tests.null_detector import NullDetector
+from worker.broker.app import create_app
 from worker.cli import main
+from worker.process.broker_watch import BrokerWatch
 
-HANGS = bool(os.environ.get("NULL_HANGS"))
-LOAD_SECONDS = float(os.environ.get("NULL_LOAD_SECONDS", "0"))
 BATCH_SECONDS = float(os.environ.get("NULL_BATCH_SECONDS", "0.02"))
+LOAD_SECONDS = float(os.environ.get("NULL_LOAD_SECONDS", "0"))
 POISON = "NULL_POISON" in os.environ
+HANGS = "NULL_HANGS" in os.environ
+SWEEP_SECONDS = float(os.environ.get("NULL_SWEEP_SECONDS", "5"))
+WATCH_SECONDS = float(os.environ.get("NULL_WATCH_SECONDS", "5"))
 
 
 class FaultyDetector(NullDetector):
@@ -40,7 +52,7 @@ class FaultyDetector(NullDetector):
         return cls(batch_seconds=BATCH_SECONDS)
 
     def examine(self, prepared: Sequence[NDArray[np.float32]]) -> list[Finding]:
-        """Judge by brightness, unless there is poison in the batch."""
+        """Score by brightness, unless a poisonous picture is in the batch."""
         if POISON and any(float(views.min()) == 1.0 for views in prepared):
             os.kill(os.getpid(), signal.SIGSEGV)
             time.sleep(60)
@@ -49,8 +61,16 @@ class FaultyDetector(NullDetector):
         return super().examine(prepared)
 
 
+def _sweeping_app(*arguments: Any) -> Celery:
+    app = create_app(*arguments)
+    app.conf.broker_transport_options["unacked_restore_interval"] = SWEEP_SECONDS
+    return app
+
+
 if __name__ == "__main__":
     worker.checks.service.Detector = FaultyDetector  # type: ignore[misc]
-    # A fleet of the tests starts its workers again by itself.
+    worker.process.run.create_app = _sweeping_app
+    worker.process.run.BrokerWatch = partial(BrokerWatch, seconds=WATCH_SECONDS)  # type: ignore[misc,assignment]
+    # The tests' fleets restart their workers themselves.
     supervised = sys.argv[1:2] != ["run"] or "NULL_SUPERVISED" in os.environ
     main(sys.argv[1:] if supervised else [*sys.argv[1:], "--unsupervised"])

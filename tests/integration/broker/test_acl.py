@@ -1,4 +1,4 @@
-"""The users of deploy/redis/users.acl: each does its whole job, and nothing else, on a real server."""
+"""The users of deploy/redis/users.acl on a real server: each can do its own job, and nothing else."""
 
 import hashlib
 import re
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests.conftest import NULL_WORKER, MakePicture, StartWorker, StoreObject, settings_of
 from worker.broker.dead_letters import DeadLetters
 from worker.client import Client
 from worker.contract.messages import QUEUES, ImageCheck
@@ -26,7 +27,7 @@ ADMIN = ("admin", "of-this-test")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """Provide a server with the users of the file, with passwords of this test, and an administrator."""
+    """Provide a server with the users of the file, with test passwords, and an administrator."""
     folder = tmp_path_factory.mktemp("acl")
     text = re.sub(
         r"#(\w+)_PASSWORD_SHA256",
@@ -42,52 +43,41 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture(scope="module")
 def admin(server: Valkey) -> Iterator[redis.Redis]:
-    """Provide a client that may do anything."""
+    """Provide a client with every right."""
     with redis.Redis(port=server.port, username=ADMIN[0], password=ADMIN[1]) as admin:
         yield admin
 
 
 @pytest.fixture(scope="module")
-def settings_of(server: Valkey, service_environment: Mapping[str, str]) -> Callable[[str], Settings]:
+def settings_of_user(server: Valkey, service_environment: Mapping[str, str]) -> Callable[[str], Settings]:
     """Provide a function that returns the settings of a user."""
-
-    def settings(user: str) -> Settings:
-        values: dict[str, Any] = {
-            name.removeprefix("DNF_").lower(): value for name, value in service_environment.items()
-        }
-        return Settings(**{**values, "redis_url": _url(server, user)})
-
-    return settings
+    return lambda user: settings_of(service_environment, redis_url=_url(server, user))
 
 
 def _url(server: Valkey, user: str) -> str:
     return server.url.replace("//", f"//{user}:{user}-password@")
 
 
-@pytest.fixture(scope="module")
-def stored(services: EmbeddedServices, make_picture: Callable[..., bytes]) -> str:
-    """Return the key of a picture in the store."""
-    services.seaweedfs.client().put_object(Bucket=services.bucket, Key="acl.jpg", Body=make_picture(1))
-    return "acl.jpg"
-
-
-def test_each_user_does_its_whole_job(  # noqa: PLR0917 - fixtures
+def test_each_user_can_do_its_whole_job(  # noqa: PLR0917 - fixtures
     server: Valkey,
     admin: redis.Redis,
-    settings_of: Callable[[str], Settings],
-    worker_process: Callable[..., Any],
+    settings_of_user: Callable[[str], Settings],
+    worker_process: StartWorker,
     services: EmbeddedServices,
-    stored: str,
+    store_object: StoreObject,
+    make_picture: MakePicture,
 ) -> None:
-    """Producer, worker, consumer, exporter and operator work together; the server refused nothing."""
+    """Producer, worker, consumer, exporter and operator work together; the server denies nothing."""
+    store_object("acl.jpg", make_picture(1))
     admin.acl_log_reset()
-    with Client(settings_of("producer")) as producer:
+    with Client(settings_of_user("producer")) as producer:
         checks = [
-            ImageCheck(bucket=services.bucket, key=stored, check_id=f"check-{number}") for number in range(3)
+            ImageCheck(bucket=services.bucket, key="acl.jpg", check_id=f"check-{number}")
+            for number in range(3)
         ]
         producer.submit_check(checks[0], queue="image-checks.urgent")
         producer.submit_many(checks[1:2], queue="image-checks.bulk")
-        # A check that a worker took and did not come to acknowledge.
+        # A check that a worker took and never acknowledged.
         producer.submit_check(checks[2])
         entry: Any = admin.rpop("image-checks")
         admin.hset("unacked", "lost", b"[" + entry + b',"","image-checks"]')
@@ -95,20 +85,21 @@ def test_each_user_does_its_whole_job(  # noqa: PLR0917 - fixtures
         admin.lpush("image-checks", b"no JSON")
         admin.lpush("image-checks", entry.replace(b'"check_image"', b'"another"'))
         worker = worker_process(
-            {"DNF_REDIS_URL": _url(server, "worker"), "DNF_VERDICT_CACHE_TTL_SECONDS": "60"}
+            {"DNF_REDIS_URL": _url(server, "worker"), "DNF_VERDICT_CACHE_TTL_SECONDS": "60"},
+            module=NULL_WORKER,
         )
         events = producer.wait_for(*checks, timeout_seconds=60)
         worker.wait_for_event("check_dead_lettered", count=2)
-    with Client(settings_of("consumer")) as consumer:
+    with Client(settings_of_user("consumer")) as consumer:
         delivered = list(consumer.verdicts("readers", follow=False))
         for each in delivered:
             each.ack()
         tailed = {event.check_id for event in consumer.events(follow=False)}
     assert {each.event.check_id for each in delivered} == tailed == events.keys()
-    with closing(QueueCollector(settings_of("exporter"))) as collector:
+    with closing(QueueCollector(settings_of_user("exporter"))) as collector:
         figures = {metric.name: metric for metric in collector.collect()}
     assert figures
-    operator = settings_of("operator")
+    operator = settings_of_user("operator")
     with closing(DeadLetters.connect(operator)) as dead_letters:
         first, second = dead_letters.read(newer_than_seconds=3600)
         dead_letters.redrive(first)
@@ -120,7 +111,7 @@ def test_each_user_does_its_whole_job(  # noqa: PLR0917 - fixtures
     assert [(e["username"], e["object"]) for e in admin.acl_log()] == []  # type: ignore[index,union-attr]
 
 
-REFUSED: dict[str, list[str]] = {
+DENIED: dict[str, list[str]] = {
     "producer": [
         "XADD verdicts * event forged",
         "DEL verdicts",
@@ -167,7 +158,7 @@ REFUSED: dict[str, list[str]] = {
         "SET {verdicts}:published:check-0 1",
     ],
 }
-# What is refused to everybody.
+# Denied to every user.
 ADMINISTRATION = [
     "FLUSHALL",
     "FLUSHDB",
@@ -186,27 +177,28 @@ ADMINISTRATION = [
 ]
 
 
-@pytest.mark.parametrize("user", REFUSED)
-def test_each_user_is_refused_what_is_not_its_job(server: Valkey, user: str) -> None:
-    """By itself and from within a script; the server names the permission that is missing."""
+@pytest.mark.parametrize("user", DENIED)
+def test_each_user_is_denied_what_is_not_its_job(server: Valkey, user: str) -> None:
+    """As a command and from a script; the error names the missing permission."""
     with redis.Redis.from_url(_url(server, user)) as client:
-        for command in [*REFUSED[user], *ADMINISTRATION]:
+        for command in [*DENIED[user], *ADMINISTRATION]:
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*command.split())
-        for command in REFUSED[user]:
+        for command in DENIED[user]:
             called = ", ".join(f"'{part}'" for part in command.split())
             with pytest.raises(redis.ResponseError, match=r"(?i)permission|NOPERM"):
                 client.execute_command("EVAL", f"return redis.call({called})", 0)
 
 
-def test_without_a_user_nothing_is_allowed(server: Valkey) -> None:
+@pytest.mark.usefixtures("no_back_off")
+def test_a_client_without_a_user_is_refused(server: Valkey) -> None:
     """The default user is off."""
     with redis.Redis(port=server.port) as client, pytest.raises(redis.AuthenticationError):
         client.ping()
 
 
-def test_the_file_as_it_is_starts_no_server(tmp_path: Path) -> None:
-    """Whoever forgets to set the passwords has no server, and not one with passwords that all can read."""
+def test_a_server_does_not_start_with_the_placeholders_of_the_file(tmp_path: Path) -> None:
+    """Nobody can run a server with published passwords by mistake."""
     finished = subprocess.run(
         [str(valkey_program()), "--port", "0", "--aclfile", str(USERS), "--dir", str(tmp_path)],
         capture_output=True,
@@ -216,8 +208,8 @@ def test_the_file_as_it_is_starts_no_server(tmp_path: Path) -> None:
     assert finished.returncode != 0
 
 
-def test_every_queue_is_named_for_those_who_enqueue() -> None:
-    """A queue that is added is added here too."""
+def test_producer_and_operator_may_write_to_every_queue() -> None:
+    """The file names each queue of the contract."""
     for line in USERS.read_text().splitlines():
         if line.startswith(("user producer", "user operator")):
             assert {f"~{queue}" for queue in QUEUES} <= set(line.split())

@@ -1,12 +1,12 @@
-"""Connections to the broker over TLS: encrypted, and only with a broker whose certificate is good."""
+"""Connections to the broker over TLS: encrypted, and only to a broker with a valid certificate."""
 
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,13 +16,20 @@ import redis
 from kombu.exceptions import OperationalError
 from pydantic import SecretStr
 
-from tests.conftest import PATIENCE
+from tests.conftest import (
+    NULL_WORKER,
+    PATIENCE,
+    MakePicture,
+    RunningWorker,
+    StartWorker,
+    StoreObject,
+    settings_of,
+)
 from tests.tls import Authority, TlsProxy
 from worker.broker.app import create_app
 from worker.broker.connection import connect
 from worker.broker.faults import connection_fault
 from worker.client import Client, QueueUnreachableError
-from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import HOST, free_ports
 from worker.embedded.valkey import Valkey
 from worker.operations.doctor.broker import diagnose_broker
@@ -30,30 +37,21 @@ from worker.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """Provide a broker of this module's own."""
-    server = Valkey(tmp_path_factory.mktemp("valkey"))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Provide the authority that the settings name."""
+    """Provide the certificate authority that the settings name."""
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="module")
 def strict(valkey: Valkey, authority: Authority) -> Iterator[TlsProxy]:
-    """Provide the broker over TLS, for clients with a certificate only."""
+    """Provide the broker over TLS; it requires client certificates."""
     with TlsProxy(valkey.port, authority.issue("broker"), clients=authority) as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="module")
 def trusted(strict: TlsProxy, authority: Authority) -> dict[str, str]:
-    """Return the DNF_ variables with which the broker is trusted and trusts."""
+    """Return DNF_ variables with a valid certificate on either side."""
     own = authority.issue("client", host="DNS:client")
     return {
         "DNF_REDIS_URL": strict.redis_url,
@@ -63,34 +61,31 @@ def trusted(strict: TlsProxy, authority: Authority) -> dict[str, str]:
     }
 
 
-def _settings(environment: dict[str, str]) -> Settings:
-    values: dict[str, Any] = {name.removeprefix("DNF_").lower(): value for name, value in environment.items()}
-    return Settings(**values)
+@pytest.fixture(scope="module")
+def worker(worker_process: StartWorker, trusted: dict[str, str]) -> RunningWorker:
+    """Provide a worker that is connected over TLS."""
+    return worker_process({**trusted, "NULL_WATCH_SECONDS": "0.5"}, module=NULL_WORKER)
 
 
 def test_a_check_goes_from_producer_to_consumer_over_tls(
-    worker_process: Callable[..., Any],
-    service_environment: dict[str, str],
-    services: EmbeddedServices,
-    make_picture: Callable[..., bytes],
-    trusted: dict[str, str],
+    worker: RunningWorker,
+    store_object: StoreObject,
+    make_picture: MakePicture,
 ) -> None:
-    """Both libraries, Celery's and ours, give a certificate and check the broker's; nothing else changes."""
-    services.seaweedfs.client().put_object(Bucket=services.bucket, Key="tls.jpg", Body=make_picture(1))
-    worker = worker_process(trusted)
-    with Client(_settings({**service_environment, **trusted})) as client:
-        check_id = client.submit(services.bucket, "tls.jpg")
+    """Celery's connections and ours present a certificate and verify the broker's."""
+    store_object("tls.jpg", make_picture(1))
+    with Client(settings_of(worker.environment)) as client:
+        check_id = client.submit(client.settings.upload_bucket, "tls.jpg")
         delivered = next(client.verdicts("readers"))
         delivered.ack()
     assert delivered.event.check_id == check_id
-    assert worker.stop() == 0
 
 
 @pytest.fixture(scope="module")
 def wrong(
     valkey: Valkey, authority: Authority, strict: TlsProxy, trusted: dict[str, str], tmp_path_factory: Any
 ) -> Iterator[dict[str, tuple[dict[str, str], str]]]:
-    """Return settings by what is wrong with them or their broker, and what is to be said of it."""
+    """Return DNF_ variables with one mistake each, and the text that reports it."""
     other = Authority(tmp_path_factory.mktemp("other"))
     stranger = other.issue("stranger", host="DNS:client")
     with (
@@ -103,7 +98,7 @@ def wrong(
             "unknown to the system": ({"DNF_REDIS_URL": impostor.redis_url}, "DNF_REDIS_CA_FILE"),
             "of another host": ({**ca, "DNF_REDIS_URL": elsewhere.redis_url}, "not valid for '127.0.0.1'"),
             "without our own": (
-                # kombu keeps connections by their URL: another database has its own.
+                # kombu pools connections by URL: another database has a pool of its own.
                 {**ca, "DNF_REDIS_URL": strict.redis_url.replace("/0", "/1")},
                 "does not accept our certificate: certificate required. DNF_REDIS_CERTIFICATE_FILE",
             ),
@@ -124,25 +119,22 @@ def wrong(
 
 
 CERTIFICATES = ["signed by another", "unknown to the system", "of another host"]
-# A client of TLS 1.3 that has no good certificate sees no more than a connection that is reset.
-LATE = ["without our own", "with a stranger's"]
+# In TLS 1.3 a client whose certificate is refused sees only a connection that is reset.
+REFUSED_LATE = ["without our own", "with a stranger's"]
 
 
-@pytest.fixture(params=[*CERTIFICATES, *LATE, "wrong password"])
-def mistake(
-    request: pytest.FixtureRequest, wrong: dict[str, tuple[dict[str, str], str]]
-) -> tuple[dict[str, str], str]:
-    """Return settings with one mistake, and what is to be said of it."""
-    return wrong[request.param]
+MISTAKES = [*CERTIFICATES, *REFUSED_LATE, "wrong password"]
 
 
-def test_a_worker_does_not_start_with_a_broker_that_is_not_to_be_trusted(
-    service_environment: dict[str, str], mistake: tuple[dict[str, str], str]
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_worker_does_not_start_with_an_untrusted_broker(
+    service_environment: dict[str, str], wrong: dict[str, tuple[dict[str, str], str]], name: str
 ) -> None:
-    """It ends with status 1 and one line that names the setting."""
-    variables, said = mistake
+    """It exits with status 1 and one line that names the setting, with a supervisor and without one."""
+    variables, detail = wrong[name]
+    options = [] if name == MISTAKES[0] else ["--unsupervised"]
     finished = subprocess.run(
-        [sys.executable, "-m", "worker.cli", "run"],
+        [sys.executable, "-m", "worker.cli", "run", *options],
         env={**os.environ, **service_environment, **variables},
         capture_output=True,
         text=True,
@@ -150,56 +142,75 @@ def test_a_worker_does_not_start_with_a_broker_that_is_not_to_be_trusted(
         check=False,
     )
     assert finished.returncode == 1, finished.stderr
-    assert said in finished.stderr
+    assert detail in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1
     assert "hidden" not in finished.stderr
 
 
-@pytest.mark.parametrize("name", ["signed by another", *LATE])
-def test_celery_sends_nothing_to_a_broker_that_is_not_to_be_trusted(
+@pytest.mark.parametrize("name", ["signed by another", *REFUSED_LATE])
+def test_celery_sends_nothing_to_an_untrusted_broker(
     wrong: dict[str, tuple[dict[str, str], str]], valkey: Valkey, name: str
 ) -> None:
-    """Kombu has connections of its own, which check the same."""
+    """Kombu opens connections of its own."""
     variables, _ = wrong[name]
-    with create_app(_settings(variables)) as app, pytest.raises(OperationalError):
-        app.send_task("check_image", args=[{}], queue="image-checks.bulk", retry=False)
+    with create_app(settings_of(variables)) as app:
+        app.conf.broker_connection_timeout = 0.5 * PATIENCE
+        with pytest.raises(OperationalError):
+            app.send_task("check_image", args=[{}], queue="image-checks.bulk", retry=False)
     with redis.Redis.from_url(valkey.url) as broker:
         assert broker.llen("image-checks.bulk") == 0
 
 
+@pytest.fixture(scope="module")
+def submitted(wrong: dict[str, tuple[dict[str, str], str]]) -> Iterator[dict[str, Future[float]]]:
+    """Submit a check with each of two mistakes at once; return the seconds that each took by mistake."""
+
+    def submit(name: str) -> float:
+        variables, detail = wrong[name]
+        began = monotonic()
+        with (
+            Client(settings_of(variables)) as client,
+            pytest.raises(QueueUnreachableError, match=re.escape(detail)),
+        ):
+            client.submit("uploads", "a.jpg")
+        return monotonic() - began
+
+    with ThreadPoolExecutor(2) as threads:
+        yield {name: threads.submit(submit, name) for name in ("signed by another", "without our own")}
+
+
 @pytest.mark.parametrize("name", ["signed by another", "without our own"])
-def test_a_producer_is_told_what_is_wrong_with_the_broker_or_with_itself(
+def test_the_error_of_a_producer_names_the_setting_to_change(
+    submitted: dict[str, Future[float]], name: str
+) -> None:
+    """It is raised after the retries of one connection."""
+    assert submitted[name].result() < 20 * PATIENCE
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_the_doctor_names_the_setting_to_change(
     wrong: dict[str, tuple[dict[str, str], str]], name: str
 ) -> None:
-    """Nothing is enqueued, and the error says what to set, after the tries of one connection."""
-    variables, said = wrong[name]
-    began = monotonic()
-    with Client(_settings(variables)) as client, pytest.raises(QueueUnreachableError, match=re.escape(said)):
-        client.submit("uploads", "a.jpg")
-    assert monotonic() - began < 20 * PATIENCE
-
-
-def test_the_doctor_says_what_is_wrong_with_the_broker_or_with_the_settings(
-    mistake: tuple[dict[str, str], str],
-) -> None:
-    """In the one line that is left when the broker cannot be asked."""
-    variables, said = mistake
-    (line,) = diagnose_broker(_settings(variables))
+    """In its only line about the broker."""
+    variables, detail = wrong[name]
+    (line,) = diagnose_broker(settings_of(variables))
     assert (line.name, line.outcome) == ("broker", "fault")
-    assert said in f"{line.problem} {line.remedy}"
+    assert detail in f"{line.problem} {line.remedy}"
 
 
-def test_a_broker_that_is_only_away_or_lost_is_not_called_distrustful(trusted: dict[str, str]) -> None:
-    """It may come back: whoever asks why a connection to it was lost is told of no setting."""
-    settings = _settings(trusted)
+def test_a_lost_or_refused_connection_is_no_fault_of_the_settings(trusted: dict[str, str]) -> None:
+    """The broker may come back."""
+    settings = settings_of(trusted)
     assert connection_fault(ConnectionResetError(), settings.broker) is None
     (port,) = free_ports(1)
     away = settings.model_copy(update={"redis_url": SecretStr(f"rediss://127.0.0.1:{port}/0")})
     assert connection_fault(ConnectionRefusedError(), away.broker) is None
 
 
-def test_a_broker_that_hangs_up_amid_the_handshake_is_not_called_distrustful(trusted: dict[str, str]) -> None:
-    """It does so when it restarts."""
+def test_a_connection_closed_during_the_handshake_is_no_fault_of_the_settings(
+    trusted: dict[str, str],
+) -> None:
+    """A broker that restarts does that."""
     with socket.create_server((HOST, 0)) as server, ThreadPoolExecutor(1) as threads:
         url = SecretStr(f"rediss://{HOST}:{server.getsockname()[1]}/0")
 
@@ -209,26 +220,26 @@ def test_a_broker_that_hangs_up_amid_the_handshake_is_not_called_distrustful(tru
                 connection.recv(1 << 16)
 
         hanging = threads.submit(hang_up)
-        settings = _settings(trusted).model_copy(update={"redis_url": url})
+        settings = settings_of(trusted).model_copy(update={"redis_url": url})
         assert connection_fault(ConnectionResetError(), settings.broker) is None
         hanging.result(30)
 
 
-def test_only_a_connection_that_was_lost_is_asked_for_its_reason(
+def test_a_certificate_fault_is_looked_for_only_behind_a_lost_tls_connection(
     wrong: dict[str, tuple[dict[str, str], str]], valkey: Valkey
 ) -> None:
-    """Not one without encryption, nor for an answer that came over it; what it was lost by may lie deeper."""
-    variables, said = wrong["signed by another"]
-    impostor = _settings(variables)
+    """Not without TLS, and not behind a reply of the server; the lost connection may be a deeper cause."""
+    variables, detail = wrong["signed by another"]
+    impostor = settings_of(variables)
     assert connection_fault(ConnectionResetError(), Settings(redis_url=valkey.url).broker) is None
     assert connection_fault(redis.ResponseError("MISCONF"), impostor.broker) is None
     error = ValueError()
     error.__context__ = ConnectionResetError()
-    assert said in str(connection_fault(error, impostor.broker))
+    assert detail in str(connection_fault(error, impostor.broker))
 
 
-def test_a_user_with_too_few_rights_is_told_so(valkey: Valkey) -> None:
-    """The command that was refused is named."""
+def test_a_permission_error_names_the_denied_command(valkey: Valkey) -> None:
+    """The user in DNF_REDIS_URL has too few rights."""
     settings = Settings(redis_url=valkey.url.replace("//", "//guest:secret@"))
     with redis.Redis.from_url(valkey.url) as admin:
         admin.execute_command("ACL", "SETUSER", "guest", "on", ">secret", "+@connection")
@@ -237,38 +248,31 @@ def test_a_user_with_too_few_rights_is_told_so(valkey: Valkey) -> None:
     assert re.search("too few rights: .*llen", str(connection_fault(refused.value, settings.broker)))
 
 
-def test_a_running_worker_says_when_its_certificate_is_refused_and_when_it_is_accepted_again(  # noqa: PLR0917 - fixtures
-    worker_process: Callable[..., Any],
-    service_environment: dict[str, str],
-    strict: TlsProxy,
-    authority: Authority,
-    valkey: Valkey,
-    trusted: dict[str, str],
-    tmp_path: Path,
+def test_a_running_worker_logs_when_its_certificate_is_refused_and_accepted_again(
+    worker: RunningWorker, strict: TlsProxy, authority: Authority, valkey: Valkey, tmp_path: Path
 ) -> None:
-    """The broker names another authority, say: one line, no end of the process, and checks go on after it."""
-    worker = worker_process(trusted)
+    """For example because the broker names another authority; the worker goes on afterwards."""
     with redis.Redis.from_url(valkey.url) as broker:
-        strict.ask_for(Authority(tmp_path / "new"))
+        strict.require(Authority(tmp_path / "new"))
         broker.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         (line,) = worker.wait_for_event("broker_fault_found", fault="client_certificate_refused")
         assert "does not accept our certificate" in line["detail"]
-    strict.ask_for(authority)
+    strict.require(authority)
     worker.wait_for_event("broker_recovered", fault="client_certificate_refused")
-    with Client(_settings({**service_environment, **trusted})) as client:
+    with Client(settings_of(worker.environment)) as client:
         check_id = client.submit(client.settings.upload_bucket, "none.jpg")
         client.wait_for(check_id, timeout_seconds=60 * PATIENCE)
     assert worker.stop() == 0
 
 
 @pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_check_hostname=false"])
-def test_the_check_of_a_certificate_cannot_be_switched_off(option: str) -> None:
-    """Neither library is asked to look away by an option in the URL."""
+def test_the_url_cannot_turn_off_the_verification_of_certificates(option: str) -> None:
+    """An option in the URL would take precedence over ours."""
     with pytest.raises(ValueError, match="takes no ssl_ options"):
         Settings(redis_url=f"rediss://127.0.0.1:6379/0?{option}")
 
 
-def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """A file that is missing is a wrong setting, said before anything is connected."""
+def test_a_missing_certificate_file_is_an_invalid_setting(tmp_path: Path) -> None:
+    """It is reported before anything is connected."""
     with pytest.raises(ValueError, match="redis_ca_file"):
         Settings(redis_ca_file=tmp_path / "none.pem")

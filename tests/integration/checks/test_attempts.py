@@ -1,4 +1,4 @@
-"""Beginnings without an end, counted on a real Valkey."""
+"""Attempts at a check, counted on a real Valkey."""
 
 import os
 import threading
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
+import redis
 
 from worker.broker import keys
 from worker.broker.connection import connect
@@ -15,34 +16,25 @@ from worker.contract.messages import InvalidMessageError
 from worker.embedded.valkey import Valkey
 from worker.settings import Settings
 
-DEADLINE = 0.2
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """Provide a server of this module's own, which may be killed."""
-    server = Valkey(tmp_path_factory.mktemp("attempts") / "valkey")
-    server.start()
-    yield server
-    server.stop()
+DEADLINE_SECONDS = 0.2
+TTL_SECONDS = 600
 
 
 @pytest.fixture
-def process(valkey: Valkey) -> Iterator[Callable[..., Attempts]]:
-    """Provide a function that gives what a new worker process has, each time."""
-    settings = Settings(redis_url=valkey.url, check_deadline_seconds=DEADLINE, max_attempts=3)
-    with connect(settings.broker) as client:
-        client.flushdb()
+def process(valkey: Valkey, broker: redis.Redis) -> Iterator[Callable[..., Attempts]]:  # noqa: ARG001 - empties it
+    """Provide a function that returns the attempts of a new worker process."""
+    settings = Settings(redis_url=valkey.url)
     started: list[Attempts] = []
 
-    def start(**changes: float) -> Attempts:
-        limits = {
-            "deadline_seconds": settings.check_deadline_seconds,
-            "max_attempts": settings.max_attempts,
-            "ttl_seconds": settings.publish_once_ttl_seconds,
-        }
-        started.append(Attempts(connect(settings.broker, retries=1), **{**limits, **changes}))
-        return started[-1]
+    def start(*, deadline_seconds: float = DEADLINE_SECONDS) -> Attempts:
+        attempts = Attempts(
+            connect(settings.broker, retries=1),
+            deadline_seconds=deadline_seconds,
+            max_attempts=3,
+            ttl_seconds=TTL_SECONDS,
+        )
+        started.append(attempts)
+        return attempts
 
     yield start
     for attempts in started:
@@ -50,19 +42,19 @@ def process(valkey: Valkey) -> Iterator[Callable[..., Attempts]]:
 
 
 def _die(process: Attempts) -> None:
-    """Begin the check in a process that ends there and then."""
+    """Start an attempt at the check `c` in a process that ends at once."""
     child = os.fork()
     if not child:
         with process.start("c"):
             os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    time.sleep(DEADLINE)  # after it, nobody can be at the check any more
+    time.sleep(DEADLINE_SECONDS)  # then the attempt counts as lost
 
 
-def test_every_beginning_is_counted_and_those_that_end_never_add_up(
+def test_every_attempt_is_counted_and_ended_ones_do_not_isolate_the_check(
     process: Callable[..., Attempts],
 ) -> None:
-    """Twenty deliveries that end, also by an error, leave the check as good as new."""
+    """Not even twenty that ended with an error."""
     one = process()
     for number in range(1, 21):
         with suppress(RuntimeError), one.start("c") as attempt:
@@ -73,10 +65,10 @@ def test_every_beginning_is_counted_and_those_that_end_never_add_up(
         assert (attempt.number, attempt.isolated) == (21, False)
 
 
-def test_a_check_at_which_three_processes_died_is_not_begun_again(
+def test_a_check_at_which_three_processes_died_is_not_started_again(
     process: Callable[..., Attempts],
 ) -> None:
-    """Three begin it and never end; every later one is refused, in every process, with the reason."""
+    """Every further attempt is refused with the reason, in every process."""
     for _ in range(3):
         _die(process())
     for _ in range(2):
@@ -87,65 +79,61 @@ def test_a_check_at_which_three_processes_died_is_not_begun_again(
         assert attempt.number == 1
 
 
-def test_a_check_at_which_a_process_died_runs_alone(process: Callable[..., Attempts]) -> None:
-    """It waits until the others in its process have ended, and they wait for it."""
+def test_a_check_at_which_a_process_died_runs_isolated(process: Callable[..., Attempts]) -> None:
+    """It waits until the other checks in its process have ended."""
     _die(process())
     second, events = process(), list[str]()
-    bystander_began, bystander_may_end = threading.Event(), threading.Event()
+    other_started, other_may_end = threading.Event(), threading.Event()
 
-    def bystander() -> None:
-        with second.start("bystander"):
-            bystander_began.set()
-            bystander_may_end.wait(10)
-            events.append("bystander ended")
+    def other_check() -> None:
+        with second.start("other"):
+            other_started.set()
+            other_may_end.wait(10)
+            events.append("other ended")
 
-    thread = threading.Thread(target=bystander)
+    thread = threading.Thread(target=other_check)
     thread.start()
-    assert bystander_began.wait(10)
-    threading.Timer(DEADLINE / 4, bystander_may_end.set).start()
+    assert other_started.wait(10)
+    threading.Timer(DEADLINE_SECONDS / 4, other_may_end.set).start()
     with second.start("c") as attempt:
-        events.append("began")
+        events.append("started")
         assert (attempt.number, attempt.isolated) == (2, True)
     thread.join(10)
-    assert events == ["bystander ended", "began"]
+    assert events == ["other ended", "started"]
 
 
 def test_duplicates_of_a_check_do_not_count_against_it(process: Callable[..., Attempts]) -> None:
-    """Messages that come again after lost connections are begun many times by living processes."""
+    """After a lost connection living processes may attempt the same check several times."""
     first, second = process(), process()
     for _ in range(10):
         with first.start("c") as mine, second.start("c") as other:
             assert (mine.isolated, other.isolated) == (False, True)
 
 
-def test_a_check_that_many_processes_are_at_is_not_taken_for_one_that_ends_them(
-    process: Callable[..., Attempts],
-) -> None:
-    """Until its deadline a beginning without an end is a check at work, however many there are of it."""
-    with ExitStack() as at_work:
-        numbers = [at_work.enter_context(process(deadline_seconds=60).start("c")).number for _ in range(5)]
+def test_an_attempt_within_its_deadline_is_not_lost(process: Callable[..., Attempts]) -> None:
+    """Not even when more processes than may die attempt the same check at once."""
+    with ExitStack() as running:
+        numbers = [running.enter_context(process(deadline_seconds=60).start("c")).number for _ in range(5)]
     assert numbers == [1, 2, 3, 4, 5]
 
 
-def test_a_check_that_one_process_has_twice_runs_beside_itself(process: Callable[..., Attempts]) -> None:
-    """The process has not ended: nobody else in it waits for this check."""
+def test_two_attempts_in_one_process_run_side_by_side(process: Callable[..., Attempts]) -> None:
+    """The process has not died, so the check is not isolated."""
     one = process(deadline_seconds=5)
     with one.start("c") as first, one.start("c") as second:
         assert [(attempt.number, attempt.isolated) for attempt in (first, second)] == [(1, False), (2, False)]
 
 
-def test_the_beginnings_of_a_check_are_forgotten_in_time(
-    process: Callable[..., Attempts], valkey: Valkey
-) -> None:
-    """As its verdict is, after the same time."""
-    with process().start("c"), connect(Settings(redis_url=valkey.url).broker) as client:
-        assert 0 < client.ttl(keys.attempts("c")) <= Settings().publish_once_ttl_seconds  # type: ignore[operator]
+def test_the_attempts_at_a_check_expire(process: Callable[..., Attempts], broker: redis.Redis) -> None:
+    """After the set time."""
+    with process().start("c"):
+        assert 0 < broker.ttl(keys.attempts("c")) <= TTL_SECONDS  # type: ignore[operator]
 
 
-def test_an_end_that_could_not_be_told_is_told_later(
+def test_an_end_that_could_not_be_reported_is_reported_before_the_next_attempt(
     process: Callable[..., Attempts], valkey: Valkey
 ) -> None:
-    """Redis was away when the check ended: the process says so before its next check."""
+    """Redis is away when the attempt ends."""
     one = process()
     with one.start("c"):
         valkey.kill()
