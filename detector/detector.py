@@ -93,8 +93,7 @@ class Detector:
         torch_dtype = _torch_dtype(torch_device, dtype)
         network = build_classifier(bundle.manifest.classifier)
         try:
-            source, location = bundle.manifest.unet, bundle.unet_location
-            unet = load_unet(location, source.revision) if source and location else None
+            unet = load_unet(bundle.unet_folder) if bundle.unet_folder else None
             weights = load_file(bundle.classifier_path)
             network.load_state_dict({name: _widened(value) for name, value in weights.items()})
         except (UnetRejectedError, OSError, RuntimeError) as error:

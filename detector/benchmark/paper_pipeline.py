@@ -38,11 +38,11 @@ class PaperPipeline:
         from detector.networks.resnet import build_classifier
         from detector.networks.unet import load_unet
 
-        location, source = bundle.unet_location, bundle.manifest.unet
-        if not location or source is None or bundle.manifest.classifier.in_channels != 3:  # noqa: PLR2004
+        unet_folder = bundle.unet_folder
+        if not unet_folder or bundle.manifest.classifier.in_channels != 3:  # noqa: PLR2004
             raise BundleError("malformed", f"{bundle.folder} is not a detector on a single noise estimate.")
         self._folder, self._size, self._device = folder, size, torch.device(device)
-        self._unet = load_unet(location, source.revision).to(self._device)
+        self._unet = load_unet(unet_folder).to(self._device)
         self._classifier = build_classifier(bundle.manifest.classifier)
         self._classifier.load_state_dict(load_file(bundle.classifier_path))
         self._classifier.to(self._device).eval()

@@ -234,8 +234,8 @@ def flops_per_picture(bundle: Bundle) -> int:
     with torch.device("meta"):
         classifier = build_classifier(manifest.classifier).eval()
         total = count_flops(classifier, torch.zeros(1, manifest.classifier.in_channels, size, size))
-    if manifest.unet is not None and bundle.unet_location:
-        unet = load_unet(bundle.unet_location, manifest.unet.revision).to("meta")
+    if bundle.unet_folder:
+        unet = load_unet(bundle.unet_folder).to("meta")
         picture = torch.zeros(1, 3, size, size, device="meta")
         passes = len(dnf.timesteps) if dnf.variant == "first" else dnf.steps
         total += passes * count_flops(unet, picture, torch.zeros(1, dtype=torch.long, device="meta"))

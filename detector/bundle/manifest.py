@@ -3,13 +3,26 @@
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from detector.bundle.calibration import PlattScaling, Thresholds
 
 Feature = Literal["dnf", "dnf+npr", "dnf+rgb", "dnf+npr+rgb", "rgb", "npr"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 Variant = Literal["first", "last", "mean", "stack"]
+
+
+def _inside_the_bundle(name: str) -> str:
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or path.as_posix() != name:
+        raise ValueError(f"{name!r} is not a relative path inside the bundle, such as unet/config.json")
+    return name
+
+
+#: The relative POSIX path of a file or folder of a bundle.
+InnerPath = Annotated[str, AfterValidator(_inside_the_bundle)]
+#: A SHA-256 in hex.
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Frozen(BaseModel):
@@ -87,19 +100,10 @@ class ResNetConfig(_Frozen):
 
 
 class UnetSource(_Frozen):
-    """Where the U-Net's weights are: inside the bundle or on the Hugging Face hub."""
+    """Where the U-Net's weights are in the bundle."""
 
-    #: Folder in diffusers' format, relative to the bundle.
-    folder: str | None = None
-    hub_id: str | None = None
-    #: Revision on the hub; None is the newest.
-    revision: str | None = None
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "UnetSource":
-        if (self.folder is None) == (self.hub_id is None):
-            raise ValueError("a U-Net is either in a folder of the bundle or on the hub")
-        return self
+    #: Folder in diffusers' format.
+    folder: InnerPath
 
 
 class Manifest(_Frozen):
@@ -117,15 +121,15 @@ class Manifest(_Frozen):
     #: None for a feature without "dnf".
     unet: UnetSource | None
     classifier: ResNetConfig
-    classifier_file: str = "classifier.safetensors"
+    classifier_file: InnerPath = "classifier.safetensors"
     calibration: PlattScaling
     thresholds: Thresholds
     #: Measured figures, by the name of the measurement.
     figures: dict[str, JsonValue] = Field(default_factory=dict)
     #: How the detector was trained.
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
-    #: SHA-256 in hex of each file of the bundle, by its relative POSIX path.
-    files: dict[str, str] = Field(default_factory=dict)
+    #: SHA-256 of each file of the bundle except the manifest itself and the model card.
+    files: dict[InnerPath, Sha256] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Manifest":
@@ -137,12 +141,3 @@ class Manifest(_Frozen):
         if self.classifier.in_channels != expected:
             raise ValueError(f"the classifier must take the {expected} channels of the feature")
         return self
-
-    @field_validator("files")
-    @classmethod
-    def _inside_the_bundle(cls, files: dict[str, str]) -> dict[str, str]:
-        for name in files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name:
-                raise ValueError(f"{name} is not inside the bundle")
-        return files

@@ -62,7 +62,7 @@ class Unet(nn.Module):
         return cast("Tensor", self.network(x.to(dtype), timesteps, return_dict=False)[0])
 
 
-def load_unet(source: str | Path, revision: str | None = None) -> Unet:
+def load_unet(source: str | Path) -> Unet:
     """Load a U-Net from a diffusers folder or a hub id such as `google/ddpm-bedroom-256`, in float32.
 
     Only safetensors weights are read. Raises `UnetRejectedError` when no such U-Net can be loaded.
@@ -70,9 +70,7 @@ def load_unet(source: str | Path, revision: str | None = None) -> Unet:
     from diffusers import UNet2DModel
 
     try:
-        network = UNet2DModel.from_pretrained(
-            str(source), use_safetensors=True, revision=revision, low_cpu_mem_usage=False
-        )
+        network = UNet2DModel.from_pretrained(str(source), use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, KeyError) as error:
         raise UnetRejectedError(f"no diffusion U-Net can be loaded from {source}: {error}") from error
     # The weights may be stored in float16; `accelerate` chooses the type of the computation.

@@ -110,7 +110,7 @@ def fuse(
     network.mix.weight.data = torch.tensor([weights], dtype=torch.float32)
     network.mix.bias.data = torch.tensor([offset], dtype=torch.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(str(bundles[0].unet_location), folder / "unet", dirs_exist_ok=True)
+    shutil.copytree(str(bundles[0].unet_folder), folder / "unet", dirs_exist_ok=True)
     _save_classifier(network, folder)
     others = {manifest.feature: manifest.provenance for manifest in manifests[1:]}
     fusion_weights = {manifest.feature: float(w) for manifest, w in zip(manifests, weights, strict=True)}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from detector.acceleration.memory import free_memory_after
 from detector.bundle.calibration import Thresholds
+from detector.bundle.files import resolve
 from detector.detector import Detector, Finding
 from worker.broker.connection import connect
 from worker.broker.dead_letters import DeadLetters
@@ -62,7 +63,11 @@ class Service:
 
         Raises `BundleError`.
         """
-        detector = detector or Detector.load(settings.bundle, device=settings.device, dtype=settings.dtype)
+        detector = detector or Detector.load(
+            resolve(settings.bundle, digest=settings.bundle_digest),
+            device=settings.device,
+            dtype=settings.dtype,
+        )
         detector.warm_up(settings.batch_size)
         # Pillow loads its formats with the first picture, which should not wait for that.
         Image.init()

@@ -85,6 +85,8 @@ def _demonstrate(
         # An absolute path, so that the printed commands work in any directory.
         bundle = str(Path(bundle).resolve()) if Path(bundle).is_dir() else bundle
         variables = {**services.environment(), "DNF_BUNDLE": bundle, "DNF_LOG_FORMAT": "json"}
+        # A pin of the environment is that of another bundle.
+        variables["DNF_BUNDLE_DIGEST"] = ""
         with _environment(variables), _worker(log, interruption) as worker:
             sheet = _judge_samples(console, services, worker)
             print_tables(console, sheet)

@@ -1,5 +1,7 @@
 """A bundle in S3 is fetched once, verified and cached."""
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,59 @@ def test_a_tampered_bundle_in_s3_is_not_cached(uploaded: str, services: Embedded
         with pytest.raises(BundleError) as error:
             resolve(uploaded)
         assert error.value.reason == "digest_mismatch"
+
+
+@pytest.mark.parametrize("leftover", ["empty folder", "half a bundle", "damaged", "file", "broken link"])
+def test_what_an_earlier_download_left_in_the_cache_is_replaced(
+    uploaded: str, tiny_bundle: Path, leftover: str
+) -> None:
+    """Whatever lies in the bundle's place and is not the whole bundle does not block the start."""
+    folder = resolve(uploaded).folder
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.mkdir()
+    (partial / "classifier.safetensors").mkdir()
+    if leftover == "damaged":
+        (folder / "classifier.safetensors").write_bytes(b"damaged")
+    else:
+        shutil.rmtree(folder)
+        if leftover == "file":
+            folder.write_bytes(b"")
+        elif leftover == "broken link":
+            folder.symlink_to("nowhere")
+        else:
+            folder.mkdir()
+            if leftover == "half a bundle":
+                shutil.copy(tiny_bundle / "bundle.json", folder)
+    assert resolve(uploaded).folder == folder
+    assert resolve(folder).digest == resolve(tiny_bundle).digest
+    assert not partial.exists()
+
+
+def test_processes_that_start_together_share_one_download(uploaded: str) -> None:
+    """Four at once find a leftover; each has the whole bundle."""
+    folder = resolve(uploaded).folder
+    (folder / "classifier.safetensors").unlink()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(resolve, [uploaded] * 4))
+    assert {bundle.folder for bundle in found} == {folder}
+
+
+def test_a_pin_is_checked_before_anything_is_downloaded(uploaded: str, tmp_path: Path) -> None:
+    """Another manifest than the pinned one costs one request."""
+    with pytest.raises(BundleError, match="pinned"):
+        resolve(uploaded, digest="0" * 64)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    uploaded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line with a reason and a remedy."""
+    (tmp_path / "no-folder").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-folder"))
+    with pytest.raises(BundleError, match="XDG_CACHE_HOME") as error:
+        resolve(uploaded)
+    assert error.value.reason == "cache_unusable"
 
 
 def test_a_missing_bundle_in_s3_is_not_found(uploaded: str) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from detector.bundle.files import MANIFEST_FILE, BundleError, open_bundle, resolve
+from detector.bundle.files import MANIFEST_FILE, BundleError, open_bundle, resolve, write_manifest
+from detector.bundle.manifest import Manifest
 
 
 @pytest.fixture
@@ -39,13 +40,76 @@ def test_a_missing_file_is_reported(bundle_folder: Path) -> None:
         open_bundle(bundle_folder)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])
-def test_a_manifest_cannot_name_files_outside_its_folder(bundle_folder: Path, name: str) -> None:
-    """A manifest with absolute or climbing paths is malformed."""
-    edit(bundle_folder, files={name: "0" * 64})
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "a\\\\b", "./a", "a//b", "."])
+@pytest.mark.parametrize("field", ["files", "classifier_file", "unet"])
+def test_a_manifest_cannot_name_files_outside_its_folder(bundle_folder: Path, field: str, name: str) -> None:
+    """A manifest with absolute or climbing paths is malformed, in whichever field it names them."""
+    edit(bundle_folder, **{field: {"files": {name: "0" * 64}, "unet": {"folder": name}}.get(field, name)})
     with pytest.raises(BundleError) as error:
         open_bundle(bundle_folder)
     assert error.value.reason == "malformed"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unlisted.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        ".hidden",
+        "more/notes.txt",
+    ],
+)
+def test_a_file_that_the_manifest_does_not_list_is_refused(bundle_folder: Path, name: str) -> None:
+    """Every file but the manifest and the model card has a digest, so that none can be added or loaded."""
+    (bundle_folder / name).parent.mkdir(exist_ok=True)
+    (bundle_folder / name).write_text("{}")
+    with pytest.raises(BundleError, match="not listed") as error:
+        open_bundle(bundle_folder)
+    assert error.value.reason == "file_not_listed"
+
+
+@pytest.mark.parametrize(
+    "name", ["classifier.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
+)
+def test_the_files_of_the_networks_must_be_listed(bundle_folder: Path, name: str) -> None:
+    """Weights without a digest are not loaded, even when they are there."""
+    files = json.loads((bundle_folder / MANIFEST_FILE).read_text())["files"]
+    edit(bundle_folder, files={key: value for key, value in files.items() if key != name})
+    with pytest.raises(BundleError, match="not listed"):
+        open_bundle(bundle_folder)
+
+
+def test_the_unet_is_read_from_one_file(bundle_folder: Path) -> None:
+    """An index of shards could name weights anywhere on the disk; a listed one is malformed too."""
+    (bundle_folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"conv_in.weight": "../../outside.safetensors"}})
+    )
+    with pytest.raises(BundleError) as error:
+        write_manifest(
+            bundle_folder, Manifest.model_validate_json((bundle_folder / MANIFEST_FILE).read_text())
+        )
+    assert error.value.reason == "malformed"
+
+
+@pytest.mark.parametrize("name", ["classifier.safetensors", "unet"])
+def test_a_link_out_of_the_bundle_is_refused(bundle_folder: Path, tmp_path: Path, name: str) -> None:
+    """Neither a file nor a folder of a bundle may be a symbolic link, whatever its content."""
+    moved = (bundle_folder / name).rename(tmp_path / "elsewhere")
+    (bundle_folder / name).symlink_to(moved)
+    with pytest.raises(BundleError) as error:
+        open_bundle(bundle_folder)
+    assert error.value.reason in {"malformed", "file_not_listed"}
+
+
+def test_a_pinned_bundle_is_the_one_whose_manifest_has_the_digest(bundle_folder: Path) -> None:
+    """With another digest nothing is loaded, although every file has the digest that its manifest lists."""
+    pinned = open_bundle(bundle_folder).digest
+    assert resolve(bundle_folder, digest=pinned).digest == pinned
+    edit(bundle_folder, thresholds={"review_from": 1.0, "generated_from": 1.0})
+    assert open_bundle(bundle_folder).digest != pinned
+    with pytest.raises(BundleError, match="pinned") as error:
+        resolve(bundle_folder, digest=pinned)
+    assert error.value.reason == "digest_mismatch"
 
 
 def test_an_unknown_field_is_rejected(bundle_folder: Path) -> None:

@@ -16,16 +16,20 @@ def diagnose_detector(settings: Settings) -> Iterator[Diagnosis]:
 def _bundle(settings: Settings) -> Diagnosis:
     name = "bundle"
     try:
-        bundle = resolve(settings.bundle)
+        bundle = resolve(settings.bundle, digest=settings.bundle_digest)
     except BundleError as error:
         return fault(
             name,
             f"{settings.bundle}: {error.reason}",
             f"No worker starts: {error}",
-            "Set DNF_BUNDLE to another bundle, or restore this one.",
+            "Set DNF_BUNDLE (and DNF_BUNDLE_DIGEST) to another bundle, or restore this one.",
         )
     manifest = bundle.manifest
-    return ok(name, f"{manifest.name} {manifest.version}, digest {bundle.digest[:12]}, every file verified")
+    pinned = " as pinned" if settings.bundle_digest else ""
+    return ok(
+        name,
+        f"{manifest.name} {manifest.version}, digest {bundle.digest[:12]}{pinned}, every file verified",
+    )
 
 
 def _device(settings: Settings) -> Diagnosis:
