@@ -86,10 +86,10 @@ class Settings(BaseSettings):
     )
     upload_bucket: str = Field(default="uploads", description="Where `submit` puts local files.")
     bundle: str = Field(default="default", description="The detector: a folder, a name, s3:// or a hub id.")
-    bundle_digest: str = Field(
-        default="",
+    bundle_digest: str | None = Field(
+        default=None,
         pattern="^([0-9a-f]{64})?$",
-        description="SHA-256 that the bundle's manifest must have, in hex; empty: any.",
+        description="SHA-256 that the bundle's manifest must have, in hex; unset: any.",
     )
     shadow_bundle: str | None = Field(
         default=None,

@@ -40,6 +40,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "s3": {"secretName": "dnf-s3", "endpointUrl": "https://s3.example.org"},
         "detector": {
             "bundle": "s3://models/serving",
+            "bundleDigest": "0" * 64,
             "shadowBundle": "s3://models/next",
             "volume": {"persistentVolumeClaim": {"claimName": "bundles", "readOnly": True}},
             "cache": {"warm": True, "volume": {"ephemeral": {"volumeClaimTemplate": {
