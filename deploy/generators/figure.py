@@ -21,6 +21,7 @@ from detector.detector import Detector
 from detector.images.decode import ImageRejectedError, decode
 from detector.images.views import crops, network_input
 from detector.policy import VerdictName, decide
+from detector.terminal import echo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -302,7 +303,7 @@ def main(bundle: str, *, real: tuple[Path, ...], generated: tuple[Path, ...], ou
     else:
         Image.open(BytesIO(figure)).convert("RGB").save(out, quality=_WEBP_QUALITY)
     size = out.stat().st_size
-    click.echo(f"{out}: {len(real)} photographs, {len(generated)} generated pictures, {size:,} bytes")
+    echo(f"{out}: {len(real)} photographs, {len(generated)} generated pictures, {size:,} bytes")
 
 
 if __name__ == "__main__":

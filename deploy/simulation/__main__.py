@@ -1,12 +1,10 @@
 """`python -m deploy.simulation`: a day of traffic under the autoscaler."""
 
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from deploy.simulation.plots import draw_day
@@ -14,6 +12,7 @@ from deploy.simulation.scaling import ScalingRule
 from deploy.simulation.simulation import Outcome, simulate
 from deploy.simulation.sweep import Trial, sweep
 from deploy.simulation.traffic import Traffic
+from detector.terminal import Console, echo_json
 from worker.cli.errors import WrongUsageError, current_settings
 from worker.cli.plan import demand_and_worker, load_options
 from worker.operations.capacity import Demand, WorkerModel, plan
@@ -102,7 +101,7 @@ def main(
     day = _summary(outcome, demand)
     if as_json:
         document = {"autoscaling": asdict(rule), "day": day, "sweep": [asdict(trial) for trial in trials]}
-        click.echo(json.dumps(document, indent=2))
+        echo_json(document, indent=2)
         return
     console = Console()
     console.print(_day_table(day, rule))

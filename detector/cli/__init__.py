@@ -1,7 +1,6 @@
 """dnf-detector: check pictures, compute features, inspect, convert, train, evaluate and benchmark bundles."""
 
 import csv
-import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any, cast
 import click
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
@@ -24,6 +21,7 @@ from detector.cli.train import train
 from detector.detector import Detector, Dtype
 from detector.images.decode import ImageRejectedError, decode
 from detector.images.thumbnail import dnf_picture, dnf_thumbnail, saved_picture
+from detector.terminal import Console, Group, echo, echo_json, escaped, shown
 
 _COLOURS = {"real": "green", "review": "yellow", "generated": "red"}
 
@@ -41,7 +39,7 @@ _dtype = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dnf-moderation")
 def main() -> None:
     """Tell photographs from AI-generated pictures by their Diffusion Noise Feature."""
@@ -98,7 +96,7 @@ def check(
     detector = _load(bundle, device, dtype)
     rejected = False
     path = Column("Picture", overflow="fold")
-    table = Table(path, "Verdict", "Score", "Logit", "Size", title=escape(_title(detector.bundle)))
+    table = Table(path, "Verdict", "Score", "Logit", "Size", title=shown(_title(detector.bundle)))
     # Progress is for a person at a terminal; a pipe gets only the results.
     progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     with ExitStack() as stack:
@@ -112,7 +110,7 @@ def check(
             record = _record(result)
             rejected = rejected or isinstance(result, RejectedFile)
             if as_json:
-                click.echo(json.dumps(record))
+                echo_json(record)
             else:
                 table.add_row(*_cells(record))
             if rows:
@@ -153,7 +151,7 @@ def dnf(image: Path, *, bundle: str, device: str, dtype: Dtype, out: Path) -> No
     else:
         shown = saved_picture if detector.bundle.manifest.dnf.quantise else dnf_picture
         Image.fromarray(shown(feature)).save(out)
-    click.echo(f"{out}: {feature.shape}, mean {feature.mean():.4f}, deviation {feature.std():.4f}")
+    echo(f"{out}: {feature.shape}, mean {feature.mean():.4f}, deviation {feature.std():.4f}")
 
 
 @main.command(epilog="Example: dnf-detector inspect default")
@@ -165,18 +163,18 @@ def inspect(bundle: str, *, as_json: bool) -> None:
         found = resolve(bundle)
     manifest = found.manifest.model_dump(mode="json")
     if as_json:
-        click.echo(json.dumps(manifest | {"digest": found.digest}, indent=2))
+        echo_json(manifest | {"digest": found.digest}, indent=2)
         return
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{_title(found)}, created {found.manifest.created}", style="bold")
+    console.print(escaped(f"{_title(found)}, created {found.manifest.created}"), style="bold")
     console.print(f"digest {found.digest}")
     for section in ("preprocessing", "dnf", "unet", "classifier", "calibration", "thresholds", "provenance"):
         console.print(f"{section:<15}{_inline(manifest[section])}")
     for name, values in manifest["figures"].items():
-        console.print(f"{name:<15}{_inline(values)}")
+        console.print(f"{escaped(name):<15}{_inline(values)}")
     console.print("files, SHA-256 verified:")
     for name, digest in found.manifest.files.items():
-        console.print(f"{digest} {(found.folder / name).stat().st_size:>13,} bytes  {name}")
+        console.print(f"{digest} {(found.folder / name).stat().st_size:>13,} bytes  {escaped(name)}")
 
 
 @main.command(
@@ -196,7 +194,7 @@ def convert(ddim: Path, unet_config: Path, classifier: Path, out: Path, name: st
 
     with plain_errors():
         bundle = convert_checkpoints(ddim, unet_config, classifier, out, name=name)
-    click.echo(f"{bundle.folder}: {_title(bundle)}, digest {bundle.digest}")
+    echo(f"{bundle.folder}: {_title(bundle)}, digest {bundle.digest}")
 
 
 def _load(bundle: str, device: str, dtype: Dtype) -> Detector:
@@ -209,7 +207,9 @@ def _title(bundle: Bundle) -> str:
 
 
 def _inline(values: dict[str, Any] | None) -> str:
-    return "none" if values is None else ", ".join(f"{name} {value}" for name, value in values.items())
+    return (
+        "none" if values is None else escaped(", ".join(f"{name} {value}" for name, value in values.items()))
+    )
 
 
 def _record(result: CheckedFile | RejectedFile) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def _record(result: CheckedFile | RejectedFile) -> dict[str, Any]:
 
 
 def _cells(record: dict[str, Any]) -> tuple[str, ...]:
-    path = escape(record["path"])
+    path = shown(record["path"])
     if "rejected" in record:
         return path, f"[magenta]rejected: {record['rejected']}[/]", "", "", ""
     verdict = cast("str", record["verdict"])

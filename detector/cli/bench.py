@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from detector.bundle.files import Bundle, resolve
 from detector.cli.errors import WrongUsageError, plain_errors
 from detector.cli.sections import SectionedCommand, section
+from detector.terminal import Console, echo
 
 if TYPE_CHECKING:
     from detector.benchmark.speed import Comparison, Measurement
@@ -164,7 +164,7 @@ def _full_size(folder: Path) -> Bundle:
     from detector.benchmark.paper_pipeline import full_size_bundle
 
     if sys.stderr.isatty():
-        click.echo("Drawing 137 M random weights", err=True)
+        echo("Drawing 137 M random weights", err=True)
     return full_size_bundle(folder / "bundle")
 
 

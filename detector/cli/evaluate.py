@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from detector.bundle.files import Bundle, record_figures, resolve
@@ -17,6 +16,7 @@ from detector.cli.errors import WrongUsageError, plain_errors
 from detector.cli.sections import SectionedCommand, section
 from detector.corpus.corpus import CorpusRejectedError, Sample, read_corpus, split_names
 from detector.detector import Detector, Dtype
+from detector.terminal import Console, echo
 
 if TYPE_CHECKING:
     from detector.evaluation.conditions import Extent
@@ -166,7 +166,7 @@ def evaluate(
     for result in evaluation.splits:
         console.print(*split_tables(result), sep="\n")
     if page:
-        click.echo(f"{page}: the report; {JSON_FILE} next to it has every figure")
+        echo(f"{page}: the report; {JSON_FILE} next to it has every figure")
     if record:
         _record(detector.bundle, record, evaluation.splits)
 
@@ -282,4 +282,4 @@ def _record(bundle: Bundle, name: str, results: list["SplitEvaluation"]) -> None
     for result in results:
         key = name if len(results) == 1 else f"{name}_{result.split.replace('-', '_')}"
         bundle = record_figures(bundle, key, result.overall.rounded())
-        click.echo(f"{bundle.folder}: {key} recorded, digest {bundle.digest}")
+        echo(f"{bundle.folder}: {key} recorded, digest {bundle.digest}")

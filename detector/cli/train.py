@@ -19,6 +19,7 @@ from detector.corpus.corpus import (
     readable,
     training_split,
 )
+from detector.terminal import echo
 
 if TYPE_CHECKING:
     from detector.networks.resnet import ResNet
@@ -186,7 +187,7 @@ def classifier(
     recipe = _classifier_recipe(feature, options)
     pretrained = _pretrained(fine_tune, recipe) if fine_tune else None
     bundle = _train_classifier(network, samples, work, recipe, options, pretrained=pretrained)
-    click.echo(f"{bundle.folder}: digest {bundle.digest}")
+    echo(f"{bundle.folder}: digest {bundle.digest}")
 
 
 @train.command(
@@ -226,7 +227,7 @@ def whole(corpus: Path, *, work: Path | None, **options: Any) -> None:
     unet_recipe = _unet_recipe(options | {"minutes": minutes * _UNET_SHARE})
     network = _train_unet(samples, work / "unet", unet_recipe)
     bundle = _train_classifier(network, samples, work / "classifier", recipe, options)
-    click.echo(f"{bundle.folder}: digest {bundle.digest}")
+    echo(f"{bundle.folder}: digest {bundle.digest}")
 
 
 @train.command(
@@ -259,7 +260,7 @@ def fuse(corpus: Path, *, bundles: tuple[str, ...], **options: Any) -> None:
             bundle = fuse_bundles([resolve(name) for name in bundles], calibration, options["out"], **named)
     except FusionRejectedError as error:
         raise WrongUsageError(str(error)) from error
-    click.echo(f"{bundle.folder}: digest {bundle.digest}")
+    echo(f"{bundle.folder}: digest {bundle.digest}")
 
 
 def _samples(corpus: Path, options: dict[str, Any]) -> TrainingSplit:

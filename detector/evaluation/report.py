@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from detector.bundle.files import Bundle
@@ -18,6 +17,7 @@ from detector.evaluation.figures import Figures
 from detector.evaluation.plots import split_plots
 from detector.evaluation.scoring import Scored
 from detector.metrics import Interval
+from detector.terminal import Console
 
 JSON_FILE = "report.json"
 PAGE_FILE = "report.html"

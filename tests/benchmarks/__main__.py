@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from detector.bundle.files import BundleError
+from detector.terminal import Console
 from tests.benchmarks.queue import BenchmarkFailedError, against_bare_celery, against_bare_detector
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import EmbeddedServiceError

@@ -34,6 +34,7 @@ FLOORS = {
         ["corpus"],
         ["bundle"],
         ["images"],
+        ["terminal"],
     ],
 }
 

@@ -2,6 +2,7 @@
 
 import click
 
+from detector.terminal import Group
 from worker.cli.config import config
 from worker.cli.dead_letters import dead_letters
 from worker.cli.demo import demo
@@ -13,7 +14,7 @@ from worker.cli.submit import submit
 from worker.cli.verdicts import verdicts
 
 
-class _InOrder(click.Group):
+class _InOrder(Group):
     """A group that lists its commands in the order in which they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature

@@ -1,16 +1,14 @@
 """dnf-worker dead-letters: inspect, redrive or drop the messages that could not be processed."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, get_args
 
 import click
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from detector.terminal import Console, echo, echo_json, shown
 from worker.broker.dead_letters import DeadLetters, RedriveRefusedError, StoredDeadLetter
 from worker.cli.errors import current_settings, reported_errors
 from worker.contract.messages import DeadLetterReason
@@ -85,7 +83,7 @@ def list_dead_letters(*, as_json: bool, **filters: Any) -> None:
     with _stream() as stream:
         for stored in _filtered(stream, **filters):
             if as_json:
-                click.echo(_json(stored))
+                echo_json(_json(stored))
             elif (dead_letter := stored.dead_letter) is None:
                 table.add_row(stored.entry_id, _age(stored), "", "", "", "unreadable entry")
             else:
@@ -94,8 +92,8 @@ def list_dead_letters(*, as_json: bool, **filters: Any) -> None:
                     _age(stored),
                     dead_letter.reason,
                     str(dead_letter.attempts),
-                    escape(dead_letter.check_id or ""),
-                    escape(dead_letter.detail),
+                    shown(dead_letter.check_id or ""),
+                    shown(dead_letter.detail),
                 )
     if not as_json:
         Console().print(table if table.row_count else "No dead letters.")
@@ -111,12 +109,12 @@ def show(*, entry_id: str, as_json: bool) -> None:
     if stored is None:
         raise click.ClickException(f"There is no dead letter {entry_id}.")
     if as_json:
-        click.echo(_json(stored))
+        echo_json(_json(stored))
     elif stored.dead_letter is None:
-        click.echo(f"{entry_id}: unreadable entry")
+        echo(f"{entry_id}: unreadable entry")
     else:
         for name, value in stored.dead_letter.model_dump(mode="json").items():
-            click.echo(f"{name:<11} {'' if value is None else value}")
+            echo(f"{name:<11} {'' if value is None else value}")
 
 
 @dead_letters.command(
@@ -204,16 +202,14 @@ def _report(
     entry_id: str, outcome: str, reason: str | None = None, detail: str = "", *, as_json: bool
 ) -> None:
     if as_json:
-        click.echo(json.dumps({"id": entry_id, "outcome": outcome, "reason": reason}))
+        echo_json({"id": entry_id, "outcome": outcome, "reason": reason})
     else:
-        click.echo(f"{entry_id}  {outcome.replace('_', ' ')}" + (f": {detail}" if detail else ""))
+        echo(f"{entry_id}  {outcome.replace('_', ' ')}" + (f": {detail}" if detail else ""))
 
 
-def _json(stored: StoredDeadLetter) -> str:
+def _json(stored: StoredDeadLetter) -> dict[str, object]:
     dead_letter = stored.dead_letter.model_dump(mode="json") if stored.dead_letter else None
-    return json.dumps(
-        {"id": stored.entry_id, "age_seconds": round(stored.age_seconds, 1), "dead_letter": dead_letter}
-    )
+    return {"id": stored.entry_id, "age_seconds": round(stored.age_seconds, 1), "dead_letter": dead_letter}
 
 
 def _age(stored: StoredDeadLetter) -> str:

@@ -1,14 +1,12 @@
 """dnf-worker doctor: diagnose settings, services and hardware before workers rely on them."""
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from detector.terminal import Console, echo_json, shown
 from worker.cli.errors import current_settings
 from worker.telemetry.logs import SecretMask
 
@@ -37,7 +35,7 @@ def doctor(*, as_json: bool) -> None:
     worst = _worst(diagnoses)
     if as_json:
         report = {"outcome": worst, "diagnoses": [diagnosis.model_dump() for diagnosis in diagnoses]}
-        click.echo(json.dumps(report, indent=2))
+        echo_json(report, indent=2)
     else:
         Console().print(_table(diagnoses))
     sys.exit(int(worst == "fault"))
@@ -55,9 +53,9 @@ def _table(diagnoses: "list[Diagnosis]") -> Table:
     for diagnosis in diagnoses:
         colour = _COLOURS[diagnosis.outcome]
         table.add_row(
-            escape(diagnosis.name),
+            shown(diagnosis.name),
             f"[{colour}]{diagnosis.outcome}[/]",
-            escape(diagnosis.observed),
-            escape(f"{diagnosis.problem} {diagnosis.remedy}".strip()),
+            shown(diagnosis.observed),
+            shown(f"{diagnosis.problem} {diagnosis.remedy}".strip()),
         )
     return table

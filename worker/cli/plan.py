@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
+from detector.terminal import Console, echo_json
 from worker.cli.errors import WrongUsageError, current_settings
 from worker.contract.messages import first_fault
 from worker.operations.capacity import CHECKS_PER_SECOND_PER_BROKER, Demand, Plan, WorkerModel, plan
@@ -83,7 +83,7 @@ def plan_command(*, as_json: bool, **options: Any) -> None:
     demand, worker = demand_and_worker(options, batch_size=settings.batch_size)
     result = plan(demand, worker, settings)
     if as_json:
-        click.echo(result.model_dump_json(indent=2))
+        echo_json(result.model_dump(mode="json"), indent=2)
         return
     console = Console()
     console.print(_table(result))

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 from pydantic import JsonValue
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from detector.terminal import Console, echo, echo_json, shown
 from worker.broker.verdict_stream import Event
 from worker.cli.errors import WrongUsageError, current_settings, reported_errors
 from worker.contract.messages import QUEUES, QueueName, RejectionEvent
@@ -57,7 +56,8 @@ def submit(
             for source, name in zip(sources, pictures, strict=True)
         }
         if not wait:
-            click.echo("\n".join(names))
+            for check_id in names:
+                echo(check_id)
             return
         try:
             events, failure = client.wait_for(*names, timeout_seconds=timeout_seconds, since=since), None
@@ -100,16 +100,14 @@ def _source(name: str) -> Path | tuple[str, str]:
 def _show(events: list[tuple[str, Event]], *, as_json: bool) -> None:
     if as_json:
         for _, event in events:
-            click.echo(event.raw)
+            echo_json(json.loads(event.raw))
         return
     table = Table("Picture", "Verdict", "Score", "Milliseconds")
     for name, event in events:
         data = event.envelope.data
         total = f"{data.durations_ms['total']:.0f}"
         if isinstance(event.envelope, RejectionEvent):
-            table.add_row(escape(name), f"rejected: {event.envelope.data.reason}", "", total)
+            table.add_row(shown(name), f"rejected: {event.envelope.data.reason}", "", total)
         else:
-            table.add_row(
-                escape(name), event.envelope.data.verdict, f"{event.envelope.data.score:.3f}", total
-            )
+            table.add_row(shown(name), event.envelope.data.verdict, f"{event.envelope.data.score:.3f}", total)
     Console().print(table)

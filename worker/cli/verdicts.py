@@ -1,7 +1,10 @@
 """dnf-worker verdicts: the events on the verdict stream."""
 
+import json
+
 import click
 
+from detector.terminal import echo, echo_json
 from worker.broker.verdict_stream import Event
 from worker.cli.errors import current_settings, reported_errors
 from worker.contract.messages import RejectionEvent
@@ -30,11 +33,11 @@ def verdicts(*, follow: bool, group: str | None, as_json: bool) -> None:
 
 def _show(event: Event, *, as_json: bool) -> None:
     if as_json:
-        click.echo(event.raw)
+        echo_json(json.loads(event.raw))
         return
     outcome = (
         f"rejected: {event.envelope.data.reason}"
         if isinstance(event.envelope, RejectionEvent)
         else f"{event.envelope.data.verdict:<9} {event.envelope.data.score:.3f}"
     )
-    click.echo(f"{event.envelope.time:%Y-%m-%d %H:%M:%S}  {outcome:<28}  {event.envelope.subject}")
+    echo(f"{event.envelope.time:%Y-%m-%d %H:%M:%S}  {outcome:<28}  {event.envelope.subject}")

@@ -11,8 +11,6 @@ from os import environ
 from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from detector.terminal import Console, shown
 from worker.broker.verdict_stream import Event, VerdictStream
 from worker.client import Client
 from worker.contract.messages import Rejection
@@ -57,7 +56,7 @@ def run_demo(*, keep: bool, out: Path, bundle: str) -> int:
         console.print("Stopped. Nothing is left running.")
         return 0 if keep else INTERRUPTED
     except (DemoFailedError, EmbeddedServiceError) as error:
-        console.print(f"[bold red]The demonstration failed.[/] {escape(str(error))}")
+        console.print(f"[bold red]The demonstration failed.[/] {shown(str(error), newlines=True)}")
         return 1
     return 0
 

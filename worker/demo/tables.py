@@ -1,11 +1,10 @@
 """The tables of the demonstration in the terminal."""
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from detector.policy import VerdictName
+from detector.terminal import Console, shown
 from worker.demo.contact_sheet import MARKS, ContactSheet
 
 STYLES: dict[VerdictName, str] = {"real": "green", "review": "yellow", "generated": "red"}
@@ -23,7 +22,7 @@ AGREEMENT_STYLES = {"right": "green", "wrong": "red", "open": "default"}
 def print_tables(console: Console, sheet: ContactSheet) -> None:
     """Print the verdicts with the time of each stage, and the rejections with their reasons."""
     stages = list(dict.fromkeys(stage for item in sheet.judged for stage in item.stages))
-    verdicts = _table(f"Verdicts of {escape(sheet.model)}, with the milliseconds of each stage")
+    verdicts = _table(f"Verdicts of {shown(sheet.model)}, with the milliseconds of each stage")
     # A narrow terminal shows the stages in a second table instead of truncating them.
     wide = console.width >= VERDICT_WIDTH + STAGE_WIDTH * len(stages)
     times = verdicts if wide else _table("Milliseconds of each stage")
@@ -36,7 +35,7 @@ def print_tables(console: Console, sheet: ContactSheet) -> None:
         times.add_column(heading, justify="right", no_wrap=True)
     for item in sheet.judged:
         verdict = [
-            escape(item.title),
+            shown(item.title),
             f"[{STYLES[item.verdict]}]{item.verdict}[/]",
             f"{item.score:.3f}",
             f"[{AGREEMENT_STYLES[item.agreement]}]{MARKS[item.agreement]}[/] {item.truth or ''}",
@@ -47,7 +46,7 @@ def print_tables(console: Console, sheet: ContactSheet) -> None:
             verdicts.add_row(*verdict, *spent)
         else:
             verdicts.add_row(*verdict)
-            times.add_row(escape(item.title), *spent)
+            times.add_row(shown(item.title), *spent)
     console.print(verdicts)
     if not wide:
         console.print(times)
@@ -55,7 +54,7 @@ def print_tables(console: Console, sheet: ContactSheet) -> None:
     for name in ["Upload", "Reason", "Detail"]:
         rejections.add_column(name)
     for upload in sheet.rejected:
-        rejections.add_row(escape(upload.title), f"[yellow]{upload.reason}[/]", escape(upload.detail))
+        rejections.add_row(shown(upload.title), f"[yellow]{upload.reason}[/]", shown(upload.detail))
     console.print(rejections)
 
 

@@ -4,10 +4,13 @@ import json
 import logging
 import re
 import sys
-from typing import Any
+from collections.abc import MutableMapping
+from io import StringIO
+from typing import Any, TextIO
 
 import structlog
 
+from detector.terminal import escaped
 from worker.settings import MASK, Settings
 
 _SHARED: list[structlog.typing.Processor] = [
@@ -26,7 +29,7 @@ def configure_logs(settings: Settings) -> None:
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     # Tracebacks show no local variables, which hold pictures and keys.
     ending: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [_escape_values, structlog.dev.ConsoleRenderer(exception_formatter=_plain_traceback)]
         if console
         else [
             structlog.processors.ExceptionRenderer(
@@ -59,6 +62,20 @@ def configure_logs(settings: Settings) -> None:
     # Their line for each task or request repeats what `image_checked` says.
     for noisy in ("celery.app.trace", "celery.worker.strategy", "botocore", "urllib3", "kombu"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+def _escape_values(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape the control characters of every text: keys and messages come from outside."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = escaped(value, newlines=True)
+    return event
+
+
+def _plain_traceback(stream: TextIO, exception: structlog.typing.ExcInfo) -> None:
+    text = StringIO()
+    structlog.dev.plain_traceback(text, exception)
+    stream.write(escaped(text.getvalue(), newlines=True))
 
 
 class SecretMask:
