@@ -35,7 +35,11 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 def settings_of(environment: Mapping[str, str], **changes: Any) -> Settings:
     """Return the settings of these DNF_ variables, with `changes` on top."""
-    values = {name.removeprefix("DNF_").lower(): value for name, value in environment.items()}
+    values = {
+        name.removeprefix("DNF_").lower(): value
+        for name, value in environment.items()
+        if name.startswith("DNF_")
+    }
     return Settings(**{**values, **changes})
 
 
@@ -160,6 +164,7 @@ def services() -> Iterator[EmbeddedServices]:
     """Provide Valkey and SeaweedFS for the session."""
     with EmbeddedServices(bucket="test-uploads") as running:
         yield running
+        running.seaweedfs.kill()  # its graceful shutdown takes seconds
 
 
 @pytest.fixture(scope="session")
@@ -185,28 +190,29 @@ def store_object(services: EmbeddedServices) -> StoreObject:
 
 
 @pytest.fixture(scope="module")
-def service_environment(
-    services: EmbeddedServices, new_database: Callable[[], str], tiny_bundle: Path
-) -> dict[str, str]:
-    """Return DNF_ variables: the session's services, a database of the module's own, the tiny bundle."""
+def service_environment(services: EmbeddedServices, new_database: Callable[[], str]) -> dict[str, str]:
+    """Return DNF_ variables: the session's services and a database of the module's own."""
     return {
         **services.environment(),
         "DNF_REDIS_URL": new_database(),
-        "DNF_BUNDLE": str(tiny_bundle),
         "DNF_LOG_FORMAT": "json",
     }
 
 
 @pytest.fixture(scope="module")
 def worker_process(
-    service_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    service_environment: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[StartWorker]:
-    """Provide a function that starts workers on the module's database."""
+    """Provide a function that starts workers on the module's database, by default with the tiny bundle."""
     started: list[RunningWorker] = []
 
     def start(environment: Mapping[str, str] | None = None, *, module: str = "worker.cli") -> RunningWorker:
         log = tmp_path_factory.mktemp("worker") / "worker.log"
-        worker = RunningWorker({**service_environment, **(environment or {})}, log, module)
+        # A worker with a null detector must not wait for the bundle to be made.
+        bundle = {"DNF_BUNDLE": str(request.getfixturevalue("tiny_bundle"))} if module == "worker.cli" else {}
+        worker = RunningWorker({**service_environment, **bundle, **(environment or {})}, log, module)
         started.append(worker)
         worker.start()
         return worker

@@ -6,6 +6,7 @@ Everything but the networks is the product's own. Environment variables change h
 - `NULL_LOAD_SECONDS`: how long loading takes.
 - `NULL_POISON`: a white picture kills the process from within the model, as a fault in native code does.
 - `NULL_HANGS`: the model never returns from a batch.
+- `NULL_RAISES`: the model raises RuntimeError.
 - `NULL_SWEEP_SECONDS`, `NULL_WATCH_SECONDS`: shorter intervals between sweeps for expired messages and polls
   of the broker watch, so that tests wait less.
 - `NULL_SUPERVISED`: `run` starts a supervisor.
@@ -36,6 +37,7 @@ BATCH_SECONDS = float(os.environ.get("NULL_BATCH_SECONDS", "0.02"))
 LOAD_SECONDS = float(os.environ.get("NULL_LOAD_SECONDS", "0"))
 POISON = "NULL_POISON" in os.environ
 HANGS = "NULL_HANGS" in os.environ
+RAISES = "NULL_RAISES" in os.environ
 SWEEP_SECONDS = float(os.environ.get("NULL_SWEEP_SECONDS", "5"))
 WATCH_SECONDS = float(os.environ.get("NULL_WATCH_SECONDS", "5"))
 
@@ -58,6 +60,8 @@ class FaultyDetector(NullDetector):
             time.sleep(60)
         if HANGS:
             threading.Event().wait()
+        if RAISES:
+            raise RuntimeError(f"the model was called with {len(prepared)} pictures")
         return super().examine(prepared)
 
 

@@ -1,4 +1,4 @@
-"""The main flow: a picture goes through the queue to a verdict."""
+"""The main flow: from a picture on the queue to its verdict."""
 
 import hashlib
 import io
@@ -7,65 +7,41 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import pytest
 import redis
 from jsonschema import Draft202012Validator
 from PIL import Image
 
+from tests.conftest import NULL_WORKER, MakePicture, RunningWorker, StartWorker, StoreObject, settings_of
 from worker.broker.transport import IDLE_SECONDS
 from worker.client import Client
 from worker.contract.messages import ImageCheck, VerdictEvent, event_id
 from worker.embedded.services import EmbeddedServices
-from worker.settings import Settings
 
 SCHEMAS = Path(__file__).parents[3] / "deploy" / "schemas"
 STAGES = {"queue_wait", "fetch", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail", "total"}
 
 
-def _settings(environment: Mapping[str, str]) -> Settings:
-    values: dict[str, Any] = {name.removeprefix("DNF_").lower(): value for name, value in environment.items()}
-    return Settings(**values)
-
-
 @pytest.fixture(scope="module")
-def worker(worker_process: Callable[..., Any]) -> Any:
-    """Provide this module's worker."""
+def worker(worker_process: StartWorker) -> RunningWorker:
+    """Provide this module's worker, with the networks of the tiny bundle."""
     return worker_process()
 
 
-@pytest.fixture(scope="module")
-def client(service_environment: dict[str, str]) -> Iterator[Client]:
-    """Provide a client of this module's worker."""
-    with Client(_settings(service_environment)) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def store(services: EmbeddedServices) -> Callable[[str, bytes], str]:
-    """Provide a function that stores an object and returns its ETag."""
-    s3 = services.seaweedfs.client()
-
-    def put(key: str, data: bytes) -> str:
-        return s3.put_object(Bucket=services.bucket, Key=key, Body=data)["ETag"]
-
-    return put
-
-
-def test_two_hundred_pictures_submitted_at_once_have_two_hundred_verdicts(
-    worker: Any,
+def test_200_pictures_submitted_at_once_have_200_verdicts(
+    worker: RunningWorker,
     client: Client,
     services: EmbeddedServices,
-    store: Callable[[str, bytes], str],
-    make_picture: Callable[..., bytes],
+    store_object: StoreObject,
+    make_picture: MakePicture,
 ) -> None:
-    """Each has one verdict and one `image_checked` line with every duration; batches were formed."""
+    """Each has one event and one `image_checked` line with every duration; batches are formed."""
     for number in range(200):
-        store(f"many/{number}.jpg", make_picture(number))
+        store_object(f"many/{number}.jpg", make_picture(number))
     since = client.position()
     check_ids = [client.submit(services.bucket, f"many/{number}.jpg") for number in range(200)]
     client.wait_for(*check_ids, timeout_seconds=120, since=since)
@@ -76,7 +52,7 @@ def test_two_hundred_pictures_submitted_at_once_have_two_hundred_verdicts(
         f"s3://{services.bucket}/many/{number}.jpg" for number in range(200)
     ]
     lines = worker.wait_for_event("image_checked", count=200)
-    assert len(worker.log_lines()) == len(worker.log.read_text().splitlines()), "a line that is no JSON"
+    assert len(worker.log_lines()) == len(worker.log.read_text().splitlines()), "a line is not JSON"
     assert Counter(line["check_id"] for line in lines) == Counter(check_ids)
     for line in lines:
         assert line["durations_ms"].keys() == STAGES
@@ -86,16 +62,16 @@ def test_two_hundred_pictures_submitted_at_once_have_two_hundred_verdicts(
     assert max(line["batch_size"] for line in lines) > 1
 
 
-def test_a_verdict_says_all_that_the_contract_promises(
-    worker: Any,
+def test_a_verdict_event_holds_what_the_contract_promises(
+    worker: RunningWorker,
     client: Client,
-    store: Callable[[str, bytes], str],
-    make_picture: Callable[..., bytes],
+    store_object: StoreObject,
+    make_picture: MakePicture,
     tiny_bundle: Path,
 ) -> None:
-    """The event fits its schema, its facts are those of the object, and the thumbnail is the PNG it names."""
+    """It is valid by its schema; facts and thumbnail are those of the object and of the PNG beside it."""
     picture = make_picture(1, size=(150, 90), format="PNG")
-    etag = store("one picture.png", picture)
+    etag = store_object("one picture.png", picture)
     metadata = {"post": 7, "nested": [{"ü": None}], "big": 2**60}
     digest = hashlib.sha256(picture).hexdigest()
     check = ImageCheck(
@@ -109,7 +85,7 @@ def test_a_verdict_says_all_that_the_contract_promises(
     event = client.wait_for(check.check_id)[check.check_id]
     schema = json.loads((SCHEMAS / "image-verdict-v1.json").read_text())
     Draft202012Validator(schema).validate(json.loads(event.raw))
-    # The attributes that CloudEvents 1.0 requires, and their values.
+    # The attributes that CloudEvents 1.0 requires.
     assert (
         json.loads(event.raw).items()
         >= {
@@ -139,13 +115,13 @@ def test_a_verdict_says_all_that_the_contract_promises(
     worker.wait_for_event("image_checked", check_id=check.check_id)
 
 
-def test_a_check_submitted_twice_is_judged_once_and_answered_once(
-    worker: Any, client: Client, services: EmbeddedServices, store: Callable[[str, bytes], str]
+def test_a_check_submitted_twice_is_judged_and_published_once(
+    worker: RunningWorker, client: Client, services: EmbeddedServices, store_object: StoreObject
 ) -> None:
-    """Under the same id the second one finds the answer and costs no model time."""
+    """The second message under the same id costs no model time."""
     with Image.new("RGB", (64, 64), "teal") as image:
         image.save(file := io.BytesIO(), "PNG")
-    store("twice.png", file.getvalue())
+    store_object("twice.png", file.getvalue())
     check = ImageCheck(bucket=services.bucket, key="twice.png", check_id="twice")
     client.submit_check(check)
     client.wait_for("twice")
@@ -155,42 +131,42 @@ def test_a_check_submitted_twice_is_judged_once_and_answered_once(
     assert len(worker.wait_for_event("image_checked", check_id="twice")) == 1
 
 
-def test_an_idle_worker_asks_for_checks_many_times_a_second_and_rests_between(
-    worker: Any, services: EmbeddedServices, wait_until: Callable[..., None]
+def test_an_idle_worker_polls_many_times_a_second_and_pauses_between(
+    worker: RunningWorker, services: EmbeddedServices, wait_until: Callable[..., None]
 ) -> None:
-    """What comes waits for a fraction of a second, and neither worker nor broker is busy until then."""
+    """A new message waits for a fraction of a second, and idle polls keep neither worker nor broker busy."""
     assert worker.process.poll() is None
     with redis.Redis.from_url(services.redis_url) as broker:
 
-        def asked() -> int:
+        def polls() -> int:
             return int(broker.info("commandstats")["cmdstat_eval"]["calls"])  # type: ignore[index]
 
-        before, began = asked(), monotonic()
-        wait_until(lambda: asked() >= before + 20, "twenty questions", seconds=3)
+        before, began = polls(), monotonic()
+        wait_until(lambda: polls() >= before + 20, "twenty polls", seconds=3)
         assert monotonic() - began > 20 * IDLE_SECONDS / 2
 
 
-def test_a_check_delivered_twice_at_the_same_time_is_published_once(
-    worker_process: Callable[..., Any],
+def test_two_simultaneous_deliveries_of_a_check_are_published_once(
+    worker_process: StartWorker,
     service_environment: dict[str, str],
-    services: EmbeddedServices,
-    store: Callable[[str, bytes], str],
-    make_picture: Callable[..., bytes],
+    new_database: Callable[[], str],
+    store_object: StoreObject,
+    make_picture: MakePicture,
 ) -> None:
-    """Both deliveries are judged in one batch; one publishes, and the other's line says that it did not."""
-    store("both.jpg", make_picture(7))
-    # The batch waits for its second picture, so that neither delivery can be answered before both are taken.
+    """Both are judged in one batch; one is published, and the log line of the other says that it is not."""
+    store_object("both.jpg", make_picture(7))
+    # The batch waits for its second picture, so that both messages are taken before either has its event.
     environment = {
-        "DNF_REDIS_URL": service_environment["DNF_REDIS_URL"].rpartition("/")[0] + "/206",
+        "DNF_REDIS_URL": new_database(),
         "DNF_THREADS": "2",
         "DNF_BATCH_SIZE": "2",
         "DNF_BATCH_WAIT_SECONDS": "5",
     }
-    check = ImageCheck(bucket=services.bucket, key="both.jpg", check_id="both")
-    with Client(_settings({**service_environment, **environment})) as client:
+    with Client(settings_of({**service_environment, **environment})) as client:
+        check = ImageCheck(bucket=client.settings.upload_bucket, key="both.jpg", check_id="both")
         client.submit_check(check)
         client.submit_check(check)
-        worker = worker_process(environment)
+        worker = worker_process(environment, module=NULL_WORKER)
         lines = worker.wait_for_event("image_checked", count=2, check_id="both")
         events = list(client.events(follow=False))
     assert [line["batch_size"] for line in lines] == [2, 2]
@@ -201,68 +177,76 @@ def test_a_check_delivered_twice_at_the_same_time_is_published_once(
     assert worker.stop() == 0
 
 
-def test_a_worker_told_to_stop_finishes_what_it_began_and_leaves_the_rest(
-    worker: Any,
-    client: Client,
-    services: EmbeddedServices,
-    store: Callable[[str, bytes], str],
-    make_picture: Callable[..., bytes],
+def test_a_worker_that_shuts_down_finishes_its_checks_and_leaves_the_others(
+    worker_process: StartWorker,
+    new_database: Callable[[], str],
+    store_object: StoreObject,
+    make_picture: MakePicture,
 ) -> None:
-    """After SIGTERM in the middle and a new start, every check has one verdict; the exit status is 0."""
-    store("stop.jpg", make_picture(5))
-    since = client.position()
-    check_ids = [client.submit(services.bucket, "stop.jpg") for _ in range(120)]
-    client.wait_for(check_ids[0], since=since)
-    assert worker.stop() == 0
-    worker.wait_for_event("worker_stopped", status=0)
-    worker.start()
-    client.wait_for(*check_ids, timeout_seconds=60, since=since)
-    answered = Counter(event.check_id for event in client.events(since=since, follow=False))
-    assert answered == Counter(check_ids)
+    """It exits with status 0; after a restart every check has one verdict."""
+    store_object("shutdown.jpg", make_picture(5))
+    environment = {"DNF_REDIS_URL": new_database(), "DNF_BATCH_SIZE": "4", "NULL_BATCH_SECONDS": "0.1"}
+    worker = worker_process(environment, module=NULL_WORKER)
+    with Client(settings_of(worker.environment)) as client:
+        check_ids = [client.submit(client.settings.upload_bucket, "shutdown.jpg") for _ in range(120)]
+        client.wait_for(check_ids[0])
+        assert worker.stop() == 0
+        worker.wait_for_event("worker_stopped", status=0)
+        assert 0 < len(list(client.events(follow=False))) < 120
+        worker.start()
+        client.wait_for(*check_ids, timeout_seconds=60)
+        published = Counter(event.check_id for event in client.events(follow=False))
+    assert published == Counter(check_ids)
 
 
 @pytest.fixture(scope="module")
-def late(
-    worker_process: Callable[..., Any],
+def started_late(
+    worker_process: StartWorker,
     service_environment: dict[str, str],
-    services: EmbeddedServices,
-    store: Callable[[str, bytes], str],
-    make_picture: Callable[..., bytes],
-) -> tuple[Any, dict[str, str]]:
-    """Return a worker for one check at a time that found full queues, all done, and each check's queue."""
-    store("order.jpg", make_picture(6))
-    url = service_environment["DNF_REDIS_URL"].rpartition("/")[0] + "/201"
-    environment = {"DNF_REDIS_URL": url, "DNF_THREADS": "1", "DNF_BATCH_SIZE": "1"}
-    with Client(_settings({**service_environment, **environment})) as client:
-        sent: dict[str, str] = {
-            client.submit(services.bucket, "order.jpg", queue=queue): queue
+    new_database: Callable[[], str],
+    store_object: StoreObject,
+    make_picture: MakePicture,
+) -> tuple[RunningWorker, dict[str, str]]:
+    """Return a worker that found checks in every queue, took one at a time and ended; each check's queue."""
+    store_object("order.jpg", make_picture(6))
+    environment = {
+        "DNF_REDIS_URL": new_database(),
+        "DNF_THREADS": "1",
+        "DNF_BATCH_SIZE": "1",
+        "NULL_LOAD_SECONDS": "0.5",
+    }
+    with Client(settings_of({**service_environment, **environment})) as client:
+        queues: dict[str, str] = {
+            client.submit(client.settings.upload_bucket, "order.jpg", queue=queue): queue
             for _ in range(4)
             for queue in ("image-checks.bulk", "image-checks", "image-checks.urgent")
         }
-        worker = worker_process(environment)
-        client.wait_for(*sent, timeout_seconds=60)
-    worker.wait_for_event("image_checked", count=len(sent))
+        worker = worker_process(environment, module=NULL_WORKER)
+        client.wait_for(*queues, timeout_seconds=60)
+    worker.wait_for_event("image_checked", count=len(queues))
     assert worker.stop() == 0
-    return worker, sent
+    return worker, queues
 
 
-def test_urgent_checks_are_taken_first(late: tuple[Any, dict[str, str]]) -> None:
-    """A worker that does one check at a time takes urgent, then ordinary, then bulk ones."""
-    worker, sent = late
-    taken = [sent[line["check_id"]] for line in worker.wait_for_event("image_checked")]
+def test_urgent_checks_are_taken_first(started_late: tuple[RunningWorker, dict[str, str]]) -> None:
+    """Then ordinary, then bulk checks."""
+    worker, queues = started_late
+    taken = [queues[line["check_id"]] for line in worker.wait_for_event("image_checked")]
     assert taken == ["image-checks.urgent"] * 4 + ["image-checks"] * 4 + ["image-checks.bulk"] * 4
 
 
-def test_no_check_is_taken_before_the_model_is_loaded(late: tuple[Any, dict[str, str]]) -> None:
-    """With checks waiting from the start, the log begins with the model, then the worker, then the checks."""
-    worker, sent = late
+def test_no_check_is_taken_before_the_model_is_loaded(
+    started_late: tuple[RunningWorker, dict[str, str]],
+) -> None:
+    """With checks waiting from the start, the log has the model first, then the worker, then the checks."""
+    worker, queues = started_late
     order = [line["event"] for line in worker.log_lines()]
-    told = [event for event in order if event in {"model_loaded", "worker_ready", "image_checked"}]
-    assert told == ["model_loaded", "worker_ready"] + ["image_checked"] * len(sent)
+    order = [event for event in order if event in {"model_loaded", "worker_ready", "image_checked"}]
+    assert order == ["model_loaded", "worker_ready"] + ["image_checked"] * len(queues)
 
 
-def test_a_producer_and_consumer_loads_no_torch(service_environment: dict[str, str]) -> None:
-    """A platform that submits and reads verdicts pays for neither torch nor diffusers."""
+def test_a_producer_and_consumer_does_not_import_torch(service_environment: dict[str, str]) -> None:
+    """Nor diffusers; the commands of `dnf-worker` do not either."""
     program = (
         "import sys\n"
         "from worker.client import Client\n"

@@ -1,11 +1,11 @@
-"""Uploads, messages and stores at fault: each has its reason, and the worker goes on."""
+"""Uploads, messages and stores at fault: each is answered with its reason, and the worker goes on."""
 
 import io
 import json
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,22 +16,18 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from detector.bundle.files import open_bundle, write_manifest
+from tests.conftest import NULL_WORKER, MakePicture, RunningWorker, StartWorker, StoreObject, settings_of
+from tests.null_detector import NullDetector
 from worker.broker.app import create_app
 from worker.broker.dead_letters import DeadLetters
 from worker.client import Client, NoVerdictError
 from worker.contract.messages import CHECK_IMAGE, DeadLetterReason, RejectionEvent, RejectionReason, event_id
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import free_ports
-from worker.settings import Settings
 
 SCHEMAS = Path(__file__).parents[3] / "deploy" / "schemas"
 MAX_BYTES, MAX_PIXELS = 200_000, 1_000_000
 GOOD = "good.jpg"
-
-
-def _settings(environment: Mapping[str, str]) -> Settings:
-    values: dict[str, Any] = {name.removeprefix("DNF_").lower(): value for name, value in environment.items()}
-    return Settings(**values)
 
 
 def _encoded(image: Image.Image, image_format: str) -> bytes:
@@ -40,7 +36,7 @@ def _encoded(image: Image.Image, image_format: str) -> bytes:
 
 
 def _png(side: int, bits: int, colour_type: int, compressed: bytes) -> bytes:
-    """Return a PNG around pixels that are already compressed, whatever they are."""
+    """Return a PNG around compressed pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -51,11 +47,11 @@ def _png(side: int, bits: int, colour_type: int, compressed: bytes) -> bytes:
 
 
 def _bomb() -> bytes:
-    """Return 400 million black pixels in 49 kB: below the limit of bytes, a whole PNG of one bit a pixel."""
+    """Return a valid PNG of 400 million black pixels of one bit, in 49 kB: fewer than the limit of bytes."""
     return _png(20_000, 1, 0, zlib.compress(bytes(20_000 * (1 + 20_000 // 8)), 9))
 
 
-# Each upload, by the reason for which it is rejected; None where no object is stored.
+# Uploads by the reason of their rejection; None where no object is stored.
 UPLOADS: dict[str, bytes | None] = {
     "empty": b"",
     "not_an_image": b"A shopping list, whatever its name says.",
@@ -74,7 +70,7 @@ UPLOADS: dict[str, bytes | None] = {
     "bitmap": _encoded(Image.new("RGB", (64, 64)), "BMP"),
     "bomb": _bomb(),
 }
-# Uploads that are named for what they are, since another one stands for their reason.
+# Further uploads of a reason that is in `UPLOADS` already.
 NAMED: dict[str, RejectionReason] = {"bitmap": "format_not_allowed", "bomb": "too_many_pixels"}
 FIELDS: dict[str, dict[str, Any]] = {
     "bucket_not_allowed": {"bucket": "someone-elses"},
@@ -84,26 +80,22 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def worker(worker_process: Callable[..., Any]) -> Any:
+def worker(worker_process: StartWorker) -> RunningWorker:
     """Provide this module's worker, with limits that small uploads exceed."""
-    return worker_process({"DNF_MAX_BYTES": str(MAX_BYTES), "DNF_MAX_PIXELS": str(MAX_PIXELS)})
-
-
-@pytest.fixture(scope="module")
-def client(service_environment: dict[str, str]) -> Iterator[Client]:
-    """Provide a client of this module's worker."""
-    with Client(_settings(service_environment)) as client:
-        yield client
+    limits = {"DNF_MAX_BYTES": str(MAX_BYTES), "DNF_MAX_PIXELS": str(MAX_PIXELS)}
+    return worker_process(limits, module=NULL_WORKER)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _uploads(services: EmbeddedServices, make_picture: Callable[..., bytes]) -> Iterator[None]:
-    """Store the uploads; nobody may read what lies under `rejected/forbidden`."""
-    s3 = services.seaweedfs.client()
-    s3.put_object(Bucket=services.bucket, Key=GOOD, Body=make_picture(3))
+def _uploads(
+    services: EmbeddedServices, store_object: StoreObject, make_picture: MakePicture
+) -> Iterator[None]:
+    """Store the uploads; the store forbids everybody to read `rejected/forbidden`."""
+    store_object(GOOD, make_picture(3))
     for name, data in UPLOADS.items():
         if data is not None:
-            s3.put_object(Bucket=services.bucket, Key=f"rejected/{name}", Body=data)
+            store_object(f"rejected/{name}", data)
+    s3 = services.seaweedfs.client()
     statement = {
         "Effect": "Deny",
         "Principal": "*",
@@ -117,15 +109,15 @@ def _uploads(services: EmbeddedServices, make_picture: Callable[..., bytes]) -> 
 
 
 def test_every_reason_of_the_contract_is_tested_here() -> None:
-    """The list below is closed, as the contract's is."""
+    """`UPLOADS` has every reason of `RejectionReason`."""
     assert {NAMED.get(name, name) for name in UPLOADS} == set(get_args(RejectionReason))
 
 
 @pytest.mark.parametrize("name", UPLOADS)
 def test_an_upload_at_fault_is_rejected_with_its_reason(
-    worker: Any, client: Client, services: EmbeddedServices, tiny_bundle: Path, name: str
+    worker: RunningWorker, client: Client, services: EmbeddedServices, name: str
 ) -> None:
-    """The event fits its schema, names the reason and a detail, and returns the metadata."""
+    """The event is valid by its schema, has reason and detail, and returns the metadata."""
     where = {"bucket": services.bucket, "key": f"rejected/{name}"}
     reason = NAMED.get(name, name)
     check_id = client.submit(**{**where, **FIELDS.get(name, {})}, metadata={"reason": reason})
@@ -141,7 +133,7 @@ def test_an_upload_at_fault_is_rejected_with_its_reason(
     raw = json.loads(event.raw)
     # The attributes that CloudEvents 1.0 requires.
     assert (raw["specversion"], raw["type"], raw["source"]) == ("1.0", "image.rejected.v1", "dnf-moderation")
-    assert raw["id"] == event_id(check_id, open_bundle(tiny_bundle).digest, "default")
+    assert raw["id"] == event_id(check_id, NullDetector().bundle.digest, "default")
     (line,) = worker.wait_for_event("image_rejected", check_id=check_id)
     assert line["reason"] == reason
 
@@ -159,14 +151,14 @@ def test_an_upload_at_fault_is_rejected_with_its_reason(
         (([{"bucket": "uploads", "key": "a"}, 2], {"more": 3}), "bucket: Field required"),
     ],
 )
-def test_a_malformed_message_becomes_a_dead_letter_and_is_kept(
-    worker: Any,
+def test_a_malformed_message_is_dead_lettered(
+    worker: RunningWorker,
     client: Client,
     wait_until: Callable[..., None],
     arguments: tuple[list[Any], dict[str, Any]],
     problem: str,
 ) -> None:
-    """The reason and the message stand in the stream of dead letters, and no event is published."""
+    """The dead letter has the reason and the message; no event is published."""
     args, kwargs = arguments
     dead_letters = DeadLetters.connect(client.settings)
     before, position = len(list(dead_letters.read())), client.position()
@@ -187,10 +179,10 @@ def test_a_malformed_message_becomes_a_dead_letter_and_is_kept(
     app.close()
 
 
-def test_a_check_under_an_unknown_policy_becomes_a_dead_letter(
-    worker: Any, client: Client, services: EmbeddedServices
+def test_a_check_under_an_unknown_policy_is_dead_lettered(
+    worker: RunningWorker, client: Client, services: EmbeddedServices
 ) -> None:
-    """Nobody is judged by rules that do not exist; whoever waits is told at once."""
+    """A client that waits for it gets an error at once."""
     check_id = client.submit(services.bucket, GOOD, policy="stricter")
     with pytest.raises(NoVerdictError, match="unknown_policy") as failed:
         client.wait_for(check_id, timeout_seconds=60)
@@ -199,51 +191,55 @@ def test_a_check_under_an_unknown_policy_becomes_a_dead_letter(
     worker.wait_for_event("check_dead_lettered", check_id=check_id)
 
 
-def test_after_all_of_that_the_worker_still_judges(
-    worker: Any, client: Client, services: EmbeddedServices
+def test_the_same_worker_still_judges_a_good_picture(
+    worker: RunningWorker, client: Client, services: EmbeddedServices
 ) -> None:
-    """It is the same process, and it answers a good picture."""
+    """After all of the above it has not been restarted."""
     check_id = client.submit(services.bucket, GOOD)
     event = client.wait_for(check_id)[check_id]
     assert not isinstance(event.envelope, RejectionEvent)
     assert len(worker.wait_for_event("worker_ready")) == 1
 
 
-def test_a_store_that_cannot_be_reached_is_tried_again_and_then_reported(
-    worker_process: Callable[..., Any], service_environment: dict[str, str], services: EmbeddedServices
+def test_a_check_is_retried_and_dead_lettered_when_the_store_is_unreachable(
+    worker_process: StartWorker,
+    service_environment: dict[str, str],
+    new_database: Callable[[], str],
 ) -> None:
-    """No verdict is made up: after the retries that are set the check is a dead letter, on its own queue."""
+    """It has no event, and is retried on its own queue as often as is set."""
     environment = {
-        "DNF_REDIS_URL": service_environment["DNF_REDIS_URL"].rpartition("/")[0] + "/202",
+        "DNF_REDIS_URL": new_database(),
         "DNF_S3_ENDPOINT_URL": f"http://127.0.0.1:{free_ports(1)[0]}",
         "DNF_MAX_RETRIES": "2",
     }
-    worker = worker_process(environment)
-    with Client(_settings({**service_environment, **environment})) as client:
-        check_id = client.submit(services.bucket, GOOD, queue="image-checks.urgent")
+    worker = worker_process(environment, module=NULL_WORKER)
+    with Client(settings_of({**service_environment, **environment})) as client:
+        check_id = client.submit(client.settings.upload_bucket, GOOD, queue="image-checks.urgent")
         with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
         dead_letter = failed.value.dead_letters[check_id]
     assert (dead_letter.reason, dead_letter.attempts) == ("storage_unavailable", 3)
     assert json.loads(dead_letter.message)["check_id"] == check_id
-    postponed = worker.wait_for_event("check_retried", count=2, check_id=check_id)
-    assert [line["retry"] for line in postponed] == [1, 2]
-    assert all("StorageUnavailableError" in line["error"] for line in postponed)
+    retried = worker.wait_for_event("check_retried", count=2, check_id=check_id)
+    assert [line["retry"] for line in retried] == [1, 2]
+    assert all("StorageUnavailableError" in line["error"] for line in retried)
     assert worker.stop() == 0
 
 
-def test_a_worker_with_wrong_keys_rejects_nobodys_upload(
-    worker_process: Callable[..., Any], service_environment: dict[str, str], services: EmbeddedServices
+def test_a_check_is_dead_lettered_when_the_keys_of_the_store_are_wrong(
+    worker_process: StartWorker,
+    service_environment: dict[str, str],
+    new_database: Callable[[], str],
 ) -> None:
-    """The operator's mistake is no verdict on the upload."""
+    """The upload is not rejected for the operator's mistake; the key is not logged."""
     environment = {
-        "DNF_REDIS_URL": service_environment["DNF_REDIS_URL"].rpartition("/")[0] + "/203",
+        "DNF_REDIS_URL": new_database(),
         "DNF_S3_SECRET_ACCESS_KEY": "not-the-right-one",
         "DNF_MAX_RETRIES": "0",
     }
-    worker = worker_process(environment)
-    with Client(_settings({**service_environment, **environment})) as client:
-        check_id = client.submit(services.bucket, GOOD)
+    worker = worker_process(environment, module=NULL_WORKER)
+    with Client(settings_of({**service_environment, **environment})) as client:
+        check_id = client.submit(client.settings.upload_bucket, GOOD)
         with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
     assert failed.value.dead_letters[check_id].reason == "storage_unavailable"
@@ -251,26 +247,23 @@ def test_a_worker_with_wrong_keys_rejects_nobodys_upload(
     assert "not-the-right-one" not in worker.log.read_text()
 
 
-def test_a_model_that_gives_no_number_calls_nobody_real(
-    worker_process: Callable[..., Any],
+def test_a_check_is_dead_lettered_when_the_score_is_not_a_number(
+    worker_process: StartWorker,
     service_environment: dict[str, str],
-    services: EmbeddedServices,
+    new_database: Callable[[], str],
     tiny_bundle: Path,
     tmp_path: Path,
 ) -> None:
-    """Broken weights make no verdict but, after two more tries, a dead letter."""
+    """Broken weights must not pass for *real*; the check is retried twice before."""
     broken = shutil.copytree(tiny_bundle, tmp_path / "broken")
     weights = load_file(broken / "classifier.safetensors")
     ruined = {name: np.full_like(w, np.nan) if w.dtype == np.float32 else w for name, w in weights.items()}
     save_file(ruined, broken / "classifier.safetensors")
     write_manifest(broken, open_bundle(tiny_bundle).manifest)
-    environment = {
-        "DNF_REDIS_URL": service_environment["DNF_REDIS_URL"].rpartition("/")[0] + "/204",
-        "DNF_BUNDLE": str(broken),
-    }
+    environment = {"DNF_REDIS_URL": new_database(), "DNF_BUNDLE": str(broken)}
     worker = worker_process(environment)
-    with Client(_settings({**service_environment, **environment})) as client:
-        check_id = client.submit(services.bucket, GOOD)
+    with Client(settings_of({**service_environment, **environment})) as client:
+        check_id = client.submit(client.settings.upload_bucket, GOOD)
         with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
     dead_letter = failed.value.dead_letters[check_id]
@@ -278,7 +271,7 @@ def test_a_model_that_gives_no_number_calls_nobody_real(
     assert worker.stop() == 0
 
 
-def test_the_reasons_for_dead_letters_are_a_closed_list() -> None:
-    """The schema names the same reasons as the code."""
+def test_the_schema_of_dead_letters_lists_every_reason() -> None:
+    """It has the same reasons as the code."""
     schema = json.loads((SCHEMAS / "dead-letter.json").read_text())
     assert schema["properties"]["reason"]["enum"] == list(get_args(DeadLetterReason))
