@@ -1,4 +1,4 @@
-"""An S3 endpoint that throttles, fails, cuts its replies, stays silent, trickles or speaks in chunks."""
+"""An S3 endpoint that fails in every way that a test asks for."""
 
 import socket
 import struct
@@ -16,7 +16,7 @@ SILENT_SECONDS = 12.0
 
 
 class FaultyStore:
-    """An S3 endpoint that behaves as told, one behaviour a request; the last one stays."""
+    """An S3 endpoint that follows `behaviours`, one for each request; the last one is repeated."""
 
     def __init__(self) -> None:
         self.behaviours: list[Behaviour] = []
@@ -32,7 +32,7 @@ class FaultyStore:
                 (behaviours.pop(0) if len(behaviours) > 1 else behaviours[0])(self)
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-                """Say nothing."""
+                """No-op: requests are not logged."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -47,8 +47,8 @@ class FaultyStore:
         self.server.server_close()
 
 
-def answer(status: int, code: str) -> Behaviour:
-    """Return S3's answer with an error."""
+def error(status: int, code: str) -> Behaviour:
+    """Reply with an error of S3, or of a proxy before it if there is no code."""
 
     def behave(request: BaseHTTPRequestHandler) -> None:
         body = (
@@ -63,7 +63,7 @@ def answer(status: int, code: str) -> Behaviour:
 
 
 def serve(data: bytes) -> Behaviour:
-    """Return an answer with an object."""
+    """Reply with an object."""
 
     def behave(request: BaseHTTPRequestHandler) -> None:
         _begin(request, len(data))
@@ -73,7 +73,7 @@ def serve(data: bytes) -> Behaviour:
 
 
 def announce(length: int) -> Behaviour:
-    """Return an answer that says how long it is and then ends."""
+    """Reply with a length and close the connection."""
 
     def behave(request: BaseHTTPRequestHandler) -> None:
         _begin(request, length)
@@ -91,33 +91,33 @@ def _begin(request: BaseHTTPRequestHandler, length: int, **headers: str) -> None
 
 
 def reset(request: BaseHTTPRequestHandler) -> None:
-    """Answer with a reset of the connection."""
+    """Reset the connection."""
     request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     request.connection.close()
     request.close_connection = True
 
 
 def reset_amid_body(request: BaseHTTPRequestHandler) -> None:
-    """Reset the connection when a part of the object is sent."""
+    """Reset the connection after a part of the object."""
     _begin(request, len(BODY))
     request.wfile.write(BODY[:2000])
     reset(request)
 
 
-def end_amid_body(request: BaseHTTPRequestHandler) -> None:
-    """Close the connection when a part of the object is sent."""
+def close_amid_body(request: BaseHTTPRequestHandler) -> None:
+    """Close the connection after a part of the object."""
     _begin(request, len(BODY))
     request.wfile.write(BODY[:2000])
     request.close_connection = True
 
 
 def silent(request: BaseHTTPRequestHandler) -> None:
-    """Take the request and say nothing."""
+    """Accept the request and never reply."""
     time.sleep(SILENT_SECONDS)
     request.close_connection = True
 
 
-def drip(request: BaseHTTPRequestHandler) -> None:
+def trickle(request: BaseHTTPRequestHandler) -> None:
     """Send a byte of the object every tenth of a second."""
     _begin(request, len(BODY))
     request.close_connection = True
@@ -128,8 +128,7 @@ def drip(request: BaseHTTPRequestHandler) -> None:
 
 
 def corrupt(request: BaseHTTPRequestHandler) -> None:
-    """Send another object than the one whose checksum stands beside it."""
-    # The CRC32 of something else.
+    """Send an object with the checksum of another one."""
     _begin(request, len(BODY), x_amz_checksum_crc32="AAAAAA==")
     request.wfile.write(BODY)
 
@@ -144,36 +143,36 @@ def in_pieces(request: BaseHTTPRequestHandler) -> None:
 
 
 def in_chunks(request: BaseHTTPRequestHandler) -> None:
-    """Send the object without its length, in chunks of 700 bytes."""
+    """Send the object in chunks of 700 bytes, without its length."""
     _begin_chunks(request)
     for at in range(0, len(BODY), 700):
         _chunk(request, BODY[at : at + 700])
     _chunk(request, b"")
 
 
-def in_chunks_without_end(request: BaseHTTPRequestHandler) -> None:
-    """Send chunks for as long as they are read."""
+def in_endless_chunks(request: BaseHTTPRequestHandler) -> None:
+    """Send chunks for as long as the client reads."""
     _begin_chunks(request)
     with suppress(OSError):
         while True:
             _chunk(request, bytes(1 << 16))
 
 
-def end_between_chunks(request: BaseHTTPRequestHandler) -> None:
-    """Close the connection after a whole chunk that is not the last."""
+def close_between_chunks(request: BaseHTTPRequestHandler) -> None:
+    """Close the connection after a complete chunk that is not the last."""
     _begin_chunks(request)
     _chunk(request, BODY[:2000])
     request.close_connection = True
 
 
-def end_amid_chunk(request: BaseHTTPRequestHandler) -> None:
-    """Close the connection when a part of a chunk is sent."""
+def close_amid_chunk(request: BaseHTTPRequestHandler) -> None:
+    """Close the connection after a part of a chunk."""
     _begin_chunks(request)
     request.wfile.write(b"%x\r\n" % len(BODY) + BODY[:2000])
     request.close_connection = True
 
 
-def drip_in_chunks(request: BaseHTTPRequestHandler) -> None:
+def trickle_in_chunks(request: BaseHTTPRequestHandler) -> None:
     """Send a chunk of one byte every tenth of a second."""
     _begin_chunks(request)
     request.close_connection = True

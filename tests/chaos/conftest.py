@@ -8,8 +8,9 @@ from typing import Protocol
 import pytest
 
 from tests.broken_broker import valkey_on_a_small_disk
-from tests.chaos.fleet import Fleet, settings_of
+from tests.chaos.fleet import Fleet
 from tests.chaos.report import Report
+from tests.conftest import settings_of
 from worker.client import Client
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.valkey import Valkey

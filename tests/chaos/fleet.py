@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import RunningWorker
-from worker.settings import Settings
 
 
 class Fleet:
@@ -61,9 +60,3 @@ class Fleet:
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return every worker's log lines of an event."""
         return [line for worker in self.workers for line in worker.log_lines() if line.get("event") == name]
-
-
-def settings_of(environment: Mapping[str, str]) -> Settings:
-    """Return the settings that DNF_ variables give."""
-    values: dict[str, Any] = {name.removeprefix("DNF_").lower(): value for name, value in environment.items()}
-    return Settings(**values)

@@ -19,7 +19,8 @@ from typing import Any
 
 import redis
 
-from tests.chaos.fleet import Fleet, settings_of
+from tests.chaos.fleet import Fleet
+from tests.conftest import settings_of
 from worker.client import Client
 from worker.contract.messages import ImageCheck
 from worker.embedded.services import EmbeddedServices

@@ -14,8 +14,7 @@ import helm_python as helm
 import pytest
 import yaml
 
-from tests.chaos.fleet import settings_of
-from tests.conftest import RunningWorker
+from tests.conftest import RunningWorker, settings_of
 from tests.deploy.documents import ALERTS, CHART, PROMETHEUS, queries, read_yaml
 from tests.deploy.prometheus import SERVER, Prometheus
 from worker.client import Client

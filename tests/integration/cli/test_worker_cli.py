@@ -152,11 +152,11 @@ def test_unreachable_services_are_named_in_one_line(cli: Cli, pictures: list[Pat
 
 
 def test_without_a_worker_waiting_times_out(
-    cli: Cli, pictures: list[Path], service_environment: dict[str, str]
+    cli: Cli, pictures: list[Path], new_database: Callable[[], str]
 ) -> None:
     """The message asks whether a worker runs; the exit status is 1."""
-    lonely = service_environment["DNF_REDIS_URL"].rpartition("/")[0] + "/205"
-    finished = cli("submit", "--wait", "--timeout", "1", pictures[0], DNF_REDIS_URL=lonely)
+    unserved = new_database()
+    finished = cli("submit", "--wait", "--timeout", "1", pictures[0], DNF_REDIS_URL=unserved)
     assert finished.returncode == 1
     assert "Is a worker running?" in finished.stderr
 

@@ -12,6 +12,7 @@ from celery import Celery
 from click.testing import CliRunner
 
 from tests.broken_broker import full_disk, valkey_on_a_small_disk
+from tests.conftest import settings_of
 from worker.broker.dead_letters import DeadLetters, dead_letter_of_call
 from worker.cli import main
 from worker.client import Client
@@ -21,29 +22,18 @@ from worker.embedded.startup import free_ports
 from worker.embedded.valkey import Valkey
 from worker.operations.doctor import diagnose
 from worker.operations.doctor.diagnosis import Diagnosis
-from worker.settings import Settings
 
 WRONG_KEYS = {"DNF_S3_SECRET_ACCESS_KEY": "hidden-and-wrong"}
 
 
-def _settings(environment: Mapping[str, str]) -> Settings:
-    values: dict[str, Any] = {name.removeprefix("DNF_").lower(): value for name, value in environment.items()}
-    return Settings(**values)
-
-
 @pytest.fixture(scope="module")
-def environment(services: EmbeddedServices, tiny_bundle: Path) -> dict[str, str]:
-    """Return DNF_ variables without any fault, with a database of the session's broker that is unused."""
-    return {
-        **services.environment(),
-        "DNF_REDIS_URL": services.redis_url.removesuffix("/0") + "/208",
-        "DNF_BUNDLE": str(tiny_bundle),
-        "DNF_DEVICE": "cpu",
-    }
+def environment(service_environment: dict[str, str], tiny_bundle: Path) -> dict[str, str]:
+    """Return DNF_ variables without any fault, with an unused database."""
+    return {**service_environment, "DNF_BUNDLE": str(tiny_bundle), "DNF_DEVICE": "cpu"}
 
 
 def _diagnoses(environment: Mapping[str, str], **changes: str) -> dict[str, Diagnosis]:
-    found = {diagnosis.name: diagnosis for diagnosis in diagnose(_settings({**environment, **changes}))}
+    found = {diagnosis.name: diagnosis for diagnosis in diagnose(settings_of({**environment, **changes}))}
     for diagnosis in found.values():
         texts = (diagnosis.problem, diagnosis.remedy)
         assert all(texts) if diagnosis.outcome != "ok" else not any(texts), diagnosis
@@ -189,13 +179,14 @@ def _refuses_even_a_ping(broker: redis.Redis) -> bool:
     return False
 
 
-def test_queues_streams_and_other_applications_raise_warnings(environment: dict[str, str]) -> None:
+def test_queues_streams_and_other_applications_raise_warnings(
+    environment: dict[str, str], new_database: Callable[[], str]
+) -> None:
     """Dead letters, queues near their limit and a young full stream are warnings; the exit status is 0."""
-    url = environment["DNF_REDIS_URL"].rpartition("/")[0] + "/210"
+    url = new_database()
     changes = {"DNF_REDIS_URL": url, "DNF_MAX_QUEUE_LENGTH": "2", "DNF_VERDICT_STREAM_MAX_LENGTH": "1"}
-    settings = _settings({**environment, **changes})
+    settings = settings_of({**environment, **changes})
     with redis.Redis.from_url(url) as broker:
-        broker.flushdb()
         broker.xadd(settings.verdict_stream, {"event": "{}"})
     with Client(settings) as client:
         client.submit("uploads", "a.jpg")

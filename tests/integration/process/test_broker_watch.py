@@ -1,7 +1,7 @@
-"""What is wrong with a real broker is named while it is, and what is mended too."""
+"""The broker watch logs each fault of a real broker when it begins and when it ends."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,39 +10,29 @@ from structlog.testing import capture_logs
 
 from tests.broken_broker import (
     Breaking,
+    commands_denied,
     configured,
     disk_full,
     evicting,
     memory_full,
     not_durable,
     read_only,
-    valkey_on_a_small_disk,
 )
 from worker.broker.connection import connect
 from worker.broker.faults import FaultName, server_faults
 from worker.embedded.valkey import Valkey
 from worker.process.broker_watch import BrokerWatch
-from worker.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """Provide a server that may be broken."""
-    server = valkey_on_a_small_disk(tmp_path_factory.mktemp("watched"))
-    server.start()
-    yield server
-    server.stop()
+from worker.settings import BrokerSettings, Settings
 
 
 @pytest.fixture
-def admin(valkey: Valkey) -> Iterator[redis.Redis]:
-    """Provide a client for what an operator does."""
-    with redis.Redis.from_url(valkey.url) as client:
-        yield client
+def broker_settings(valkey: Valkey, broker: redis.Redis) -> BrokerSettings:  # noqa: ARG001 - empties it
+    """Return the settings of the module's server, which is empty."""
+    return Settings(redis_url=valkey.url).broker
 
 
 @pytest.mark.parametrize(
-    ("fault", "broken", "advice"),
+    ("fault", "broken", "remedy"),
     [
         ("evicting", evicting, "noeviction"),
         ("memory_full", memory_full, "maxmemory"),
@@ -51,70 +41,66 @@ def admin(valkey: Valkey) -> Iterator[redis.Redis]:
         ("disk_full", disk_full, "disk"),
     ],
 )
-def test_a_fault_is_told_once_with_what_to_do_and_once_when_it_is_mended(
+def test_a_fault_is_logged_once_with_its_remedy_and_once_when_it_ends(
     valkey: Valkey,
-    admin: redis.Redis,
+    broker: redis.Redis,
+    broker_settings: BrokerSettings,
     wait_until: Callable[..., None],
     *,
     fault: FaultName,
     broken: Breaking,
-    advice: str,
+    remedy: str,
 ) -> None:
-    """It alone, however often the broker is looked at; before and after it nothing is wrong."""
-    with connect(Settings(redis_url=valkey.url).broker) as client:
+    """No other fault is found, however often the broker is polled."""
+    with connect(broker_settings) as client:
         wait_until(lambda: server_faults(client) == [], "a broker without faults")
-        watch = BrokerWatch(Settings(redis_url=valkey.url).broker)
+        watch = BrokerWatch(broker_settings)
         with capture_logs() as lines:
             watch.poll()
-            with broken(valkey, admin):
+            with broken(valkey, broker):
                 wait_until(lambda: [found.name for found in server_faults(client)] == [fault], fault)
                 watch.poll()
                 watch.poll()
-            wait_until(lambda: server_faults(client) == [], "a broker that is mended")
+            wait_until(lambda: server_faults(client) == [], "the fault is repaired")
             watch.poll()
             watch.poll()
-    told, mended = lines
-    assert (told["event"], told["log_level"], told["fault"]) == ("broker_fault_found", "error", fault)
-    assert advice in told["remedy"]
-    assert (mended["event"], mended["fault"]) == ("broker_recovered", fault)
+    found, recovered = lines
+    assert (found["event"], found["log_level"], found["fault"]) == ("broker_fault_found", "error", fault)
+    assert remedy in found["remedy"]
+    assert (recovered["event"], recovered["fault"]) == ("broker_recovered", fault)
 
 
-def test_a_full_disk_is_told_from_the_health_check_that_it_refuses(
-    valkey: Valkey, admin: redis.Redis
+def test_a_full_disk_is_found_although_it_fails_the_health_check(
+    valkey: Valkey, broker: redis.Redis, wait_until: Callable[..., None]
 ) -> None:
-    """A connection that was idle for a while asks whether it is alive before it asks anything else."""
-    with redis.Redis.from_url(valkey.url, health_check_interval=1) as client:
-        assert server_faults(client) == []
-        with disk_full(valkey, admin):
-            time.sleep(1.1)  # then the check is due
+    """After a pause redis-py sends a PING before its command, which a server with a full disk refuses."""
+    with redis.Redis.from_url(valkey.url, health_check_interval=0.1) as client:
+        wait_until(lambda: server_faults(client) == [], "a broker without faults")
+        with disk_full(valkey, broker):
+            time.sleep(0.2)  # then a health check is due
             assert [found.name for found in server_faults(client)] == ["disk_full"]
 
 
-def test_a_server_without_a_limit_throws_nothing_away_whatever_its_policy(
-    valkey: Valkey, admin: redis.Redis
+def test_a_server_without_a_memory_limit_never_evicts(
+    broker: redis.Redis, broker_settings: BrokerSettings
 ) -> None:
-    """There is no memory to be full."""
-    with (
-        connect(Settings(redis_url=valkey.url).broker) as client,
-        configured(admin, **{"maxmemory-policy": "allkeys-lru"}),
-    ):
+    """Whatever its policy is."""
+    with connect(broker_settings) as client, configured(broker, **{"maxmemory-policy": "allkeys-lru"}):
         assert server_faults(client) == []
 
 
-def test_a_user_who_may_not_ask_is_told_of_no_fault(valkey: Valkey, admin: redis.Redis) -> None:
-    """Rights that are too few are no fault of the broker, and the worker does without this one."""
-    watch = BrokerWatch(Settings(redis_url=valkey.url).broker)
-    admin.execute_command("ACL", "SETUSER", "default", "-info")
-    try:
-        with capture_logs() as lines:
-            watch.poll()
-    finally:
-        admin.execute_command("ACL", "SETUSER", "default", "+@all")
+def test_a_user_without_the_right_to_ask_changes_nothing(
+    broker: redis.Redis, broker_settings: BrokerSettings
+) -> None:
+    """The worker does without the watch: too few rights are no fault of the broker."""
+    watch = BrokerWatch(broker_settings)
+    with commands_denied(broker, "info"), capture_logs() as lines:
+        watch.poll()
     assert lines == []
 
 
-def test_a_broker_that_does_not_answer_is_no_fault_of_its_own(tmp_path: Path) -> None:
-    """Whoever needs it says so; what was known of it stays known."""
+def test_an_unreachable_broker_changes_nothing(tmp_path: Path) -> None:
+    """Whoever needs it reports that; a known fault stays known."""
     server = Valkey(tmp_path / "valkey", options=["--appendonly", "no"])
     server.start()
     watch = BrokerWatch(Settings(redis_url=server.url).broker)

@@ -1,4 +1,4 @@
-"""What a worker reads of the object store: what is listed, from the host that is set, and nothing else."""
+"""A worker reads only the listed buckets and prefixes, and only from the configured host."""
 
 import http.server
 import threading
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from botocore.awsrequest import AWSResponse
 
+from tests.conftest import StoreObject, settings_of
 from worker.contract.messages import ImageCheck
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import HOST
@@ -20,21 +21,11 @@ REDIRECTED = b"<Error><Code>PermanentRedirect</Code></Error>"
 
 
 @pytest.fixture
-def settings(services: EmbeddedServices) -> Callable[..., Settings]:
-    """Provide a function that returns settings with a list of what may be read."""
-    s3 = services.seaweedfs.client()
+def allowing(services: EmbeddedServices, store_object: StoreObject) -> Callable[..., Settings]:
+    """Provide a function that returns settings with these `allowed_buckets`."""
     for key in ("incoming/a.jpg", "incoming/deeper/a.jpg", "incoming-private/a.jpg", "a.jpg"):
-        s3.put_object(Bucket=services.bucket, Key=f"boundaries/{key}", Body=b"content")
-
-    def make(*allowed: str) -> Settings:
-        return Settings(
-            s3_endpoint_url=services.s3_endpoint,
-            s3_access_key_id=services.access_key,
-            s3_secret_access_key=services.secret_key,
-            allowed_buckets=allowed,
-        )
-
-    return make
+        store_object(f"boundaries/{key}", b"content")
+    return lambda *allowed: settings_of(services.environment(), allowed_buckets=allowed)
 
 
 def _outcome(settings: Settings, bucket: str, key: str) -> str:
@@ -44,56 +35,56 @@ def _outcome(settings: Settings, bucket: str, key: str) -> str:
         return rejected.reason
 
 
-def test_only_what_lies_under_a_listed_prefix_is_read(
-    settings: Callable[..., Settings], services: EmbeddedServices
+def test_only_objects_under_a_listed_prefix_are_read(
+    allowing: Callable[..., Settings], services: EmbeddedServices
 ) -> None:
-    """A bucket with a prefix lets what is below be read; without one, everything in it."""
+    """An entry without a prefix allows the whole bucket."""
     bucket = services.bucket
-    below = settings("elsewhere", f"{bucket}/boundaries/incoming/")
+    below = allowing("elsewhere", f"{bucket}/boundaries/incoming/")
     assert _outcome(below, bucket, "boundaries/incoming/a.jpg") == "content"
     assert _outcome(below, bucket, "boundaries/incoming/deeper/a.jpg") == "content"
     for key in ("boundaries/a.jpg", "boundaries/incoming-private/a.jpg", "boundaries/incoming"):
         assert _outcome(below, bucket, key) == "bucket_not_allowed"
-    assert _outcome(settings(bucket), bucket, "boundaries/a.jpg") == "content"
-    assert _outcome(settings(), bucket, "boundaries/a.jpg") == "bucket_not_allowed"
+    assert _outcome(allowing(bucket), bucket, "boundaries/a.jpg") == "content"
+    assert _outcome(allowing(), bucket, "boundaries/a.jpg") == "bucket_not_allowed"
 
 
 @pytest.mark.parametrize(
-    "way", ["boundaries/incoming/../a.jpg", "boundaries/incoming/./../a.jpg", "../{}/boundaries/a.jpg"]
+    "key", ["boundaries/incoming/../a.jpg", "boundaries/incoming/./../a.jpg", "../{}/boundaries/a.jpg"]
 )
-def test_a_key_cannot_climb_out_of_its_prefix_or_bucket(
-    settings: Callable[..., Settings], services: EmbeddedServices, way: str
+def test_a_key_cannot_leave_its_prefix_or_bucket(
+    allowing: Callable[..., Settings], services: EmbeddedServices, key: str
 ) -> None:
-    """Parts that are . or .. would be resolved on the way to the store, after the list was asked."""
-    listed = settings(f"{services.bucket}/boundaries/incoming/", "uploads")
+    """HTTP clients and servers resolve `.` and `..`, after the worker has compared the prefix."""
+    listed = allowing(f"{services.bucket}/boundaries/incoming/", "uploads")
     for bucket in (services.bucket, "uploads"):
-        assert _outcome(listed, bucket, way.format(services.bucket)) == "bucket_not_allowed"
+        assert _outcome(listed, bucket, key.format(services.bucket)) == "bucket_not_allowed"
 
 
-def test_a_check_of_a_version_reads_that_version_and_no_other(
-    settings: Callable[..., Settings], services: EmbeddedServices
+def test_a_check_with_a_version_id_reads_that_version(
+    allowing: Callable[..., Settings], services: EmbeddedServices
 ) -> None:
-    """What was submitted is judged though it was replaced since; where no version is named, the newest."""
+    """Although the object was replaced since; without a version id the newest is read."""
     s3 = services.seaweedfs.client()
     s3.create_bucket(Bucket="versioned")
     s3.put_bucket_versioning(Bucket="versioned", VersioningConfiguration={"Status": "Enabled"})
     first = s3.put_object(Bucket="versioned", Key="a.jpg", Body=b"first")["VersionId"]
     s3.put_object(Bucket="versioned", Key="a.jpg", Body=b"second")
-    storage = Storage(settings("versioned").storage)
+    storage = Storage(allowing("versioned").storage)
     submitted = ImageCheck(bucket="versioned", key="a.jpg", version_id=first)
     assert storage.fetch(submitted).data == b"first"
     assert storage.fetch(ImageCheck(bucket="versioned", key="a.jpg")).data == b"second"
 
 
 @pytest.mark.parametrize("entry", ["uploads/incoming", "/incoming/", ""])
-def test_a_prefix_without_its_slash_is_refused(entry: str) -> None:
-    """`uploads/in` would let `uploads/internal` be read too."""
+def test_a_prefix_without_a_final_slash_is_an_invalid_setting(entry: str) -> None:
+    """`uploads/in` would allow `uploads/internal` too."""
     with pytest.raises(ValueError, match="BUCKET/PREFIX/"):
         Settings(allowed_buckets=(entry,))
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """Counts its requests and answers each with a status and headers."""
+    """Records the paths of its requests; answers each with the same status, headers and body."""
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         super().__init__((HOST, 0), _Handler)
@@ -110,7 +101,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        """Answer as the server does; botocore asks with HEAD where it looks for a bucket's region."""
+        """Send the server's answer; botocore looks for a bucket's region with HEAD."""
         self.server.paths.append(self.path)
         status, headers, body = self.server.answer
         self.send_response(status)
@@ -123,7 +114,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 - http.server's own name
 
     def log_message(self, *_: Any) -> None:
-        """Keep quiet."""
+        """No-op: requests are not logged."""
 
 
 @pytest.fixture
@@ -143,11 +134,9 @@ def serve() -> Iterator[Callable[..., _Server]]:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_store_that_redirects_to_another_host_is_not_followed(
-    serve: Callable[..., _Server], status: int
-) -> None:
-    """No request, and so no signature, reaches the other host; the check is tried again later."""
-    other = serve(200, {}, b"what another host has")
+def test_a_redirect_to_another_host_is_not_followed(serve: Callable[..., _Server], status: int) -> None:
+    """No request, and so no signature, reaches the other host; the check will be retried."""
+    other = serve(200, {}, b"an object of another host")
     body = f"<Error><Code>PermanentRedirect</Code><Endpoint>{HOST}</Endpoint></Error>".encode()
     headers = {"Location": f"{other.url}/uploads/a.jpg", "x-amz-bucket-region": "eu-west-1"}
     store = serve(status, headers, body)
@@ -158,19 +147,19 @@ def test_a_store_that_redirects_to_another_host_is_not_followed(
     assert other.paths == []
 
 
-def test_amazon_does_not_send_a_worker_to_another_region() -> None:
-    """Without an endpoint of one's own, botocore would repeat the request at the host of another region."""
+def test_a_redirect_to_another_region_is_not_followed() -> None:
+    """Without a configured endpoint botocore would repeat the request at the host of the other region."""
     storage = Storage(Settings(**KEYS).storage)
-    asked: list[str] = []
+    requested: list[str] = []
 
-    def answer(request: Any, **_: Any) -> AWSResponse:
-        asked.append(request.url)
+    def redirect(request: Any, **_: Any) -> AWSResponse:
+        requested.append(request.url)
         raw = SimpleNamespace(stream=lambda *_, **__: iter([REDIRECTED]))
         return AWSResponse(request.url, 301, {"x-amz-bucket-region": "eu-west-1"}, raw)
 
-    # Stands in for the network; the worker's own refusal was registered before and is asked first.
-    storage.client.meta.events.register("before-send.s3", answer)
+    # In place of the network; the worker's own handler was registered before and is called first.
+    storage.client.meta.events.register("before-send.s3", redirect)
     with pytest.raises(StorageUnavailableError, match=r"redirects to uploads\.s3\.eu-west-1\.amazonaws\.com"):
         storage.fetch(ImageCheck(bucket="uploads", key="a.jpg"))
-    assert asked
-    assert all("eu-west-1" not in url for url in asked)
+    assert requested
+    assert all("eu-west-1" not in url for url in requested)
