@@ -1,4 +1,4 @@
-"""The micro-batcher."""
+"""MicroBatcher, and the memory that a failed batch frees."""
 
 import threading
 import time
@@ -16,28 +16,28 @@ from worker.checks.batching import BatcherClosedError, MicroBatcher, OutOfMemory
 
 
 class _Doubler:
-    """A slow model that doubles numbers and fails on negative ones; it notes each batch and its thread."""
+    """A slow model that doubles numbers, raises on negative ones, and records batches and threads."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
         self.batches: list[list[int]] = []
         self.threads: set[int] = set()
-        self.at_once = 0
+        self.running = 0
 
     def __call__(self, items: list[int]) -> list[int]:
-        self.at_once += 1
-        assert self.at_once == 1, "two batches at once"
+        self.running += 1
+        assert self.running == 1, "two batches at once"
         self.threads.add(threading.get_ident())
         self.batches.append(items)
         time.sleep(self.seconds)
-        self.at_once -= 1
+        self.running -= 1
         if any(item < 0 for item in items):
             raise ValueError("negative")
         return [2 * item for item in items]
 
 
-def test_every_item_gets_its_own_result_whatever_its_batch() -> None:
-    """400 items from 32 threads come back doubled; the model runs on one thread, 16 at a time at most."""
+def test_every_item_gets_its_own_result() -> None:
+    """For 400 items from 32 threads; the model runs on one thread, with at most 16 items at a time."""
     model = _Doubler(0.002)
     batcher = MicroBatcher(model, max_batch=16, wait_seconds=0.01)
     with ThreadPoolExecutor(32) as threads:
@@ -49,8 +49,8 @@ def test_every_item_gets_its_own_result_whatever_its_batch() -> None:
     assert max(batched.batch_size for batched in results) > 1
 
 
-def test_a_single_item_does_not_wait_longer_than_the_batcher_may() -> None:
-    """The wait is reported in milliseconds and is about the 50 that were asked for."""
+def test_a_single_item_waits_for_the_set_time() -> None:
+    """The wait is reported in milliseconds: here about 50."""
     batcher = MicroBatcher(_Doubler(), max_batch=16, wait_seconds=0.05)
     batched = batcher.submit(1).result(30)
     batcher.close()
@@ -58,16 +58,16 @@ def test_a_single_item_does_not_wait_longer_than_the_batcher_may() -> None:
     assert 45 <= batched.wait_ms < 2000
 
 
-def test_a_full_batch_goes_at_once() -> None:
-    """With all places taken nobody waits for the time, here a minute."""
+def test_a_full_batch_does_not_wait() -> None:
+    """The wait would be a minute."""
     batcher = MicroBatcher(_Doubler(), max_batch=4, wait_seconds=60)
     futures = [batcher.submit(item) for item in range(4)]
     assert [future.result(30).result for future in futures] == [0, 2, 4, 6]
     batcher.close()
 
 
-def test_a_bad_item_fails_alone() -> None:
-    """Of 64 items in one batch, 63 come out, and only the bad one carries the error."""
+def test_only_the_failing_item_of_a_batch_gets_the_error() -> None:
+    """The other 63 get their results."""
     batcher = MicroBatcher(_Doubler(), max_batch=64, wait_seconds=60)
     futures = [batcher.submit(-1 if item == 37 else item) for item in range(64)]
     with pytest.raises(ValueError, match="negative"):
@@ -77,7 +77,7 @@ def test_a_bad_item_fails_alone() -> None:
     batcher.close()
 
 
-def test_a_model_that_returns_too_few_results_fails_its_items_and_no_others() -> None:
+def test_too_few_results_are_an_error_of_every_item() -> None:
     """A result never reaches the wrong item."""
     batcher = MicroBatcher(lambda items: items[1:], max_batch=2, wait_seconds=60)
     futures = [batcher.submit(item) for item in range(2)]
@@ -87,12 +87,12 @@ def test_a_model_that_returns_too_few_results_fails_its_items_and_no_others() ->
     batcher.close()
 
 
-def test_a_cancelled_item_costs_the_model_nothing(wait_until: Callable[..., None]) -> None:
-    """An item whose task gave up while it waited is left out of the batch."""
+def test_a_cancelled_item_does_not_reach_the_model(wait_until: Callable[..., None]) -> None:
+    """It is left out of its batch."""
     model = _Doubler(0.2)
     batcher = MicroBatcher(model, max_batch=1, wait_seconds=0)
     first = batcher.submit(1)
-    wait_until(lambda: model.batches, "the model is busy")
+    wait_until(lambda: model.batches, "the model runs")
     second, third = batcher.submit(2), batcher.submit(3)
     assert second.cancel()
     assert third.result(30).result == 6
@@ -103,19 +103,19 @@ def test_a_cancelled_item_costs_the_model_nothing(wait_until: Callable[..., None
     batcher.close()
 
 
-def test_a_full_queue_is_not_waited_for_for_ever() -> None:
-    """Behind a model that hangs, submit gives up after its time."""
-    hanging = threading.Event()
-    batcher = MicroBatcher(lambda items: [hanging.wait(30) for _ in items], max_batch=1, wait_seconds=0)
+def test_submit_times_out_when_the_queue_is_full() -> None:
+    """Here behind a model that hangs."""
+    released = threading.Event()
+    batcher = MicroBatcher(lambda items: [released.wait(30) for _ in items], max_batch=1, wait_seconds=0)
     with pytest.raises(TimeoutError):  # noqa: PT012 - one of the first few fills the queue
         for item in range(10):
             batcher.submit(item, timeout_seconds=0.05)
-    hanging.set()
+    released.set()
     batcher.close()
 
 
-def test_closing_finishes_what_waits_and_takes_no_more() -> None:
-    """Everything that was submitted before has its result."""
+def test_close_runs_the_queued_items_and_refuses_others() -> None:
+    """Every item that was submitted before has its result."""
     batcher = MicroBatcher(_Doubler(0.01), max_batch=2, wait_seconds=0)
     futures = [batcher.submit(item) for item in range(7)]
     batcher.close()
@@ -124,13 +124,13 @@ def test_closing_finishes_what_waits_and_takes_no_more() -> None:
         batcher.submit(1)
 
 
-def test_a_batch_that_memory_does_not_suffice_for_goes_on_in_halves_and_the_next_are_smaller() -> None:
-    """Of a model that holds five at most all items come out, and no later batch is too large for it."""
+def test_a_batch_that_runs_out_of_memory_is_halved_and_later_batches_are_smaller() -> None:
+    """For a model with memory for five items; no later batch is too large for it."""
     model, freed = _Doubler(), []
 
     def run(items: list[int]) -> list[int]:
         if len(items) > 5:
-            raise MemoryError(f"no room for {len(items)}")
+            raise MemoryError(f"no memory for {len(items)}")
         return model(items)
 
     def out_of_memory(error: Exception) -> bool:
@@ -140,7 +140,7 @@ def test_a_batch_that_memory_does_not_suffice_for_goes_on_in_halves_and_the_next
     batcher = MicroBatcher(run, max_batch=16, wait_seconds=60, out_of_memory=out_of_memory)
     futures = [batcher.submit(item) for item in range(16)]
     assert [future.result(30).result for future in futures] == [2 * item for item in range(16)]
-    assert [str(error) for error in freed] == ["no room for 16", "no room for 8"]
+    assert [str(error) for error in freed] == ["no memory for 16", "no memory for 8"]
     assert batcher.batch_limit == 4
     futures = [batcher.submit(item) for item in range(8)]
     assert [future.result(30).batch_size for future in futures] == [4] * 8
@@ -148,8 +148,8 @@ def test_a_batch_that_memory_does_not_suffice_for_goes_on_in_halves_and_the_next
     batcher.close()
 
 
-def test_after_a_while_batches_grow_again() -> None:
-    """Twice the size each time, up to what was asked for."""
+def test_batches_grow_again_after_a_while() -> None:
+    """Twice as large each time, up to the maximum."""
     full = [True]
 
     def run(items: list[int]) -> list[int]:
@@ -170,8 +170,8 @@ def test_after_a_while_batches_grow_again() -> None:
     batcher.close()
 
 
-def test_without_memory_for_one_alone_its_error_says_so() -> None:
-    """The machine is at fault, and not the item."""
+def test_a_batch_of_one_that_runs_out_of_memory_raises_out_of_memory_error() -> None:
+    """It tells a fault of the machine from a fault of the item."""
 
     def run(_: list[int]) -> list[int]:
         raise MemoryError("none at all")
@@ -182,8 +182,8 @@ def test_without_memory_for_one_alone_its_error_says_so() -> None:
     batcher.close()
 
 
-def test_memory_that_runs_out_is_told_from_other_faults() -> None:
-    """What PyTorch and NumPy raise when they are asked for a petabyte, and a matrix of a wrong shape."""
+def test_out_of_memory_errors_are_recognized() -> None:
+    """Those that PyTorch and NumPy raise for a petabyte, but not the error of a matrix of a wrong shape."""
     import torch
 
     for allocate in (lambda: torch.empty(1 << 50), lambda: np.empty(1 << 50)):
@@ -196,50 +196,50 @@ def test_memory_that_runs_out_is_told_from_other_faults() -> None:
     assert not free_memory_after(raised.value)
 
 
-def test_what_a_failed_pass_held_is_let_go() -> None:
-    """Its error, which is still at hand, keeps nothing alive."""
+def test_the_objects_of_a_failed_forward_pass_are_freed() -> None:
+    """Although its error, whose traceback refers to them, is still in use."""
 
     class Tensor:
         pass
 
-    held: list[weakref.ref[Tensor]] = []
+    freed: list[weakref.ref[Tensor]] = []
 
     def failing() -> None:
         tensor = Tensor()
-        held.append(weakref.ref(tensor))
+        freed.append(weakref.ref(tensor))
         raise MemoryError
 
     try:
         failing()
     except MemoryError as error:
-        assert held[0]() is not None
+        assert freed[0]() is not None
         free_memory_after(error)
-        assert held[0]() is None
+        assert freed[0]() is None
 
 
-def test_a_model_at_work_tells_how_long_it_has_made_no_progress(wait_until: Callable[..., None]) -> None:
-    """Nothing when idle, more and more while a batch lasts, little again after it, nothing in the end."""
-    going_on = threading.Semaphore(0)
+def test_stalled_seconds_is_the_time_since_the_running_batch_began(wait_until: Callable[..., None]) -> None:
+    """It grows during a batch, starts again with the next one, and is 0 without one."""
+    released = threading.Semaphore(0)
 
     def run(items: list[int]) -> list[int]:
-        going_on.acquire(timeout=30)
+        released.acquire(timeout=30)
         return items
 
     batcher = MicroBatcher(run, max_batch=1, wait_seconds=0)
     assert batcher.stalled_seconds == 0
     futures = [batcher.submit(1), batcher.submit(2)]
-    wait_until(lambda: batcher.stalled_seconds > 0.5, "it stands still")
-    going_on.release()
+    wait_until(lambda: batcher.stalled_seconds > 0.5, "the batch lasts")
+    released.release()
     futures[0].result(30)
     assert batcher.stalled_seconds < 0.5
-    going_on.release()
+    released.release()
     futures[1].result(30)
-    wait_until(lambda: batcher.stalled_seconds == 0, "it is idle")
+    wait_until(lambda: batcher.stalled_seconds == 0, "the batcher is idle")
     batcher.close()
 
 
-def test_every_part_of_a_batch_that_is_tried_again_is_progress() -> None:
-    """A batch that fails as a whole lasts long in its parts, and the model stands still in none of them."""
+def test_stalled_seconds_starts_again_with_each_part_of_a_halved_batch() -> None:
+    """A batch that is run again in parts takes long, but the model makes progress."""
     stalled: list[float] = []
 
     def run(items: list[int]) -> list[int]:
@@ -258,38 +258,38 @@ def test_every_part_of_a_batch_that_is_tried_again_is_progress() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_model_thread_that_died_makes_no_progress(wait_until: Callable[..., None]) -> None:
-    """What frees memory may fail itself: then nobody takes up the batch again, and the watchdog sees it."""
+def test_stalled_seconds_grows_when_the_model_thread_has_died(wait_until: Callable[..., None]) -> None:
+    """The function that frees memory may raise itself; the watchdog then sees a stall."""
 
     def broken(error: Exception) -> bool:
         raise RuntimeError("the device is lost") from error
 
     batcher = MicroBatcher(_Doubler(), max_batch=1, wait_seconds=0, out_of_memory=broken)
     batcher.submit(-1)
-    wait_until(lambda: batcher.stalled_seconds > 0.2, "it stands still")
+    wait_until(lambda: batcher.stalled_seconds > 0.2, "the stall is seen")
     batcher.close()
 
 
-def test_whatever_is_submitted_while_the_batcher_closes_is_done_or_refused() -> None:
-    """Over fifty closings, amid submits from four threads, no future is left without an answer."""
+def test_an_item_submitted_while_the_batcher_closes_is_run_or_refused() -> None:
+    """No future of four threads is left unresolved, in fifty repetitions."""
     for _ in range(50):
         batcher = MicroBatcher(lambda items: items, max_batch=2, wait_seconds=0)
         futures: list[Future[Any]] = []
-        began = threading.Barrier(5)
+        start = threading.Barrier(5)
 
         def submit(
             batcher: MicroBatcher[int, int] = batcher,
             futures: list[Future[Any]] = futures,
-            began: threading.Barrier = began,
+            start: threading.Barrier = start,
         ) -> None:
-            began.wait(30)
+            start.wait(30)
             with suppress(BatcherClosedError):
                 futures.extend(batcher.submit(1, timeout_seconds=30) for _ in range(20))
 
         threads = [threading.Thread(target=submit) for _ in range(4)]
         for thread in threads:
             thread.start()
-        began.wait(30)
+        start.wait(30)
         batcher.close()
         for thread in threads:
             thread.join(30)
