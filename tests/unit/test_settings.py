@@ -1,5 +1,7 @@
 """The settings."""
 
+import os
+
 import pytest
 from pydantic import ValidationError
 
@@ -8,17 +10,15 @@ from worker.storage import Storage
 
 
 @pytest.fixture(autouse=True)
-def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the caller's own DNF_ variables out."""
-    import os
-
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the caller's DNF_ variables."""
     for name in list(os.environ):
         if name.startswith("DNF_"):
             monkeypatch.delenv(name)
 
 
-def test_every_setting_says_in_one_line_what_it_is() -> None:
-    """The table of settings is generated from these lines."""
+def test_every_setting_has_a_description_of_one_line() -> None:
+    """The table of settings is generated from them."""
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert "\n" not in field.description
@@ -27,15 +27,13 @@ def test_every_setting_says_in_one_line_what_it_is() -> None:
 
 @pytest.mark.parametrize("value", ["a-1,b-2", " a-1 , b-2 ", '["a-1", "b-2"]'])
 def test_buckets_are_listed_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """Both spellings mean the same."""
+    """With the same result."""
     monkeypatch.setenv("DNF_ALLOWED_BUCKETS", value)
     assert Settings().allowed_buckets == ("a-1", "b-2")
 
 
-def test_without_a_number_of_threads_there_are_two_for_each_place_in_a_batch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Half of the checks prepare while the other half is in the model."""
+def test_the_default_number_of_threads_is_twice_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the checks are prepared while the other half is in the model."""
     monkeypatch.setenv("DNF_BATCH_SIZE", "24")
     assert Settings().threads == 48
     monkeypatch.setenv("DNF_THREADS", "8")
@@ -54,17 +52,15 @@ def test_without_a_number_of_threads_there_are_two_for_each_place_in_a_batch(
         ("DNF_DTYPE", "float16"),
     ],
 )
-def test_a_setting_that_cannot_work_is_refused(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    """A worker does not start with it; the deadline of a check stays below the visibility timeout."""
+def test_an_invalid_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """For example a deadline of a check that is not below the visibility timeout."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         Settings()
 
 
-def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the table of settings nor the object's text shows a key, or the password in an address."""
+def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys, and passwords in URLs, in the table of settings and in the object's text."""
     monkeypatch.setenv("DNF_REDIS_URL", "rediss://worker:hidden-one@redis.example:6380/2")
     monkeypatch.setenv("DNF_S3_ACCESS_KEY_ID", "hidden-two")
     monkeypatch.setenv("DNF_S3_SECRET_ACCESS_KEY", "hidden-three")
@@ -99,10 +95,10 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DNF_S3_ENDPOINT_URL", "hidden"),
     ],
 )
-def test_an_address_that_cannot_be_read_is_refused_without_a_word_of_it(
+def test_the_error_of_an_invalid_url_does_not_quote_it(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    """It may hold a password, most of all where the password is what makes it unreadable."""
+    """It may hold a password, which is often what makes the URL invalid."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError) as refused:
         Settings()
@@ -114,8 +110,8 @@ def test_an_address_that_cannot_be_read_is_refused_without_a_word_of_it(
     "endpoint",
     ["http://127.0.0.1:8333", "http://[::1]:8333", "https://s3.eu-west-1.amazonaws.com", "http://seaweedfs"],
 )
-def test_an_endpoint_that_boto3_takes_is_taken(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """A name, a longer one, and both kinds of numbers."""
+def test_an_endpoint_that_boto3_accepts_is_valid(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Host names and addresses of both IP versions."""
     monkeypatch.setenv("DNF_S3_ENDPOINT_URL", endpoint)
     settings = Settings()
     assert settings.shown()["s3_endpoint_url"] == endpoint
@@ -123,16 +119,16 @@ def test_an_endpoint_that_boto3_takes_is_taken(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/0", "redis://name@host/0", "redis://[::1]:6379/0"])
-def test_an_address_without_a_password_is_shown_as_it_is(url: str) -> None:
-    """Nothing is masked where nothing is secret."""
+def test_a_url_without_a_password_is_not_masked(url: str) -> None:
+    """With or without a user."""
     assert without_password(url) == url
 
 
 @pytest.mark.parametrize("seconds", [5, 20, 120, 3600])
-def test_a_check_waits_for_its_retry_well_below_the_visibility_timeout(
+def test_a_retry_waits_for_at_most_a_quarter_of_the_visibility_timeout(
     monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
-    """A retry that waits longer would be delivered again while it waits; the bound is a quarter."""
+    """After the timeout it would be delivered again while it waits."""
     monkeypatch.setenv("DNF_VISIBILITY_TIMEOUT_SECONDS", str(seconds))
     monkeypatch.setenv("DNF_CHECK_DEADLINE_SECONDS", "4")
     assert 0 < Settings().longest_retry_seconds <= min(30, seconds / 4)

@@ -1,4 +1,4 @@
-"""The contract."""
+"""The messages of the contract, and their schemas."""
 
 from datetime import UTC, datetime
 
@@ -12,26 +12,26 @@ from worker.contract.messages import MAX_METADATA_BYTES, ImageCheck, event_id
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_each_schema_is_valid_and_refuses_unknown_fields(name: str) -> None:
-    """The schemas follow draft 2020-12, and a field that the contract does not name is an error."""
+    """By draft 2020-12 of JSON Schema."""
     schema = message_schema(name)
     Draft202012Validator.check_schema(schema)
     assert schema["additionalProperties"] is False
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "event_type"),
     [("image-verdict-v1", "image.verdict.v1"), ("image-rejected-v1", "image.rejected.v1")],
 )
-def test_every_event_is_a_cloud_event_of_a_type_of_its_own(name: str, kind: str) -> None:
-    """The schema names every attribute of the envelope, and fixes the version and the type."""
+def test_every_event_is_a_cloud_event_of_its_own_type(name: str, event_type: str) -> None:
+    """The schema has every attribute of the envelope, and constants for version and type."""
     schema = message_schema(name)
     assert set(schema["properties"]) >= {"id", "source", "specversion", "type", "subject", "time", "data"}
     assert schema["properties"]["specversion"]["const"] == "1.0"
-    assert schema["properties"]["type"]["const"] == kind
+    assert schema["properties"]["type"]["const"] == event_type
 
 
-def test_a_check_with_only_an_object_is_complete() -> None:
-    """Id, time of submission and policy have defaults, and two checks have two ids."""
+def test_a_check_needs_only_bucket_and_key() -> None:
+    """Id, time of submission and policy have defaults; ids are unique."""
     first, second = (ImageCheck(bucket="uploads", key="a.jpg") for _ in range(2))
     assert first.check_id != second.check_id
     assert first.policy == "default"
@@ -59,13 +59,13 @@ def test_a_check_with_only_an_object_is_complete() -> None:
     ],
 )
 def test_a_malformed_check_is_refused(fields: dict[str, object]) -> None:
-    """Whatever is not of the contract is an error where it enters."""
+    """Each of these fields is invalid or unknown."""
     with pytest.raises(ValidationError):
         ImageCheck.model_validate({"bucket": "uploads", "key": "a.jpg", **fields})
 
 
-def test_metadata_of_four_kibibytes_is_taken_and_of_one_byte_more_refused() -> None:
-    """The limit counts compact JSON in UTF-8: a Cyrillic letter costs two bytes, not six."""
+def test_metadata_may_have_four_kibibytes() -> None:
+    """As compact JSON in UTF-8, in which a Cyrillic letter has two bytes; a byte more is refused."""
     frame = len('{"k":""}')
     largest = {"k": "я" * ((MAX_METADATA_BYTES - frame) // 2)}
     assert ImageCheck(bucket="uploads", key="a", metadata=largest).metadata == largest
@@ -73,15 +73,15 @@ def test_metadata_of_four_kibibytes_is_taken_and_of_one_byte_more_refused() -> N
         ImageCheck(bucket="uploads", key="a", metadata={"k": largest["k"] + "x"})
 
 
-def test_metadata_survives_the_way_through_json_untouched() -> None:
-    """Nesting, null, large integers, fractions and letters of any script come back as they were."""
+def test_metadata_is_unchanged_by_json() -> None:
+    """Nesting, null, large integers, fractions and any script."""
     metadata = {"n": None, "deep": [{"a": [1, 2**70, 0.1]}], "text": 'Grüße, 世界 "quoted"', "t": True}
     check = ImageCheck(bucket="uploads", key="a", metadata=metadata)
     assert ImageCheck.model_validate_json(check.model_dump_json()).metadata == metadata
 
 
-def test_the_id_of_an_event_follows_from_check_model_and_policy_alone() -> None:
-    """The same three give the same id; a change of any of them gives another."""
+def test_the_id_of_an_event_depends_on_check_model_and_policy_only() -> None:
+    """Equal ones give the same id; a change of any of them gives another."""
     digest = "0" * 64
     known = event_id("check-1", digest, "default")
     # printf 'check-1\n%s\ndefault' 000...0 | sha256sum
@@ -91,8 +91,8 @@ def test_the_id_of_an_event_follows_from_check_model_and_policy_alone() -> None:
     assert known != event_id("check-1", digest, "strict")
 
 
-def test_a_message_cannot_be_changed() -> None:
-    """Messages are frozen."""
+def test_messages_are_immutable() -> None:
+    """An assignment raises an error."""
     check = ImageCheck(bucket="uploads", key="a")
     with pytest.raises(ValidationError):
         check.key = "b"

@@ -1,4 +1,4 @@
-"""What the probes say, by a clock that the tests turn."""
+"""Health: the answers of the probes, by a clock that the tests set."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from worker.process.health import LIVE_LOOP_SECONDS, READY_LOOP_SECONDS, Health
 
 @dataclass
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that the test sets."""
 
     now: float = 100.0
 
@@ -20,7 +20,7 @@ class Clock:
 
 @dataclass
 class Batcher:
-    """A batcher that is stalled for as long as the test says."""
+    """A batcher that is stalled for the set time."""
 
     stalled_seconds: float = 0.0
 
@@ -33,17 +33,15 @@ def clock() -> Clock:
 
 @pytest.fixture
 def health(clock: Clock) -> Health:
-    """Provide the health of a worker that takes checks from a broker that answers."""
+    """Provide the health of a worker that takes checks, with a broker that answers."""
     health = Health(stall_limit_seconds=10, clock=clock)
     health.became_ready()
     health.broker_answered()
     return health
 
 
-def test_a_loop_that_is_silent_beside_a_broker_that_answers_is_not_ready_and_then_not_alive(
-    health: Health, clock: Clock
-) -> None:
-    """Not ready after five seconds, dead after sixty; one beat brings both back."""
+def test_a_silent_event_loop_fails_readiness_and_then_liveness(health: Health, clock: Clock) -> None:
+    """After 5 and 60 seconds, if the broker answers; one beat restores both."""
     assert health.ready().ok
     clock.now += READY_LOOP_SECONDS + 1
     assert not health.ready().ok
@@ -56,10 +54,8 @@ def test_a_loop_that_is_silent_beside_a_broker_that_answers_is_not_ready_and_the
     assert health.ready().ok
 
 
-def test_a_loop_that_waits_for_its_broker_is_alive_for_as_long_as_that_takes(
-    health: Health, clock: Clock
-) -> None:
-    """An hour without a broker is no hang, and neither is the first minute with it."""
+def test_an_unreachable_broker_does_not_fail_liveness(health: Health, clock: Clock) -> None:
+    """Not for an hour, and not in the first minute after it is back."""
     health.broker_failed("ConnectionError: refused")
     clock.now += 3600
     assert health.live().ok
@@ -72,24 +68,22 @@ def test_a_loop_that_waits_for_its_broker_is_alive_for_as_long_as_that_takes(
     assert not health.live().ok
 
 
-def test_a_model_that_makes_no_progress_is_dead_whatever_the_broker_does(
-    health: Health, clock: Clock
-) -> None:
-    """Over its limit the batcher fails both probes, also while the worker stops."""
-    app_batcher = Batcher(stalled_seconds=9)
-    health.watch(app_batcher)
+def test_a_stalled_model_fails_both_probes(health: Health, clock: Clock) -> None:
+    """Without a broker and during shutdown too."""
+    batcher = Batcher(stalled_seconds=9)
+    health.watch(batcher)
     assert health.live().ok
     assert health.ready().ok
-    app_batcher.stalled_seconds = 11
-    health.broker_failed("away")
+    batcher.stalled_seconds = 11
+    health.broker_failed("unreachable")
     health.shutting_down()
     clock.now += 1
     assert not health.live().ok
     assert "model thread made no progress for 11 seconds" in health.live().reason
 
 
-def test_a_worker_that_stops_is_alive_and_not_ready(health: Health, clock: Clock) -> None:
-    """It finishes what it began, though its loop has ended."""
+def test_a_worker_that_shuts_down_is_alive_and_not_ready(health: Health, clock: Clock) -> None:
+    """It finishes its checks after its event loop has ended."""
     health.shutting_down()
     assert health.ready().reason == "shutting down"
     assert not health.ready().ok
@@ -98,7 +92,7 @@ def test_a_worker_that_stops_is_alive_and_not_ready(health: Health, clock: Clock
 
 
 def test_a_worker_that_starts_is_alive_and_neither_started_nor_ready(clock: Clock) -> None:
-    """Loading a model may take minutes; the reason says what is waited for."""
+    """Loading a model may take minutes; the reason names the current step."""
     health = Health(stall_limit_seconds=10, clock=clock)
     clock.now += 600
     assert health.live().ok

@@ -1,4 +1,4 @@
-"""The watchdog, in processes of their own: it ends them."""
+"""The watchdog, in processes of their own, since it ends them."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 from tests.conftest import PATIENCE
 
-# A model thread that hangs in one of three ways after its first batch.
+# A model thread that behaves in one of three ways after its first batch.
 PROGRAM = """
 import ctypes, sys, threading, time
 from worker.checks.batching import MicroBatcher
@@ -19,7 +19,7 @@ configure_logs(Settings(log_format="json"))
 def run(items):
     if items[0] == "wait":
         threading.Event().wait()
-    if items[0] == "keep the interpreter":
+    if items[0] == "hold the GIL":
         ctypes.PyDLL(None).sleep(600)
     if items[0] == "be slow":
         time.sleep({limit} / 2)
@@ -35,23 +35,23 @@ watchdog.stop()
 time.sleep(2.2 * {limit})
 """
 
-# A model that stands still at every other look, as it does to a process that is stopped again and again.
-STOPPED = """
+# A batcher that is stalled at every other poll, like one in a process that is suspended again and again.
+SUSPENDED = """
 import threading
 from worker.process.watchdog import Watchdog
 
-class Stopped:
-    looks, over = iter([9 * {limit}, 0.0] * 4), threading.Event()
+class Suspended:
+    polls, over = iter([9 * {limit}, 0.0] * 4), threading.Event()
 
     @property
     def stalled_seconds(self):
-        stalled = next(self.looks, None)
+        stalled = next(self.polls, None)
         if stalled is None:
             self.over.set()
         return stalled or 0.0
 
-watchdog = Watchdog(Stopped(), {limit})
-Stopped.over.wait()
+watchdog = Watchdog(Suspended(), {limit})
+assert Suspended.over.wait(60)
 watchdog.stop()
 """
 
@@ -63,7 +63,7 @@ def _run(behaviour: str, program: str = PROGRAM) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-def test_a_model_that_hangs_ends_its_process_with_one_line_that_says_why() -> None:
+def test_a_model_that_hangs_ends_its_process_with_one_log_line() -> None:
     """The line has the time and the limit; the exit status is 70."""
     ended = _run("wait")
     assert ended.returncode == 70
@@ -72,21 +72,21 @@ def test_a_model_that_hangs_ends_its_process_with_one_line_that_says_why() -> No
     assert line["stalled_seconds"] >= line["limit_seconds"] == 0.5 * PATIENCE
 
 
-def test_native_code_that_never_lets_python_run_ends_its_process_too() -> None:
-    """Then no line can be written; the stack of the model's thread is."""
-    ended = _run("keep the interpreter")
+def test_native_code_that_holds_the_gil_ends_its_process() -> None:
+    """No line can be logged; the fault handler writes the stack of the model thread."""
+    ended = _run("hold the GIL")
     assert ended.returncode == 1
     assert "Timeout" in ended.stderr
     assert "in run" in ended.stderr
 
 
-def test_a_model_that_is_slow_or_idle_lives() -> None:
-    """Four batches of half the limit, twice the limit without work, and as long again without a watchdog."""
+def test_a_slow_or_idle_model_does_not_end_its_process() -> None:
+    """Four batches of half the limit, then twice the limit idle, then as long after `stop`."""
     ended = _run("be slow")
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_a_process_that_was_stopped_for_a_while_lives() -> None:
-    """A stall that is over at the next look is none of the model's."""
-    ended = _run("stop", STOPPED)
+def test_a_suspended_process_is_not_ended() -> None:
+    """A stall that is over at the next poll is not the model's."""
+    ended = _run("suspended", SUSPENDED)
     assert (ended.returncode, ended.stderr) == (0, "")

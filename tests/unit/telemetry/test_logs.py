@@ -1,4 +1,4 @@
-"""The logs, as a process writes them."""
+"""The logs that a process writes."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import pty
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 PROGRAM = """
@@ -18,9 +19,9 @@ log = get_logger("program")
 log.info("thing_done", check_id="c-1", durations_ms={"fetch": 1.5})
 logging.getLogger("celery.worker").warning("lost %s", "redis://:hidden-one@10.0.0.1:6379/0")
 log.warning("elsewhere", url="amqp://guest:hidden-other@host//", password="hidden-four")
-warnings.warn("old ways")
+warnings.warn("deprecated")
 bind_contextvars(check_id="c-9", worker="w-1", attempt=2)
-logging.getLogger("botocore.retries").warning("tried again")
+logging.getLogger("botocore.retries").warning("retried")
 local = "a local variable"
 try:
     raise ValueError("signed with hidden-three\\"x")
@@ -30,6 +31,7 @@ log.debug("not_shown")
 """
 
 
+@cache
 def _run(log_format: str, level: str = "INFO") -> str:
     secrets = {
         "DNF_REDIS_URL": "redis://:hidden-one@127.0.0.1:1/0",
@@ -53,8 +55,8 @@ def _lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in _run("json").splitlines()]
 
 
-def test_every_line_is_one_json_object_whoever_wrote_it() -> None:
-    """Our events, the libraries' lines, warnings and tracebacks go through one pipe, with time and level."""
+def test_every_line_is_a_json_object() -> None:
+    """Our events, lines of libraries, warnings and tracebacks alike, with time and level."""
     lines = _lines()
     assert len(lines) == 6
     assert all({"event", "level", "timestamp", "logger"} <= line.keys() for line in lines)
@@ -64,30 +66,30 @@ def test_every_line_is_one_json_object_whoever_wrote_it() -> None:
     assert lines[-1]["exception"][0]["frames"][0]["lineno"] > 0
 
 
-def test_what_a_check_is_at_is_named_in_every_line_that_is_written_meanwhile() -> None:
-    """Bound once, check, worker and attempt stand in our lines, in a library's and beside a traceback."""
+def test_the_bound_context_is_in_every_line() -> None:
+    """Check, worker and attempt are in our lines, in those of libraries and in tracebacks."""
     lines = _lines()
-    assert [line["event"] for line in lines[-2:]] == ["tried again", "thing_failed"]
+    assert [line["event"] for line in lines[-2:]] == ["retried", "thing_failed"]
     for line in lines[-2:]:
         assert (line["check_id"], line["worker"], line["attempt"]) == ("c-9", "w-1", 2)
     assert "attempt" not in lines[1]
 
 
-def test_the_level_of_the_log_is_a_setting() -> None:
-    """At ERROR what is done and what is tried again is left out, whoever says it."""
+def test_the_log_level_is_a_setting() -> None:
+    """At ERROR neither our info lines nor a library's warnings are written."""
     lines = [json.loads(line) for line in _run("json", "ERROR").splitlines()]
     assert [line["event"] for line in lines] == ["thing_failed"]
 
 
 def test_a_terminal_gets_lines_for_people_and_a_file_gets_json() -> None:
-    """Unless the format is set: a pseudo-terminal shows no JSON, and a pipe nothing else."""
+    """By default: a pseudo-terminal gets no JSON, a pipe gets nothing else."""
     environment = {name: value for name, value in os.environ.items() if name != "DNF_LOG_FORMAT"}
     command = [sys.executable, "-c", PROGRAM]
     leader, follower = pty.openpty()
     shown = b""
     with subprocess.Popen(command, env=environment, stderr=follower), os.fdopen(leader, "rb") as terminal:
         os.close(follower)
-        with suppress(OSError):  # what Linux says when the other end is closed
+        with suppress(OSError):  # Linux raises it when the other end is closed
             while part := os.read(terminal.fileno(), 4096):
                 shown += part
     assert b"thing_done" in shown
@@ -98,7 +100,7 @@ def test_a_terminal_gets_lines_for_people_and_a_file_gets_json() -> None:
 
 
 def test_no_secret_reaches_a_log_in_either_format() -> None:
-    """Keys and passwords are masked in values, texts and tracebacks, and local variables are left out."""
+    """Keys and passwords are masked in values, text and tracebacks; local variables are omitted."""
     for log_format in ("json", "console"):
         text = _run(log_format)
         assert "hidden" not in text

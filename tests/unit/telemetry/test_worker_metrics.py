@@ -1,4 +1,4 @@
-"""The metrics: their names and their page."""
+"""The metrics and their reference page."""
 
 from itertools import permutations
 from pathlib import Path
@@ -16,13 +16,13 @@ from worker.telemetry import metrics
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
 
 
-def test_the_page_of_metrics_is_that_of_the_code() -> None:
+def test_the_page_of_metrics_is_up_to_date() -> None:
     """`make reference` writes it."""
     assert PAGE.read_text(encoding="utf-8") == page()
 
 
-def test_every_metric_of_a_worker_is_documented_with_its_kind() -> None:
-    """What the registry serves and what the page says are the same, the client library's own aside."""
+def test_every_metric_of_a_worker_is_documented() -> None:
+    """The page lists the metrics of the registry with their types, except those of the client library."""
     served = {
         (family.name + ("_total" if family.type == "counter" else ""), family.type)
         for family in text_string_to_metric_families(generate_latest(metrics.REGISTRY).decode())
@@ -31,11 +31,8 @@ def test_every_metric_of_a_worker_is_documented_with_its_kind() -> None:
     assert served == {(row.name, row.kind) for row in metrics.DOCUMENTED}
 
 
-def test_no_label_takes_more_values_than_an_operator_can_read() -> None:
-    """With every value of every label a worker serves fewer than 500 samples, as the page says.
-
-    The page has every label that there is, and no other.
-    """
+def test_a_worker_serves_fewer_than_500_samples() -> None:
+    """With every value of every label, as the page says; the page lists exactly the labels in use."""
     for queue in (*QUEUES, "other"):
         for verdict in get_args(VerdictName):
             metrics.CHECKS.labels(queue, verdict, "")
