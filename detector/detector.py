@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from detector.acceleration.memory import to_device
 from detector.bundle.files import Bundle, BundleError, resolve
 from detector.bundle.manifest import needs_unet
-from detector.images.views import crops, network_input, squashed
+from detector.images.views import SQUASHED_BYTES, crops, network_input, squashed
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +112,11 @@ class Detector:
     def dtype(self) -> str:
         """The type that the networks compute in: float32 or bfloat16."""
         return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def preparation_bytes(self) -> int:
+        """Bytes that `prepare` needs for each pixel of a picture, beside the picture and its views."""
+        return SQUASHED_BYTES if self.bundle.manifest.preprocessing.mode == "squash" else 0
 
     def warm_up(self, batch_size: int) -> None:
         """Examine one batch of grey pictures, so that the first real batch is as fast as the later ones."""

@@ -1,54 +1,54 @@
 """Untrusted bytes to RGB pixels, or a rejection with one of a closed set of reasons."""
 
+import mmap
 import warnings
+import zlib
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from detector.images.metadata import MAX_METADATA_BYTES, TooMuchMetadataError, bound_metadata
+from detector.images.colour import ColourConversion, conversion_to_srgb
+from detector.images.container import (
+    Container,
+    ImageFormat,
+    ImageReason,
+    ImageRejectedError,
+    take_apart,
+)
 
-ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "AVIF"]
+__all__ = [
+    "ALLOWED_FORMATS",
+    "PICTURE_SUFFIXES",
+    "EncodedPicture",
+    "ImageFormat",
+    "ImageLimits",
+    "ImageReason",
+    "ImageRejectedError",
+    "Picture",
+    "decode",
+    "open_picture",
+]
+
 ALLOWED_FORMATS: tuple[str, ...] = get_args(ImageFormat)
 PICTURE_SUFFIXES = frozenset({".jpg", *(f".{name.lower()}" for name in ALLOWED_FORMATS)})
 
-ImageReason = Literal[
-    "empty",
-    "not_an_image",
-    "format_not_allowed",
-    "too_many_pixels",
-    "too_small",
-    "too_much_metadata",
-    "truncated",
-    "corrupt",
-]
-
 # Superseded by our own pixel limit, which is checked before any pixel is decoded.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# Memory for the decompressed text chunks of one PNG; Pillow's own limit is 64 MiB.
-PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA_BYTES
 
-# EXIF orientation to the transposition that makes the picture upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# Pixels that are converted at once.
+_STRIP_PIXELS = 1 << 18
+# Bytes of an RGB pixel, and of everything that a conversion holds for one pixel of a strip.
+_RGB_BYTES, _CONVERSION_BYTES = 3, 32
+# Bytes that a decoder needs whatever the size of the picture.
+_FIXED_BYTES = 4 << 20
 
-
-class ImageRejectedError(Exception):
-    """The bytes cannot be checked as a picture; `reason` is an `ImageReason`, `str()` the detail."""
-
-    def __init__(self, reason: ImageReason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason: ImageReason = reason
+# What may stand in the place of pixels that are missing: two that no decoder takes for the same pixels.
+_FILLINGS = (bytes(64), b"\x55" * 64)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ImageLimits:
 class Picture:
     """A decoded picture."""
 
-    #: Upright RGB, (height, width, 3) uint8.
+    #: Upright sRGB, (height, width, 3) uint8; not contiguous where the picture was turned.
     pixels: NDArray[np.uint8]
     #: Name of the file format: one of `ALLOWED_FORMATS`.
     format: str
@@ -81,38 +81,82 @@ class Picture:
         return int(self.pixels.shape[0])
 
 
-def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
-    """Decode the first frame of a JPEG, PNG, WebP, GIF or AVIF file, upright, on a white background.
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A file whose size is known and within the limits, and whose pixels are not decoded yet."""
 
-    The number of pixels and the amount of metadata are checked before anything is decoded. Raises
-    `ImageRejectedError` for everything that is not such a picture within `limits`.
+    _container: Container
+
+    @property
+    def memory_bytes(self) -> int:
+        """The most bytes that `decode` needs at one time, its result included."""
+        container = self._container
+        converted = container.image_bytes + _RGB_BYTES * container.width * container.height
+        return (
+            max(container.decoder_bytes, converted)
+            + _CONVERSION_BYTES * max(_STRIP_PIXELS, container.width)
+            + sum(len(piece) for piece in container.pieces)
+            + _FIXED_BYTES
+        )
+
+    def decode(self) -> Picture:
+        """Decode the pixels.
+
+        Raises `ImageRejectedError` when they are damaged or missing, and MemoryError when they may be whole
+        and there is no memory for them.
+        """
+        try:
+            return Picture(_pixels(self._container), self._container.format)
+        except (ImageRejectedError, MemoryError):
+            raise
+        except Exception as error:  # Pillow's decoders raise many types for malformed input
+            self._require_memory(error)
+            raise _decoding_failure(error) from error
+
+    def _require_memory(self, error: Exception) -> None:
+        """Raise MemoryError where the decoder may have failed for want of memory; it says so in many ways."""
+        try:
+            mmap.mmap(-1, self.memory_bytes).close()
+        except (OSError, ValueError) as full:
+            raise MemoryError(f"no {self.memory_bytes} bytes for a picture: {error}") from full
+
+
+def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
+    """Decode the first frame of a JPEG, PNG, WebP, GIF or AVIF file, upright, in sRGB, on a white background.
+
+    Raises `ImageRejectedError` for everything that is not such a picture within `limits`, before any pixel
+    is decoded where its size is beyond them; and MemoryError.
     """
-    limits = limits or ImageLimits()
+    return open_picture(data, limits).decode()
+
+
+def open_picture(data: bytes, limits: ImageLimits | None = None) -> EncodedPicture:
+    """Return a JPEG, PNG, WebP, GIF or AVIF file within `limits`, of which only the size was read.
+
+    Raises `ImageRejectedError`.
+    """
     if not data:
         raise ImageRejectedError("empty", "The file is empty.")
-    try:
-        bound_metadata(data)
-    except TooMuchMetadataError as error:
-        raise ImageRejectedError("too_much_metadata", str(error)) from error
-    image = _open(data)
-    _check_size(image, limits)
-    try:
-        image.load()
-        rgb = _flattened(_upright(image))
-    except Exception as error:  # Pillow's decoders raise many types for malformed input
-        raise _decoding_failure(error) from error
-    return Picture(np.asarray(rgb, dtype=np.uint8), _format_name(image))
+    container = take_apart(data)
+    if container is None:
+        raise _unidentified(data)
+    _check_size(container, limits or ImageLimits())
+    return EncodedPicture(container)
 
 
-def _open(data: bytes) -> Image.Image:
-    try:
-        return Image.open(BytesIO(data), formats=ALLOWED_FORMATS)
-    except UnidentifiedImageError as error:
-        raise _unidentified(data) from error
-    except Image.DecompressionBombError as error:
-        raise ImageRejectedError("too_many_pixels", "The picture has far too many pixels.") from error
-    except Exception as error:  # a malformed header of a format that was recognised
-        raise _decoding_failure(error) from error
+def _check_size(container: Container, limits: ImageLimits) -> None:
+    width, height = container.width, container.height
+    # Transparency is a picture of its own, and a grid's tiles reach over its edges.
+    if width * height > limits.max_pixels or container.coded_pixels > 2 * limits.max_pixels + (1 << 20):
+        raise ImageRejectedError(
+            "too_many_pixels",
+            f"The picture has {width} x {height} pixels; the limit is {limits.max_pixels}.",
+        )
+    if min(width, height) < limits.min_side:
+        raise ImageRejectedError(
+            "too_small",
+            f"The picture has {width} x {height} pixels; the minimum for a side is {limits.min_side}.",
+        )
 
 
 def _unidentified(data: bytes) -> ImageRejectedError:
@@ -132,55 +176,117 @@ def _unidentified(data: bytes) -> ImageRejectedError:
     return ImageRejectedError("not_an_image", "The bytes are not a picture of any known format.")
 
 
-def _check_size(image: Image.Image, limits: ImageLimits) -> None:
-    width, height = image.size
-    if width * height > limits.max_pixels:
-        raise ImageRejectedError(
-            "too_many_pixels",
-            f"The picture has {width} x {height} pixels; the limit is {limits.max_pixels}.",
-        )
-    if min(width, height) < limits.min_side:
-        raise ImageRejectedError(
-            "too_small",
-            f"The picture has {width} x {height} pixels; the minimum for a side is {limits.min_side}.",
-        )
-
-
 def _decoding_failure(error: Exception) -> ImageRejectedError:
     message = str(error).lower()
-    if "text chunks" in message or "decompressed data too large" in message:
-        return ImageRejectedError(
-            "too_much_metadata", "The picture's texts or colour profile need too much memory."
-        )
     if "truncated" in message or "not enough" in message or isinstance(error, EOFError):
         return ImageRejectedError("truncated", "The picture ends before its pixels are complete.")
     return ImageRejectedError("corrupt", "The picture's data is damaged and cannot be decoded.")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # Pillow's exif_transpose also rewrites the EXIF data, which fails when another field of it is damaged.
+def _pixels(container: Container) -> NDArray[np.uint8]:
+    if container.unfinished:
+        _require_all_pixels(container)
+    image = _loaded(container, b"".join(container.pieces))
+    orientation = _orientation(container, image)
+    pixels = _rgb(image, container.icc_profile or image.info.get("icc_profile") or b"")
+    return _upright(pixels, orientation)
+
+
+def _loaded(container: Container, data: bytes) -> Image.Image:
     try:
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        image = Image.open(BytesIO(data), formats=[container.format])
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ImageRejectedError(
+            "corrupt", f"The file starts like {container.format}, but its header cannot be read."
+        ) from error
+    if image.width * image.height > container.width * container.height:
+        raise ImageRejectedError("corrupt", "The file names two sizes for its pixels.")
+    image.load()
+    # WebP's and AVIF's decoders keep frames of their own.
+    for decoder in ("_decoder", "fp"):
+        if hasattr(image, decoder):
+            setattr(image, decoder, None)
+    return image
+
+
+def _require_all_pixels(container: Container) -> None:
+    """Raise `ImageRejectedError` when pixels of a JPEG without its end mark are missing.
+
+    Its decoder makes up pixels that are missing from whatever follows, and ignores what follows the last one.
+    """
+    *begin, end = container.pieces
+    first, second = (_digest(_loaded(container, b"".join([*begin, filling, end]))) for filling in _FILLINGS)
+    if first != second:
+        raise ImageRejectedError("truncated", "The picture ends before its pixels are complete.")
+
+
+def _digest(image: Image.Image) -> int:
+    checksum = 0
+    for top, bottom in _strips(image):
+        checksum = zlib.crc32(image.crop((0, top, image.width, bottom)).tobytes(), checksum)
+    return checksum
+
+
+def _orientation(container: Container, image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where it is missing, unknown or unreadable."""
+    try:
+        if container.format == "AVIF":
+            # Its container turns the picture, whatever its EXIF data says.
+            exif = image.getexif()
+        else:
+            exif = Image.Exif()
+            exif.load(container.exif)
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
     except Exception:  # noqa: BLE001 - damaged EXIF data does not affect the pixels
-        return image
-    return image if turn is None else image.transpose(turn)
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
-def _flattened(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _eight_bit(image).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return a view of pixels (H, W, 3) as they are to be looked at."""
+    if orientation >= 5:  # noqa: PLR2004 - rows are columns
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    return pixels
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip to white."""
-    values = np.asarray(image, dtype=np.float32) / 257
-    return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8), mode="L")
+def _rgb(image: Image.Image, icc_profile: bytes) -> NDArray[np.uint8]:
+    """Convert a decoded image to RGB, strip by strip: besides the two, only a strip is in memory."""
+    mode = image.mode if image.mode in {"L", "CMYK"} else "RGB"
+    conversion = conversion_to_srgb(icc_profile, mode)
+    convert = partial(_flattened, conversion=conversion, mode=mode)
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top, bottom in _strips(image):
+        pixels[top:bottom] = convert(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
-def _format_name(image: Image.Image) -> str:
-    # Pillow's name for a JPEG with more pictures in it, such as a phone's depth map.
-    return "JPEG" if image.format == "MPO" else str(image.format)
+def _strips(image: Image.Image) -> list[tuple[int, int]]:
+    rows = max(1, _STRIP_PIXELS // image.width)
+    return [(top, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+
+
+def _flattened(strip: Image.Image, conversion: ColourConversion | None, mode: str) -> Image.Image:
+    """Return a strip as RGB on a white background."""
+    alpha: Image.Image | None = None
+    if strip.mode.startswith("I") or strip.mode == "F":
+        strip, alpha = _eight_bit(strip)
+    elif strip.has_transparency_data:
+        strip = strip.convert("RGBA")
+        alpha = strip.getchannel("A")
+    colours = conversion.apply(strip.convert(mode)) if conversion else strip.convert("RGB")
+    if alpha is None:
+        return colours
+    return Image.composite(colours, Image.new("RGB", colours.size, "white"), alpha)
+
+
+def _eight_bit(strip: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip to white; and its transparency."""
+    values = np.asarray(strip)
+    grey = np.clip(values / np.float32(257) + np.float32(0.5), 0, 255).astype(np.uint8)
+    transparent = strip.info.get("transparency")
+    alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+    return Image.fromarray(grey), None if transparent is None else alpha

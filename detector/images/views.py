@@ -12,10 +12,10 @@ def crops(pixels: NDArray[np.uint8], size: int, views: int) -> NDArray[np.uint8]
     `pixels` is (H, W, 3); returns (views, size, size, 3). A picture smaller than `size` is mirrored at its
     edges, because resizing would blur the detail that the feature measures.
     """
-    pixels = mirrored(pixels, size)
     count = math.isqrt(views)
-    tops, lefts = (_offsets(side - size, count) for side in pixels.shape[:2])
-    return np.stack([pixels[top : top + size, left : left + size] for top in tops for left in lefts])
+    tops, lefts = (_offsets(max(side - size, 0), count) for side in pixels.shape[:2])
+    cut = [pixels[top : top + size, left : left + size] for top in tops for left in lefts]
+    return np.stack([mirrored(view, size) for view in cut])
 
 
 def mirrored(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -31,6 +31,10 @@ def network_input(views: NDArray[np.uint8]) -> NDArray[np.float32]:
     return views.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
 
 
+#: Bytes that `squashed` needs for each pixel of the picture.
+SQUASHED_BYTES = 6
+
+
 def squashed(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     """Resize a whole picture (H, W, 3) to one square, as published: (1, 3, size, size) float32 around -1..1.
 
@@ -38,9 +42,17 @@ def squashed(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     """
     import torch
 
-    picture = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float()
-    resized = torch.nn.functional.interpolate(picture, (size, size), mode="bicubic", antialias=True)
-    return (resized / 255 * 2 - 1).numpy()
+    # One channel after the other: a large picture as float32 is four times its own size.
+    channels = [
+        torch.nn.functional.interpolate(
+            torch.from_numpy(np.ascontiguousarray(pixels[None, None, :, :, channel])).float(),
+            (size, size),
+            mode="bicubic",
+            antialias=True,
+        )
+        for channel in range(3)
+    ]
+    return (torch.cat(channels, dim=1) / 255 * 2 - 1).numpy()
 
 
 def _offsets(slack: int, count: int) -> list[int]:

@@ -1,0 +1,70 @@
+"""MemoryBudget: what the pictures that a process decodes at one time may need together."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Part of the budget that only small pictures use, and what is small: eight of them fit into it.
+_SMALL_PART, _SMALL_AT_ONCE = 4, 8
+
+
+class MemoryBudgetError(MemoryError):
+    """No part of the budget became free in time."""
+
+
+class MemoryBudget:
+    """Bytes that many threads share: whoever finds too few left waits for its turn.
+
+    A quarter is kept for small pictures, which never wait for a large one; large ones share the rest. Within
+    each part the first to come is the first served, so nobody waits for ever. A picture that needs more than
+    its part has it alone: the most in use is the budget, or a quarter of it and the largest picture.
+    """
+
+    def __init__(self, total_bytes: int) -> None:
+        small = total_bytes // _SMALL_PART
+        self._small = _Part(small)
+        self._large = _Part(total_bytes - small)
+        self._small_bytes = small // _SMALL_AT_ONCE
+
+    @contextmanager
+    def reserve(self, needed_bytes: int, *, timeout_seconds: float) -> Iterator[None]:
+        """Reserve bytes for the block. Raises `MemoryBudgetError` when the turn does not come in time."""
+        part = self._small if needed_bytes <= self._small_bytes else self._large
+        taken = part.take(needed_bytes, timeout_seconds)
+        try:
+            yield
+        finally:
+            part.give_back(taken)
+
+
+class _Part:
+    """A part of the budget, given out in the order of arrival."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total = self._free = total_bytes
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    def take(self, needed_bytes: int, timeout_seconds: float) -> int:
+        taken = min(needed_bytes, self._total)
+        turn = object()
+        deadline = time.monotonic() + timeout_seconds
+        with self._changed:
+            self._waiting.append(turn)
+            try:
+                if not self._changed.wait_for(
+                    lambda: self._waiting[0] is turn and self._free >= taken, deadline - time.monotonic()
+                ):
+                    raise MemoryBudgetError(f"no {needed_bytes} bytes for a picture in {timeout_seconds:.0f} s")
+                self._free -= taken
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
+        return taken
+
+    def give_back(self, taken: int) -> None:
+        with self._changed:
+            self._free += taken
+            self._changed.notify_all()
