@@ -143,6 +143,11 @@ class Settings(BaseSettings):
     )
     max_bytes: int = Field(default=20 << 20, gt=0, description="Limit of an upload.")
     max_pixels: int = Field(default=50_000_000, gt=0, description="Limit of a picture's width x height.")
+    decode_memory_bytes: int = Field(
+        default=1 << 30,
+        ge=1 << 26,
+        description="Memory for all pictures that one process decodes at one time.",
+    )
     verdict_stream: str = Field(default="verdicts", min_length=1, description="Redis Stream of events.")
     verdict_stream_max_length: int = Field(
         default=5000, ge=1, description="Events kept; about 46 kB each with thumbnails."

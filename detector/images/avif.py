@@ -1,4 +1,4 @@
-"""What an AVIF file makes its decoder work on, read from the AV1 bitstreams.
+"""The parts of an AVIF file, and what they make a decoder work on, read from the AV1 bitstreams.
 
 Pillow takes the size of the picture from the container, and the decoder takes it from the bitstream. Only the
 latter says what decoding costs. References: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items), and the AV1
@@ -8,11 +8,15 @@ Bitstream & Decoding Process Specification, sections 5.5 (sequence header) and 5
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from detector.images.container import Container, ImageRejectedError
+
 #: Boxes, items and bitstream units of one file that are read; a picture has a few dozen.
 MAX_UNITS = 20_000
 # A box's header: length and kind.
 _HEADER = 8
-_MAX_DEPTH = 8
+# Bytes in which brands are looked for.
+_MAX_BRANDS = 4096
+_HEIF_BRANDS = {b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"}
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6
 _KEY_FRAME, _INTRA_ONLY_FRAME, _SWITCH_FRAME = 0, 2, 3
 _CHOSEN_PER_FRAME = 2
@@ -20,6 +24,36 @@ _CHOSEN_PER_FRAME = 2
 
 class FramesError(Exception):
     """The file does not say what it makes a decoder work on; `str()` says what is wrong."""
+
+
+def take_apart(data: bytes) -> Container | None:
+    """Return the parts of an AVIF file, of its first frame; None for another file of boxes.
+
+    Raises `ImageRejectedError`, for a HEIC picture too.
+    """
+    end = min(int.from_bytes(data[:4], "big"), len(data), _MAX_BRANDS)
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+    if not brands & {b"avif", b"avis"}:
+        if brands & _HEIF_BRANDS:
+            raise ImageRejectedError("format_not_allowed", "HEIC (HEIF) is not one of the allowed formats.")
+        return None
+    try:
+        frames = avif_frames(data)
+    except FramesError as error:
+        raise ImageRejectedError("corrupt", f"The file starts like AVIF, but {error}.") from error
+    area = frames.width * frames.height
+    return Container(
+        format="AVIF",
+        pieces=without_exif(data),
+        width=frames.width,
+        height=frames.height,
+        coded_pixels=frames.decoded_pixels,
+        # The image and its bytes, the planes of all frames, and for a grid the planes of the whole.
+        decoder_bytes=8 * area
+        + 3 * frames.sample_bytes * frames.decoded_pixels
+        + (4 * frames.sample_bytes * area if frames.grid else 0),
+        image_bytes=4 * area,
+    )
 
 
 @dataclass(frozen=True)
@@ -62,7 +96,7 @@ def avif_frames(data: bytes) -> AvifFrames:
 
 
 def without_exif(data: bytes) -> tuple[bytes | memoryview, ...]:
-    """Return, in pieces, the same file with EXIF data that no reader finds: the container orients its picture."""
+    """Return the file, in pieces, with EXIF data that nobody finds: the container orients its picture."""
     view, pieces, done = memoryview(data), list[bytes | memoryview](), 0
     for kind, begin, end in _boxes(data, 0, len(data)):
         for _, item_kind, at in _item_kinds(data, begin, end) if kind == b"meta" else ():

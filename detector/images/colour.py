@@ -20,16 +20,16 @@ class ColourConversion:
 
     def apply(self, image: Image.Image) -> Image.Image:
         """Return an image of the profile's mode as sRGB."""
-        converted = ImageCms.applyTransform(image, self._transform)
-        assert converted is not None  # it is only None in place
+        converted = Image.new("RGB", image.size)
+        self._transform.apply(image, converted)
         return converted
 
 
 def conversion_to_srgb(icc_profile: bytes, mode: str) -> ColourConversion | None:
     """Return the conversion of pixels in `mode` (L, RGB or CMYK) by their profile.
 
-    None where there is nothing to convert: no profile, one that is damaged or of other colours, or one that is
-    sRGB within rounding, by which pixels would change and colours would not.
+    None where there is nothing to convert: no profile, one that is damaged or of other colours, or one that
+    is sRGB within rounding, by which pixels would change and colours would not.
     """
     if not icc_profile or mode not in _SPACES:
         return None

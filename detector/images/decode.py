@@ -12,14 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from detector.images import avif, gif, jpeg, png, webp
 from detector.images.colour import ColourConversion, conversion_to_srgb
-from detector.images.container import (
-    Container,
-    ImageFormat,
-    ImageReason,
-    ImageRejectedError,
-    take_apart,
-)
+from detector.images.container import Container, ImageFormat, ImageReason, ImageRejectedError, incomplete
 
 __all__ = [
     "ALLOWED_FORMATS",
@@ -88,6 +83,11 @@ class EncodedPicture:
     _container: Container
 
     @property
+    def pixel_count(self) -> int:
+        """Width times height."""
+        return self._container.width * self._container.height
+
+    @property
     def memory_bytes(self) -> int:
         """The most bytes that `decode` needs at one time, its result included."""
         container = self._container
@@ -144,6 +144,22 @@ def open_picture(data: bytes, limits: ImageLimits | None = None) -> EncodedPictu
     return EncodedPicture(container)
 
 
+def take_apart(data: bytes) -> Container | None:
+    """Return the parts of a JPEG, PNG, WebP, GIF or AVIF file; None for any other bytes.
+
+    Raises `ImageRejectedError`.
+    """
+    if data.startswith(jpeg.SIGNATURE):
+        return jpeg.take_apart(data)
+    if data.startswith(png.SIGNATURE):
+        return png.take_apart(data)
+    if data.startswith(gif.SIGNATURES):
+        return gif.take_apart(data)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return webp.take_apart(data)
+    return avif.take_apart(data) if data[4:8] == b"ftyp" else None
+
+
 def _check_size(container: Container, limits: ImageLimits) -> None:
     width, height = container.width, container.height
     # Transparency is a picture of its own, and a grid's tiles reach over its edges.
@@ -179,7 +195,7 @@ def _unidentified(data: bytes) -> ImageRejectedError:
 def _decoding_failure(error: Exception) -> ImageRejectedError:
     message = str(error).lower()
     if "truncated" in message or "not enough" in message or isinstance(error, EOFError):
-        return ImageRejectedError("truncated", "The picture ends before its pixels are complete.")
+        return incomplete()
     return ImageRejectedError("corrupt", "The picture's data is damaged and cannot be decoded.")
 
 
@@ -217,7 +233,7 @@ def _require_all_pixels(container: Container) -> None:
     *begin, end = container.pieces
     first, second = (_digest(_loaded(container, b"".join([*begin, filling, end]))) for filling in _FILLINGS)
     if first != second:
-        raise ImageRejectedError("truncated", "The picture ends before its pixels are complete.")
+        raise incomplete()
 
 
 def _digest(image: Image.Image) -> int:
@@ -260,7 +276,7 @@ def _rgb(image: Image.Image, icc_profile: bytes) -> NDArray[np.uint8]:
     convert = partial(_flattened, conversion=conversion, mode=mode)
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top, bottom in _strips(image):
-        pixels[top:bottom] = convert(image.crop((0, top, image.width, bottom)))
+        pixels[top:bottom] = np.asarray(convert(image.crop((0, top, image.width, bottom))))
     return pixels
 
 
@@ -284,7 +300,7 @@ def _flattened(strip: Image.Image, conversion: ColourConversion | None, mode: st
 
 
 def _eight_bit(strip: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip to white; and its transparency."""
+    """Scale 16-bit grey to 8 bits, which Pillow would clip to white; return its transparency too."""
     values = np.asarray(strip)
     grey = np.clip(values / np.float32(257) + np.float32(0.5), 0, 255).astype(np.uint8)
     transparent = strip.info.get("transparency")

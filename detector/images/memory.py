@@ -28,6 +28,11 @@ class MemoryBudget:
         self._large = _Part(total_bytes - small)
         self._small_bytes = small // _SMALL_AT_ONCE
 
+    @property
+    def waiting(self) -> int:
+        """Pictures that wait for their turn."""
+        return self._small.waiting + self._large.waiting
+
     @contextmanager
     def reserve(self, needed_bytes: int, *, timeout_seconds: float) -> Iterator[None]:
         """Reserve bytes for the block. Raises `MemoryBudgetError` when the turn does not come in time."""
@@ -47,6 +52,11 @@ class _Part:
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
 
+    @property
+    def waiting(self) -> int:
+        with self._changed:
+            return len(self._waiting)
+
     def take(self, needed_bytes: int, timeout_seconds: float) -> int:
         taken = min(needed_bytes, self._total)
         turn = object()
@@ -57,7 +67,9 @@ class _Part:
                 if not self._changed.wait_for(
                     lambda: self._waiting[0] is turn and self._free >= taken, deadline - time.monotonic()
                 ):
-                    raise MemoryBudgetError(f"no {needed_bytes} bytes for a picture in {timeout_seconds:.0f} s")
+                    raise MemoryBudgetError(
+                        f"no {needed_bytes} bytes for a picture in {timeout_seconds:.0f} s"
+                    )
                 self._free -= taken
             finally:
                 self._waiting.remove(turn)

@@ -59,8 +59,11 @@ def _fault(error: Exception, max_retries: int) -> tuple[DeadLetterReason, int]:
             return error.reason, 0
         case StorageUnavailableError():
             return "storage_unavailable", max_retries
+        # The machine is at fault, not the picture.
+        case MemoryError():
+            return "out_of_memory", max_retries
         case ModelFailedError(__cause__=OutOfMemoryError()):
-            return "model_failed", max_retries  # the machine is at fault, not the picture
+            return "model_failed", max_retries
         case ModelFailedError():
             return "model_failed", min(MODEL_RETRIES, max_retries)
         case _:
@@ -101,6 +104,8 @@ def _retry_reason(error: Exception) -> RetryReason:
             return "storage_unavailable"
         case ModelFailedError():
             return "model_failed"
+        case MemoryError():
+            return "out_of_memory"
         case _:
             return "internal_error"
 

@@ -13,6 +13,7 @@ from detector.acceleration.memory import free_memory_after
 from detector.bundle.calibration import Thresholds
 from detector.bundle.files import resolve
 from detector.detector import Detector, Finding
+from detector.images.memory import MemoryBudget
 from worker.broker.connection import connect
 from worker.broker.dead_letters import DeadLetters
 from worker.broker.transport import UnacknowledgedMessages
@@ -50,6 +51,8 @@ class Service:
     model: Model
     #: This process, as events and logs name it.
     name: str
+    #: What all pictures that are decoded at one time may need.
+    memory: MemoryBudget
     #: A second detector for comparison; absent unless the settings name one.
     shadow: Shadow = field(default_factory=Shadow)
     #: The messages that this process has taken and not acknowledged.
@@ -93,6 +96,7 @@ class Service:
             dead_letters=DeadLetters.connect(settings),
             model=Model(name=manifest.name, version=manifest.version, digest=detector.bundle.digest),
             name=f"{socket.gethostname()}:{os.getpid()}",
+            memory=MemoryBudget(settings.decode_memory_bytes),
             shadow=Shadow.load(settings),
             unacknowledged=unacknowledged,
         )

@@ -2,12 +2,13 @@
 
 import hashlib
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Reject
 from pydantic import ValidationError
 
-from detector.images.decode import ImageLimits, ImageRejectedError, Picture, decode
+from detector.images.decode import ImageLimits, ImageRejectedError, open_picture
 from detector.images.thumbnail import dnf_thumbnail
 from detector.policy import decide
 from worker.checks.batching import ModelFailedError
@@ -32,6 +33,8 @@ from worker.telemetry import tracing
 from worker.telemetry.timings import Timings
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import numpy as np
     from celery import Celery
     from celery.app.task import Task
@@ -47,8 +50,8 @@ if TYPE_CHECKING:
 def check_image(service: "Service", message: object, observation: Observation) -> CheckOutcome | None:
     """Judge one upload and publish the outcome, once; None when an earlier attempt has published it.
 
-    Raises `InvalidMessageError`; and `StorageUnavailableError`, `ModelFailedError`, `LockTimeoutError` and
-    redis.RedisError when the check is to be retried.
+    Raises `InvalidMessageError`; and `StorageUnavailableError`, `ModelFailedError`, `LockTimeoutError`,
+    MemoryError and redis.RedisError when the check is to be retried.
     """
     check = _validated(message)
     with service.attempts.start(check.check_id) as attempt:
@@ -62,14 +65,12 @@ def check_image(service: "Service", message: object, observation: Observation) -
             judgement = _cached(service, check, upload, timings)
             pending_shadow, batch_size, cached = None, 0, judgement is not None
             if judgement is None:
-                with timings.stage("decode"):
-                    picture = decode(upload.data, ImageLimits(max_pixels=service.settings.max_pixels))
-                with timings.stage("prepare"):
-                    views = service.detector.prepare(picture.pixels)
-                pending_shadow = service.shadow.submit(picture.pixels)
-                batched = _examined(service, views, timings)
+                prepared = _prepared(service, upload, timings)
+                del upload  # a check that waits for the model holds its views alone
+                pending_shadow = prepared.pending_shadow
+                batched = _examined(service, prepared.views, timings)
                 batch_size = batched.batch_size
-                judgement = _judgement(service, upload, picture, batched.result, timings)
+                judgement = _judgement(service, prepared.facts, batched.result, timings)
         except (StorageRejectedError, ImageRejectedError) as rejected:
             return _publish_rejection(service, check, attempt, timings, rejected)
         verdict = decide(judgement.score, service.thresholds)
@@ -131,6 +132,39 @@ def _cached(service: "Service", check: ImageCheck, upload: "Upload", timings: Ti
         return service.verdict_cache.find(upload.sha256, check.policy)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What is left of an upload once its views are cut."""
+
+    views: "NDArray[np.float32]"
+    facts: PictureFacts
+    pending_shadow: "Future[Batched[Finding]] | None"
+
+
+def _prepared(service: "Service", upload: "Upload", timings: Timings) -> _Prepared:
+    """Decode the upload and cut its views, in memory reserved for that.
+
+    Raises `ImageRejectedError`, and MemoryError when there is none.
+    """
+    encoded = open_picture(upload.data, ImageLimits(max_pixels=service.settings.max_pixels))
+    needed = encoded.memory_bytes + service.detector.preparation_bytes * encoded.pixel_count
+    # Half of the time is left for the model.
+    with service.memory.reserve(needed, timeout_seconds=_remaining_seconds(service, timings) / 2):
+        with timings.stage("decode"):
+            picture = encoded.decode()
+        with timings.stage("prepare"):
+            views = service.detector.prepare(picture.pixels)
+        pending_shadow = service.shadow.submit(picture.pixels)
+    facts = PictureFacts(
+        sha256=upload.sha256,
+        width=picture.width,
+        height=picture.height,
+        format=picture.format,
+        bytes=len(upload.data),
+    )
+    return _Prepared(views, facts, pending_shadow)
+
+
 def _examined(service: "Service", views: "NDArray[np.float32]", timings: Timings) -> "Batched[Finding]":
     """Wait for the model, until the check's deadline. Raises `ModelFailedError`."""
     try:
@@ -154,19 +188,10 @@ def _remaining_seconds(service: "Service", timings: Timings) -> float:
     return max(0.001, service.settings.check_deadline_seconds - timings.read()["total"] / 1000)
 
 
-def _judgement(
-    service: "Service", upload: "Upload", picture: Picture, finding: "Finding", timings: Timings
-) -> Judgement:
+def _judgement(service: "Service", facts: PictureFacts, finding: "Finding", timings: Timings) -> Judgement:
     side = service.settings.thumbnail_side_pixels
     with timings.stage("thumbnail"):
         thumbnail = dnf_thumbnail(finding.dnf, side)
-    facts = PictureFacts(
-        sha256=upload.sha256,
-        width=picture.width,
-        height=picture.height,
-        format=picture.format,
-        bytes=len(upload.data),
-    )
     return Judgement(score=finding.probability, picture=facts, thumbnail=thumbnail, thumbnail_side=side)
 
 

@@ -31,6 +31,7 @@ DeadLetterReason = Literal[
     "unknown_policy",
     "storage_unavailable",
     "model_failed",
+    "out_of_memory",
     "internal_error",
     "too_many_attempts",
 ]

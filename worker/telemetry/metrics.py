@@ -18,7 +18,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Outcome = Literal["real", "review", "generated", "rejected"]
-RetryReason = Literal["broker", "lock_timeout", "storage_unavailable", "model_failed", "internal_error"]
+RetryReason = Literal[
+    "broker", "lock_timeout", "storage_unavailable", "model_failed", "out_of_memory", "internal_error"
+]
 
 #: The registry of a worker process, with the client library's `process_` metrics.
 REGISTRY = CollectorRegistry(auto_describe=True)

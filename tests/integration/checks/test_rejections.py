@@ -51,6 +51,15 @@ def _bomb() -> bytes:
     return _png(20_000, 1, 0, zlib.compress(bytes(20_000 * (1 + 20_000 // 8)), 9))
 
 
+def _jpeg_of_many_scans() -> bytes:
+    """Return a progressive JPEG whose last scan is repeated beyond the limit."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * 50 + data[-2:]
+
+
 # Uploads by the reason of their rejection; None where no object is stored.
 UPLOADS: dict[str, bytes | None] = {
     "empty": b"",
@@ -58,7 +67,7 @@ UPLOADS: dict[str, bytes | None] = {
     "format_not_allowed": _encoded(Image.new("RGB", (64, 64)), "TIFF"),
     "too_many_pixels": _encoded(Image.new("1", (1001, 1000)), "PNG"),
     "too_small": _encoded(Image.new("RGB", (31, 64)), "PNG"),
-    "too_much_metadata": b"\xff\xd8" + b"\xff\xfe\0\2" * 1001,
+    "too_much_metadata": _jpeg_of_many_scans(),
     "truncated": _encoded(Image.effect_noise((90, 90), 50), "JPEG")[:1500],
     "corrupt": _png(64, 8, 2, b"\x78\x9c" + b"\xff" * 500),
     "missing": None,

@@ -33,7 +33,7 @@ BAD: dict[str, bytes] = {
     "format_not_allowed": encoded(noise(), "TIFF"),
     "too_many_pixels": encoded(Image.new("1", (20_000, 20_000)), "PNG"),
     "too_small": encoded(noise(8, 8), "PNG"),
-    "too_much_metadata": PNG[:33] + bytes.fromhex("000000006a754e6bdf2b9ad2") * 1001 + PNG[33:],
+    "too_much_metadata": PNG[:33] + bytes.fromhex("000000006a754e6bdf2b9ad2") * 50_001 + PNG[33:],
     "truncated": encoded(noise(), "JPEG")[:-700],
     "corrupt": PNG[:60] + bytes(40) + PNG[100:],
 }
@@ -53,9 +53,8 @@ def test_each_bad_input_is_rejected_with_its_reason(reason: str) -> None:
     assert str(rejected.value).endswith(".")
 
 
-# Pillow's decoders raise a ValueError, a SyntaxError and a RuntimeError for these, not an OSError.
+# Pillow's decoders raise a ValueError and a RuntimeError for these, not an OSError.
 HOSTILE = {
-    "a header that is too short": PNG[:11] + b"\x02" + PNG[12:],
     "pixels that end early": encoded(noise(), "AVIF")[:-100],
     "a missing item": encoded(noise(), "AVIF").replace(b"av01", b"av00"),
 }
