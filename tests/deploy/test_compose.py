@@ -2,15 +2,21 @@
 
 import re
 import shutil
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import boto3
 import jsonschema
 import pytest
 import redis
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.deploy.documents import DASHBOARD, PROMETHEUS, ROOT, read_yaml, schema
 from worker.embedded.guarded_process import GuardedProcess
+from worker.embedded.seaweedfs import weed_program
 from worker.embedded.startup import start_on_free_ports, wait_until
 from worker.embedded.valkey import valkey_program
 from worker.settings import Settings
@@ -86,7 +92,7 @@ def test_no_secret_has_a_default(compose: dict[str, Any]) -> None:
             if re.search("PASSWORD|SECRET|ACCESS_KEY|REDIS_URL", variable):
                 assert re.search(r"\$\{DNF_\w+:\?[a-z ]+\}", value), (name, variable)
                 secrets += 1
-    assert secrets == 11
+    assert secrets == 15
 
 
 def test_the_projects_containers_have_the_least_rights(compose: dict[str, Any]) -> None:
@@ -105,14 +111,15 @@ def test_every_variable_of_ours_is_a_setting(
     compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mistyped setting would be ignored silently, so each must be known, and all must load."""
-    given = {"DNF_REDIS_PASSWORD": "p" * 40}
+    given = {"DNF_WORKER_PASSWORD": "w" * 40, "DNF_EXPORTER_PASSWORD": "e" * 40}
     for name in OURS:
         with monkeypatch.context() as context:
             for variable, value in compose["services"][name]["environment"].items():
                 assert variable.removeprefix("DNF_").lower() in Settings.model_fields, variable
                 context.setenv(variable, substituted(value, given))
             settings = Settings()
-        assert settings.redis_url.get_secret_value() == f"redis://:{'p' * 40}@redis:6379/0"
+        user = "exporter" if name == "exporter" else "worker"
+        assert settings.redis_url.get_secret_value() == f"redis://{user}:{user[0] * 40}@redis:6379/0"
     assert not [name for name in compose["services"]["exporter"]["environment"] if "S3" in name]
 
 
@@ -156,46 +163,154 @@ def test_prometheus_and_grafana_find_their_files_and_targets(compose: dict[str, 
     assert source["url"] == "http://prometheus:9090"
 
 
-def test_the_broker_requires_its_password_and_keeps_an_append_only_file(
-    compose: dict[str, Any], tmp_path: Path
-) -> None:
-    """Its command, run by a shell with this machine's Valkey and a password with shell metacharacters."""
-    shell, option, script = compose["services"]["redis"]["command"]
-    password = "p a$s'w;o#r`d"
-    program = valkey_program()
-    started: list[GuardedProcess] = []
+def test_each_container_shares_a_network_only_with_what_it_talks_to(compose: dict[str, Any]) -> None:
+    """The store has the workers alone beside it; Prometheus and Grafana reach neither broker nor store."""
+    members: dict[str, set[str]] = {name: set() for name in compose["networks"]}
+    for name, service in compose["services"].items():
+        for network in service["networks"]:
+            members[network].add(name)
+    assert members == {
+        "broker": {"redis", "worker", "worker-gpu", "exporter"},
+        "store": {"seaweedfs", "worker", "worker-gpu"},
+        "monitoring": {"worker", "worker-gpu", "exporter", "prometheus", "grafana"},
+    }
 
-    def answers(port: int) -> bool:
+
+@pytest.mark.parametrize("name", ["redis", "seaweedfs", "prometheus", "grafana"])
+def test_every_image_of_others_has_an_exact_version(compose: dict[str, Any], name: str) -> None:
+    """Three numbers, or two where the project has no third; no tag that moves with the next release."""
+    version = compose["services"][name]["image"].partition(":")[2]
+    assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?(-alpine)?", version)
+    assert name == "seaweedfs" or version.count(".") == 2
+
+
+def test_the_store_of_compose_opens_only_its_s3_api(compose: dict[str, Any], tmp_path: Path) -> None:
+    """Its command, run here on free ports: beyond the loopback it has the S3 API and that one's gRPC port."""
+    keys = {"AWS_ACCESS_KEY_ID": "key-of-this-test", "AWS_SECRET_ACCESS_KEY": "secret-of-this-test"}
+    started: list[GuardedProcess] = []
+    found: list[int] = []
+
+    def bucket(port: int) -> bool:
+        client = boto3.client(
+            "s3",
+            endpoint_url=f"http://127.0.0.1:{port}",
+            region_name="us-east-1",
+            aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+            config=Config(retries={"total_max_attempts": 1}),
+        )
         try:
-            with redis.Redis(port=port, password=password) as client:
-                return bool(client.ping())
-        except redis.ConnectionError:
+            client.put_object(Bucket="uploads", Key="first", Body=b"")
+        except (BotoCoreError, ClientError):
             return False
+        return True
 
     def start(ports: list[int]) -> None:
-        # The program is substituted last: its path may contain the other strings.
-        own = script.replace("/tmp/", f"{tmp_path}/").replace("dir /data", f"dir {tmp_path}")  # noqa: S108
-        own = own.replace("exec valkey-server", f"exec {program} --port {ports[0]} --include")
+        s3, master, volume, filer = ports
+        command = [
+            part.replace("/data", str(tmp_path)) for part in compose["services"]["seaweedfs"]["command"]
+        ]
+        command = [part.replace("-s3.port=8333", f"-s3.port={s3}") for part in command]
+        others = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
         server = GuardedProcess(
-            [shutil.which(shell) or shell, option, own],
+            [weed_program(), *command, *others],
             log=tmp_path / "server.log",
-            environment={"VALKEY_PASSWORD": password, "PATH": "/usr/bin:/bin"},
+            environment={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **keys},
         )
         started.append(server)
-        wait_until(lambda: answers(ports[0]), server, "the broker")
+        wait_until(lambda: bucket(s3), server, "the store")
+        found[:] = ports
 
-    script = substituted(script, {})
+    start_on_free_ports(start, count=4, companion=10_000)
+    try:
+        s3, *inner = found
+        listening = _listening_addresses(started[-1].pid)
+        loopback = {port for host, port in listening if host == "127.0.0.1"}
+        assert {*inner, *(port + 10_000 for port in inner)} <= loopback
+        assert {port for host, port in listening if host != "127.0.0.1"} == {s3, s3 + 10_000}
+    finally:
+        started[-1].stop()
+
+
+def _listening_addresses(pid: int) -> set[tuple[str, int]]:
+    """Return the (address, port) of each TCP socket on which a process listens."""
+    sockets = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
+    listening = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in sockets:
+                address, _, port = local.partition(":")
+                host = socket.inet_ntoa(bytes.fromhex(address)[::-1]) if table == "tcp" else f"[{address}]"
+                listening.add((host, int(port, 16)))
+    return listening
+
+
+ROLES = ("producer", "worker", "consumer", "exporter", "operator")
+
+
+def test_the_broker_of_compose_has_one_user_for_each_role_and_a_memory_limit(
+    compose: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its script, run here on this machine's Valkey, with passwords that contain shell metacharacters."""
+    service = compose["services"]["redis"]
+    shell, script = service["command"]
+    (folder,) = (v.split(":")[0] for v in service["volumes"] if v.split(":")[1] == str(Path(script).parent))
+    passwords = {role: f"p a$s'w;o#r`d {role}" for role in ROLES}
+    environment = dict.fromkeys(service["environment"], "")
+    environment |= {f"{role.upper()}_PASSWORD": password for role, password in passwords.items()}
+    assert environment.keys() == service["environment"].keys()
+    environment["REDIS_MAXMEMORY"] = substituted(service["environment"]["REDIS_MAXMEMORY"], {})
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "valkey-server").symlink_to(valkey_program())
+    environment |= {
+        "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+        "TMPDIR": str(tmp_path),
+        "REDIS_DIR": str(tmp_path),
+    }
+    command = [shutil.which(shell) or shell, str(ROOT / folder / Path(script).name)]
+    started: list[GuardedProcess] = []
+
+    def start(ports: list[int]) -> None:
+        options = ["--port", str(ports[0])]
+        server = GuardedProcess([*command, *options], log=tmp_path / "server.log", environment=environment)
+        started.append(server)
+
+        def answers() -> bool:
+            try:
+                with redis.Redis(
+                    port=ports[0], username="exporter", password=passwords["exporter"]
+                ) as client:
+                    return bool(client.ping())
+            except redis.ConnectionError:
+                return False
+
+        wait_until(answers, server, "the broker")
+
     port = start_on_free_ports(start)[0]
     server = started[-1]
     try:
-        with redis.Redis(port=port, password=password) as client:
-            assert client.config_get("appendonly") == {"appendonly": "yes"}
-            assert client.config_get("appendfsync") == {"appendfsync": "everysec"}
-            assert client.config_get("save") == {"save": ""}
-            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        for role, password in passwords.items():
+            with redis.Redis(port=port, username=role, password=password) as client:
+                assert client.ping()
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.flushall()
+        with redis.Redis(port=port, username="operator", password=passwords["operator"]) as client:
+            memory: Any = client.info("memory")
+            persistence: Any = client.info("persistence")
+        assert memory["maxmemory"] == 2 << 30
+        assert memory["maxmemory_policy"] == "noeviction"
+        assert persistence["aof_enabled"] == 1
         with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
-        assert password not in Path(f"/proc/{server.pid}/cmdline").read_text(encoding="utf-8")
-        assert oct((tmp_path / "valkey.conf").stat().st_mode)[-3:] == "600"
+        arguments = Path(f"/proc/{server.pid}/cmdline").read_text(encoding="utf-8")
+        assert not [password for password in passwords.values() if password in arguments]
+        assert oct((tmp_path / "users.acl").stat().st_mode)[-3:] == "600"
     finally:
         server.stop()
+    del environment["CONSUMER_PASSWORD"]
+    refused = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert refused.returncode != 0
+    assert "CONSUMER_PASSWORD" in refused.stderr

@@ -21,7 +21,7 @@ from worker.telemetry.metrics import DOCUMENTED as COUNTED
 PROGRAMS: dict[str, click.Command] = {"dnf-worker": worker_cli, "dnf-detector": detector_cli}
 
 #: Variables of compose's .env file and of the tests.
-OTHER_VARIABLES = {"GRAFANA_PASSWORD", "REDIS_PASSWORD", "TEST_PATIENCE", "CHAOS_SCALE", "CHAOS_REPORT"}
+OTHER_VARIABLES = {"GRAFANA_PASSWORD", "REDIS_MAXMEMORY", "TEST_PATIENCE", "CHAOS_SCALE", "CHAOS_REPORT"}
 #: What a reader fills in, and a value that stands for it.
 PLACEHOLDERS = {"CORPUS": str(ROOT), "ENTRY_ID": "1764000000000-0", "BUNDLE": "default", "NAME": "name"}
 
