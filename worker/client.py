@@ -20,7 +20,7 @@ from worker.broker.dead_letters import DeadLetters
 from worker.broker.faults import connection_fault
 from worker.broker.verdict_stream import Event, VerdictStream
 from worker.contract.envelope import encode
-from worker.contract.messages import CHECK_IMAGE, DeadLetter, ImageCheck, QueueName
+from worker.contract.messages import CHECK_IMAGE, DeadLetter, ImageCheck, QueueName, Verdict
 from worker.settings import Settings
 from worker.storage import Storage
 from worker.telemetry import tracing
@@ -130,9 +130,7 @@ class Client:
                 with tracing.span("submit", **{"dnf.checks": len(chunk), "dnf.queue": queue}):
                     trace = tracing.traceparent()
                     messages = [check.model_dump(mode="json") for check in chunk]
-                    self._redis.lpush(
-                        queue, *(encode([each], {}, queue, traceparent=trace) for each in messages)
-                    )
+                    self._redis.lpush(queue, *(encode(each, queue, traceparent=trace) for each in messages))
             except redis.RedisError as error:
                 raise self._unreachable(error) from error
             check_ids += [check.check_id for check in chunk]
@@ -236,6 +234,20 @@ class Client:
                     resubmit_after *= 2
                     self.submit_many([whole[check_id] for check_id in missing & whole.keys()], queue=queue)
         raise AssertionError("unreachable: the tail is endless")
+
+    def thumbnail(self, event: Event) -> bytes | None:
+        """Return the picture of an event's Diffusion Noise Feature; None when it has none, or no longer.
+
+        Raises redis.RedisError and `StorageUnavailableError`.
+        """
+        data = event.envelope.data
+        if not isinstance(data, Verdict):
+            return None
+        if data.thumbnail.uri is None:
+            return self._verdict_stream.thumbnail(event)
+        bucket, _, key = data.thumbnail.uri.removeprefix("s3://").partition("/")
+        self._storage = self._storage or Storage(self.settings.storage)
+        return self._storage.read_thumbnail(bucket, key)
 
     def _refuse_if_full(self, queue: QueueName, *, adding: int = 1) -> None:
         most = self.settings.max_queue_length

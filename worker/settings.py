@@ -46,6 +46,8 @@ class StorageSettings:
     #: BUCKET or BUCKET/PREFIX/ that may be read.
     allowed_buckets: tuple[str, ...]
     upload_bucket: str
+    #: None: thumbnails are kept in Redis.
+    thumbnail_bucket: str | None
     #: Limit of an object.
     max_bytes: int
     #: Connections kept open.
@@ -150,14 +152,30 @@ class Settings(BaseSettings):
     )
     verdict_stream: str = Field(default="verdicts", min_length=1, description="Redis Stream of events.")
     verdict_stream_max_length: int = Field(
-        default=5000, ge=1, description="Events kept; about 46 kB each with thumbnails."
+        default=100_000, ge=1, description="Events at which workers stop taking checks; about 2 kB each."
+    )
+    verdict_min_age_seconds: int = Field(
+        default=3600,
+        ge=0,
+        description="Younger events stay; older ones too until every group acknowledged them.",
+    )
+    verdict_retention_seconds: int = Field(
+        default=7 * 86400, ge=60, description="Events older than this are deleted, acknowledged or not."
     )
     dead_letter_stream: str = Field(
         default="dead-letters", min_length=1, description="Stream of dead letters."
     )
-    dead_letter_stream_max_length: int = Field(default=10_000, ge=1, description="Dead letters kept.")
+    dead_letter_stream_max_length: int = Field(
+        default=10_000, ge=1, description="Dead letters at which workers stop taking checks."
+    )
     publish_once_ttl_seconds: int = Field(
-        default=7 * 86400, ge=60, description="How long a published check id is remembered."
+        default=7 * 86400, ge=60, description="How long a check's event can be published again."
+    )
+    thumbnail_bucket: str | None = Field(
+        default=None, description="Bucket for DNF thumbnails; unset: Redis keys that expire."
+    )
+    thumbnail_ttl_seconds: int = Field(
+        default=86400, ge=60, description="How long a thumbnail stays in Redis."
     )
     thumbnail_side_pixels: int = Field(default=128, ge=16, le=512, description="Side of the DNF thumbnail.")
     http_host: str = Field(
@@ -246,6 +264,7 @@ class Settings(BaseSettings):
             fetch_seconds=fetch_seconds,
             allowed_buckets=self.allowed_buckets,
             upload_bucket=self.upload_bucket,
+            thumbnail_bucket=self.thumbnail_bucket,
             max_bytes=self.max_bytes,
             connections=self.threads,
             secrets=self.secrets(),

@@ -148,6 +148,29 @@ class Storage:
             raise self._unavailable(check, error) from error
         return key, digest
 
+    def store_thumbnail(self, data: bytes, sha256: str) -> str:
+        """Store a thumbnail in the thumbnail bucket under its digest; return its s3:// URI.
+
+        Raises `StorageUnavailableError`.
+        """
+        bucket, key = str(self._settings.thumbnail_bucket), f"thumbnails/{sha256[:2]}/{sha256}.png"
+        check = ImageCheck(bucket=bucket, key=key)
+        try:
+            self._s3.put_object(Bucket=bucket, Key=key, Body=data, ContentType="image/png")
+        except (ClientError, BotoCoreError, OSError) as error:
+            raise self._unavailable(check, error) from error
+        return check.uri
+
+    def read_thumbnail(self, bucket: str, key: str) -> bytes | None:
+        """Return a stored thumbnail, None when it is gone. Raises `StorageUnavailableError`."""
+        check = ImageCheck(bucket=bucket, key=key)
+        try:
+            return self._s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+        except self._s3.exceptions.NoSuchKey:
+            return None
+        except (ClientError, BotoCoreError, OSError) as error:
+            raise self._unavailable(check, error) from error
+
     def _refuse_unlisted(self, check: ImageCheck) -> None:
         # On its way `incoming/../private` becomes another key, and `../other` another bucket.
         if {".", ".."} & set(check.key.split("/")):

@@ -125,7 +125,7 @@ def examples() -> dict[str, Any]:
         attempts=1,
         time=_NOON,
     )
-    entry = json.loads(encode([check.model_dump(mode="json")], {}, "image-checks"))
+    entry = json.loads(encode(check.model_dump(mode="json"), "image-checks"))
     entry["headers"]["id"] = entry["headers"]["root_id"] = "0d5b3a52-6d3f-4a54-9a3e-6f6f0c0a4711"
     entry["properties"]["correlation_id"] = entry["headers"]["id"]
     entry["properties"]["delivery_tag"] = "7f6f2b1e-52c1-4f0e-8f7b-1b9f0c0a4711"

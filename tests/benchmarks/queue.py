@@ -76,7 +76,7 @@ def against_bare_celery(services: EmbeddedServices, *, checks: int, rounds: int)
             return _speed(server, whole, [_check(services, key) for _ in range(checks)])
 
         def reference() -> float:
-            return _speed(bare_server, bare, [encode([], {}, QUEUE) for _ in range(checks)])
+            return _speed(bare_server, bare, [encode({}, QUEUE) for _ in range(checks)])
 
         return _interleaved("whole path, null detector / bare Celery", ours, reference, rounds)
 
@@ -142,7 +142,7 @@ def _detector_speed(detector: "Detector", files: list[bytes], batch_size: int) -
 
 def _check(services: EmbeddedServices, key: str) -> bytes:
     check = ImageCheck(bucket=services.bucket, key=key)
-    return encode([check.model_dump(mode="json")], {}, QUEUE)
+    return encode(check.model_dump(mode="json"), QUEUE)
 
 
 def _stored(services: EmbeddedServices, files: list[bytes]) -> list[str]:
@@ -191,7 +191,7 @@ def _run_bare() -> None:
     )
 
     @app.task(name=CHECK_IMAGE)
-    def nothing() -> None:
+    def nothing(_check: object) -> None:
         """Do nothing."""
 
     def ready(**_: Any) -> None:

@@ -67,7 +67,7 @@ def test_the_figures_are_those_of_the_broker(  # noqa: PLR0917 - the fixtures th
         wait_until(lambda: exporter.figure("dnf_workers_alive") == 0, "a worker that stopped is not alive")
         for _ in range(12):
             client.submit(bucket, stored_picture, submitted_at="2026-01-01T00:00:00Z")
-        bulk = encode([{"bucket": bucket, "key": "k"}], {}, "image-checks.bulk")
+        bulk = encode({"bucket": bucket, "key": "k"}, "image-checks.bulk")
         broker.lpush("image-checks.bulk\x06\x163", bulk)
         broker.lpush("image-checks.urgent", "rubbish")
         wait_until(lambda: exporter.figure("dnf_queue_waiting", queue="image-checks") == 12, "waiting")
@@ -129,7 +129,7 @@ def test_a_scrape_costs_the_same_however_long_the_queue_is(
     exporter: Served, valkey: Valkey, wait_until: WaitUntil
 ) -> None:
     """With fifty thousand checks waiting Redis does as many commands as with none, none of them for all."""
-    entry = encode([{"bucket": "uploads", "key": "k"}], {}, "image-checks")
+    entry = encode({"bucket": "uploads", "key": "k"}, "image-checks")
     with redis.Redis.from_url(valkey.url) as broker:
 
         def commands(waiting: int) -> dict[str, int]:

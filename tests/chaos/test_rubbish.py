@@ -29,7 +29,7 @@ MAX_DELIVERIES = 3
 
 
 def _changed(number: int, path: str, value: Any) -> bytes:
-    entry = json.loads(encode([{"bucket": "uploads", "key": f"{number}.jpg"}], {}, QUEUES[0]))
+    entry = json.loads(encode({"bucket": "uploads", "key": f"{number}.jpg"}, QUEUES[0]))
     *parents, last = path.split(".")
     place = entry
     for parent in parents:
@@ -45,7 +45,7 @@ def _body(number: int, text: str) -> bytes:
 # Each makes another entry of its kind from a number; none of them can be a check.
 KINDS: list[Callable[[int, random.Random], bytes]] = [
     lambda number, chance: b"\xff" + chance.randbytes(number % 200),
-    lambda number, chance: encode([{"n": number}], {}, QUEUES[0])[: -chance.randrange(1, 300)],
+    lambda number, chance: encode({"n": number}, QUEUES[0])[: -chance.randrange(1, 300)],
     lambda number, _: json.dumps([number]).encode(),
     lambda number, _: str(number).encode(),
     lambda number, _: json.dumps({"number": number}).encode(),

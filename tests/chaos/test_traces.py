@@ -129,7 +129,7 @@ def test_a_worker_without_an_exporter_passes_a_trace_on(
     with redis.Redis.from_url(valkey.url) as broker:
         for header, check in checks.items():
             message = check.model_dump(mode="json")
-            broker.lpush("image-checks", encode([message], {}, "image-checks", traceparent=header))
+            broker.lpush("image-checks", encode(message, "image-checks", traceparent=header))
     events = client.wait_for(*(check.check_id for check in checks.values()))
     traces = {header: events[check.check_id].envelope.traceparent for header, check in checks.items()}
     assert traces == {given: given, None: None, "nonsense": None}

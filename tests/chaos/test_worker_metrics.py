@@ -44,7 +44,7 @@ def test_a_worker_counts_what_it_did(  # noqa: PLR0917 - the fixtures that it ne
         check_ids = [first, client.submit(bucket, "no/such.jpg")]
         check_ids += [client.submit(bucket, stored_picture, queue="image-checks.urgent") for _ in range(5)]
         with redis.Redis.from_url(valkey.url) as broker:
-            broker.lpush("image-checks", "rubbish", encode([{"check_id": "bare"}], {}, "image-checks"))
+            broker.lpush("image-checks", "rubbish", encode({"check_id": "bare"}, "image-checks"))
         client.wait_for(*check_ids, timeout_seconds=60)
         client.submit(bucket, stored_picture, check_id=first)
         wait_until(lambda: served.figure("dnf_redeliveries_total") == 1, "a check that was begun before")

@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,9 @@ def test_the_smallest_entry_that_the_schema_allows_is_accepted() -> None:
         "properties": {"delivery_tag": "2", "body_encoding": "base64"},
     }
     assert not list(_validator("queue-entry").iter_errors(entry))
-    payload = decode(json.dumps(entry).encode(), "image-checks", longest_wait_seconds=1)
+    payload = decode(
+        json.dumps(entry).encode(), "image-checks", tag="t", server_time=time.time(), longest_wait_seconds=1
+    )
     assert json.loads(base64.b64decode(payload["body"]))[0] == [check]
 
 
@@ -127,7 +130,13 @@ def test_the_schema_of_an_entry_refuses_what_a_worker_refuses(
     (entry[part] if part else entry)[field] = value
     assert list(_validator("queue-entry").iter_errors(entry))
     with pytest.raises(InvalidMessageError):
-        decode(json.dumps(entry).encode(), "image-checks", longest_wait_seconds=1)
+        decode(
+            json.dumps(entry).encode(),
+            "image-checks",
+            tag="t",
+            server_time=time.time(),
+            longest_wait_seconds=1,
+        )
 
 
 def test_the_body_of_an_entry_follows_its_content_schema() -> None:

@@ -55,7 +55,6 @@ def create_app(settings: Settings, unacknowledged: UnacknowledgedMessages | None
             "queue_order_strategy": "priority",
             "unacknowledged": unacknowledged or UnacknowledgedMessages(),
             "dead_letter_stream": settings.dead_letter_stream,
-            "dead_letter_stream_max_length": settings.dead_letter_stream_max_length,
             "longest_wait_seconds": float(settings.visibility_timeout_seconds),
         },
     )

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from worker.broker import keys
 from worker.broker.connection import connect
 from worker.contract.envelope import encode
-from worker.contract.messages import DeadLetter, DeadLetterForm, InvalidMessageError, check_id_in
+from worker.contract.messages import DeadLetter, DeadLetterForm, InvalidMessageError
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import DEAD_LETTERS
 
@@ -31,12 +31,21 @@ MAX_MESSAGE_CHARACTERS = 64 << 10
 _REMEMBERED_SECONDS = 7 * 86400
 
 # The newest dead letter of a message replaces the one before, so that whoever waits at the stream's end sees
-# it. In both scripts the command that a server without memory or rights refuses comes first.
+# it. KEYS: stream, mark of the message, record of the check's event, and where the message is noted with its
+# index; ARGV: the dead letter, the seconds that the mark lives, 1 to write none for a check with an event,
+# the message's tag. What a server without memory or rights refuses comes first, in both scripts.
 _WRITE = """
-local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'dead_letter', ARGV[2])
-local before = redis.call('GET', KEYS[2])
-if before then redis.call('XDEL', KEYS[1], before) end
-redis.call('SET', KEYS[2], id, 'EX', ARGV[3])
+local id = false
+if ARGV[3] == '0' or redis.call('EXISTS', KEYS[3]) == 0 then
+  id = redis.call('XADD', KEYS[1], '*', 'dead_letter', ARGV[1])
+  local before = redis.call('GET', KEYS[2])
+  if before then redis.call('XDEL', KEYS[1], before) end
+  redis.call('SET', KEYS[2], id, 'EX', ARGV[2])
+end
+if ARGV[4] ~= '' then
+  redis.call('ZREM', KEYS[5], ARGV[4])
+  redis.call('HDEL', KEYS[4], ARGV[4])
+end
 return id
 """
 
@@ -76,12 +85,16 @@ class StoredDeadLetter:
 
 
 class DeadLetters:
-    """The stream of dead letters of one Redis database: about `max_length` of them, the newest."""
+    """The stream of dead letters of one Redis database.
 
-    def __init__(self, client: "redis.Redis", *, stream: str, max_length: int) -> None:
+    Nothing trims it: workers stop taking checks before it is too long (`broker.faults`). `verdict_stream`
+    names the stream whose events make a dead letter unnecessary.
+    """
+
+    def __init__(self, client: "redis.Redis", *, stream: str, verdict_stream: str = "verdicts") -> None:
         self._redis = client
         self._stream = stream
-        self._max_length = max_length
+        self._verdict_stream = verdict_stream
 
     @classmethod
     def connect(cls, settings: "Settings") -> Self:
@@ -89,24 +102,45 @@ class DeadLetters:
         return cls(
             connect(settings.broker),
             stream=settings.dead_letter_stream,
-            max_length=settings.dead_letter_stream_max_length,
+            verdict_stream=settings.verdict_stream,
         )
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
 
-    def write(self, dead_letter: DeadLetter) -> str:
+    def write(
+        self,
+        dead_letter: DeadLetter,
+        *,
+        unless_published: bool = False,
+        unacknowledged: tuple[str, str, str] | None = None,
+    ) -> str | None:
         """Write a dead letter in the place of an earlier one of the same message; return its entry id.
 
-        Counts and logs it. Raises redis.RedisError.
+        With `unless_published` a check that has its event gets none, and None is returned. `unacknowledged`
+        names the hash and its index where the message is noted, and its tag: the note is deleted in the same
+        step. Counts and logs what is written. Raises redis.RedisError.
         """
-        names = [self._stream, self._mark(dead_letter)]
-        text = dead_letter.model_dump_json()
-        entry_id = self._redis.eval(_WRITE, len(names), *names, self._max_length, text, _REMEMBERED_SECONDS)
+        note, index, tag = unacknowledged or ("unacked", "unacked_index", "")
+        record = keys.published(self._verdict_stream, dead_letter.check_id or "")
+        names = [self._stream, self._mark(dead_letter), record, note, index]
+        entry_id = self._redis.eval(
+            _WRITE,
+            len(names),
+            *names,
+            dead_letter.model_dump_json(),
+            _REMEMBERED_SECONDS,
+            int(unless_published and dead_letter.check_id is not None),
+            tag,
+        )
+        if entry_id is None:
+            log.info("check_already_answered", reason=dead_letter.reason)
+            return None
         DEAD_LETTERS.labels(dead_letter.reason).inc()
         log.error(
             "check_dead_lettered",
+            check_id=dead_letter.check_id,
             reason=dead_letter.reason,
             detail=dead_letter.detail,
             attempts=dead_letter.attempts,
@@ -182,19 +216,24 @@ class DeadLetters:
         return keys.dead_letter_of(self._stream, digest)
 
 
-def dead_letter_of_entry(entry: bytes, queue: str, invalid: InvalidMessageError) -> DeadLetter:
-    """Return the dead letter of a queue entry that Celery never saw."""
+def dead_letter_of_entry(
+    entry: bytes, queue: str, invalid: InvalidMessageError, *, length: int | None = None
+) -> DeadLetter:
+    """Return the dead letter of a queue entry that Celery never saw.
+
+    `length` is the whole entry's in bytes, where `entry` is a part of it.
+    """
     form: DeadLetterForm = "entry"
+    truncated = (length or len(entry)) > MAX_MESSAGE_CHARACTERS
     try:
-        text = entry[: MAX_MESSAGE_CHARACTERS + 4].decode(
-            "utf-8", "strict" if len(entry) <= MAX_MESSAGE_CHARACTERS else "ignore"
-        )
+        text = entry[: MAX_MESSAGE_CHARACTERS + 4].decode("utf-8", "ignore" if truncated else "strict")
     except UnicodeDecodeError:
         form, text = "entry_base64", base64.b64encode(entry[:MAX_MESSAGE_CHARACTERS]).decode()
     return DeadLetter(
+        check_id=invalid.check_id,
         message=text if form == "entry_base64" else text[:MAX_MESSAGE_CHARACTERS],
         form=form,
-        truncated=len(entry) > MAX_MESSAGE_CHARACTERS,
+        truncated=truncated,
         queue=queue,
         reason=invalid.reason,
         detail=str(invalid),
@@ -202,18 +241,14 @@ def dead_letter_of_entry(entry: bytes, queue: str, invalid: InvalidMessageError)
     )
 
 
-def dead_letter_of_call(
-    args: list[Any], kwargs: dict[str, Any], queue: str | None, invalid: InvalidMessageError, attempts: int
+def dead_letter_of_check(
+    check: str, queue: str | None, invalid: InvalidMessageError, attempts: int
 ) -> DeadLetter:
-    """Return the dead letter of a call of the task."""
-    single = len(args) == 1 and not kwargs
-    message = args[0] if single else {"args": args, "kwargs": kwargs}
-    text = json.dumps(message, default=str)
+    """Return the dead letter of a check, JSON text, that Celery handed to the task."""
     return DeadLetter(
-        check_id=check_id_in(message),
-        message=text[:MAX_MESSAGE_CHARACTERS],
-        form="check" if single else "arguments",
-        truncated=len(text) > MAX_MESSAGE_CHARACTERS,
+        check_id=invalid.check_id,
+        message=check[:MAX_MESSAGE_CHARACTERS],
+        truncated=len(check) > MAX_MESSAGE_CHARACTERS,
         queue=queue,
         reason=invalid.reason,
         detail=str(invalid) or invalid.reason,
@@ -228,10 +263,7 @@ def _entry_of(dead_letter: DeadLetter, queue: str) -> bytes:
         case "entry_base64":
             return base64.b64decode(dead_letter.message)
         case "check":
-            return encode([json.loads(dead_letter.message)], {}, queue)
-        case "arguments":
-            called = json.loads(dead_letter.message)
-            return encode(called["args"], called["kwargs"], queue)
+            return encode(json.loads(dead_letter.message), queue)
 
 
 def _parsed(fields: dict[bytes, bytes]) -> DeadLetter | None:

@@ -14,7 +14,7 @@ import redis
 from worker.broker.connection import connect, tls_options
 
 if TYPE_CHECKING:
-    from worker.settings import BrokerSettings
+    from worker.settings import BrokerSettings, Settings
 
 FaultName = Literal[
     "permission_denied",
@@ -24,6 +24,9 @@ FaultName = Literal[
     "tls_failed",
     "evicting",
     "memory_full",
+    "memory_low",
+    "verdict_stream_full",
+    "dead_letters_full",
     "read_only",
     "disk_full",
     "not_durable",
@@ -37,6 +40,9 @@ _DETAILS: dict[FaultName, str] = {
     "tls_failed": "There is no encrypted connection to the broker: {cause}.",
     "evicting": "The broker deletes keys when its memory is full: queues and verdicts too.",
     "memory_full": "The broker has no memory left and refuses writes.",
+    "memory_low": "The broker has used more than {cause} of its memory.",
+    "verdict_stream_full": "The verdict stream holds {cause} events that some group has not acknowledged.",
+    "dead_letters_full": "{cause} dead letters wait to be redriven or dropped.",
     "read_only": "The broker is a replica and refuses writes.",
     "disk_full": "The broker cannot write its append-only file and refuses writes.",
     "not_durable": "The broker keeps no append-only file: a restart loses queues and verdicts.",
@@ -51,10 +57,20 @@ _REMEDIES: dict[FaultName, str] = {
     " or a redis:// URL.",
     "evicting": "Set maxmemory-policy to noeviction.",
     "memory_full": "Raise maxmemory, or let consumers catch up.",
+    "memory_low": "Raise maxmemory, or let consumers catch up; workers take no checks until then.",
+    "verdict_stream_full": "Let the slowest group catch up; workers take no checks until then.",
+    "dead_letters_full": "Run `dnf-worker dead-letters list`; workers take no checks until then.",
     "read_only": "Let DNF_REDIS_URL name the primary.",
     "disk_full": "Free the broker's disk.",
     "not_durable": "Set appendonly to yes, and appendfsync to everysec.",
 }
+
+#: Faults at which a worker takes no checks: what it published next could be refused.
+STOPS_INTAKE: frozenset[FaultName] = frozenset(
+    {"memory_full", "memory_low", "verdict_stream_full", "dead_letters_full"}
+)
+#: Share of the broker's memory beyond which workers take no checks.
+MEMORY_LIMIT = 0.9
 
 # A broker that accepts a connection says nothing for so long; one that refuses does so sooner.
 _REFUSAL_SECONDS = 2.0
@@ -94,16 +110,27 @@ def server_faults(client: redis.Redis) -> list[BrokerFault]:
             raise
         # With a full disk a server refuses even the ping of the client's health check.
         return [_fault("disk_full")]
-    limit = int(info.get("maxmemory", 0))
+    limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
     evicts = bool(limit) and info.get("maxmemory_policy", "noeviction") != "noeviction"
     found: dict[FaultName, bool] = {
         "evicting": evicts,
-        "memory_full": bool(limit) and not evicts and int(info["used_memory"]) >= limit,
+        "memory_full": bool(limit) and not evicts and used >= limit,
+        "memory_low": bool(limit) and not evicts and MEMORY_LIMIT * limit <= used < limit,
         "read_only": info.get("role") == "slave",
         "disk_full": info.get("aof_last_write_status", "ok") != "ok",
         "not_durable": not info.get("aof_enabled"),
     }
-    return [_fault(name) for name, present in found.items() if present]
+    return [_fault(name, f"{MEMORY_LIMIT:.0%}") for name, present in found.items() if present]
+
+
+def stream_faults(client: redis.Redis, settings: "Settings") -> list[BrokerFault]:
+    """Return which of the two streams is full. Raises redis.RedisError."""
+    limits: list[tuple[FaultName, str, int]] = [
+        ("verdict_stream_full", settings.verdict_stream, settings.verdict_stream_max_length),
+        ("dead_letters_full", settings.dead_letter_stream, settings.dead_letter_stream_max_length),
+    ]
+    lengths = [(name, int(client.xlen(stream)), limit) for name, stream, limit in limits]
+    return [_fault(name, length) for name, length, limit in lengths if length >= limit]
 
 
 def connection_fault(error: BaseException, broker: "BrokerSettings") -> BrokerFault | None:

@@ -13,8 +13,13 @@ def attempts(check_id: str) -> str:
 
 
 def published(stream: str, check_id: str) -> str:
-    """Return the mark of a check that has its event; braces keep it in the stream's Redis Cluster slot."""
+    """Return the record of a check that has its event; braces keep it in the stream's Redis Cluster slot."""
     return f"{{{stream}}}:published:{check_id}"
+
+
+def thumbnail(stream: str, event_id: str) -> str:
+    """Return the key of an event's thumbnail."""
+    return f"{{{stream}}}:thumbnail:{event_id}"
 
 
 def dead_letter_of(stream: str, digest: str) -> str:

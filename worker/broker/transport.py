@@ -7,7 +7,7 @@
   note even when that fails. Here a script moves the producer's bytes back to the end of the queue that is
   taken from next, whatever they are.
 - **A message is acknowledged or requeued by one thread, once** (`UnacknowledgedMessages`).
-- **An entry that would end the worker becomes a dead letter** before Celery sees it (`contract.envelope`).
+- **An entry that cannot be decoded becomes a dead letter** before Celery sees it (`contract.envelope`).
 - **A closed channel is a lost connection**, not an AttributeError that ends the worker.
 - **A server that refuses commands** (no memory, disk full, read-only) makes the worker wait, not end.
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from queue import Empty
 from time import monotonic, sleep
 from typing import Any
+from uuid import uuid4
 
 import redis
 from kombu.transport import redis as stock
@@ -43,26 +44,17 @@ REFUSED_SECONDS = 1.0
 # A note in `unacked` is kombu's: [entry, exchange, queue], and the exchange is empty.
 _NOTE_MIDDLE = b',"",'
 
-# KEYS: unacked, its index, the lists; ARGV: the longest entry, and for each list the end of its notes. An
-# entry without a delivery tag, or one that is too long, cannot be noted: it is returned and stays on its
-# list.
+# KEYS: unacked, its index, the lists; ARGV: the message's tag, the most bytes of an entry to return, and for
+# each list the end of its notes. The tag is ours: a producer may have given one tag to several messages.
 _TAKE = """
 for i = 3, #KEYS do
   local entry = redis.call('LINDEX', KEYS[i], -1)
   if entry then
-    local tag
-    if #entry <= tonumber(ARGV[1]) then
-      local readable, message = pcall(cjson.decode, entry)
-      if readable and type(message) == 'table' and type(message.headers) == 'table'
-          and type(message.properties) == 'table' then
-        tag = message.properties.delivery_tag
-      end
-    end
-    if type(tag) ~= 'string' or #tag == 0 or #tag > 255 then return {KEYS[i], entry, ''} end
-    redis.call('HSET', KEYS[1], tag, '[' .. entry .. ARGV[i - 1])
-    redis.call('ZADD', KEYS[2], redis.call('TIME')[1], tag)
+    local time = redis.call('TIME')
+    redis.call('HSET', KEYS[1], ARGV[1], '[' .. entry .. ARGV[i])
+    redis.call('ZADD', KEYS[2], time[1], ARGV[1])
     redis.call('RPOP', KEYS[i])
-    return {KEYS[i], entry, tag}
+    return {KEYS[i], string.sub(entry, 1, ARGV[2]), #entry, time[1] .. '.' .. string.format('%06d', time[2])}
   end
 end
 return false
@@ -114,11 +106,11 @@ class UnacknowledgedMessages:
 
     The one owner of a message's state in the process, over all of its connections. What holds:
 
+    - A tag names one taking of a message: taken again, here or elsewhere, the message has another tag.
     - A message is unacknowledged from `take` until the thread that claimed it calls `settle`. Until then it
       counts against the prefetch limit of its channel.
     - One thread claims a message, to acknowledge or requeue it. `claim` refuses every other thread and every
-      later call: after a requeue another worker may hold the message under the same tag.
-    - A message that is taken again is another message. The claim on its former self ends without effect.
+      later call.
     - `start` marks the message that a thread works on. A thread acknowledges its message before it starts the
       next one, so the messages in work are among the last that each thread started.
     - After `close` no message starts.
@@ -129,11 +121,20 @@ class UnacknowledgedMessages:
         self._messages: dict[str, _Message] = {}
         self._started: dict[int, str] = {}
         self._closed = False
+        self._paused = False
+
+    @property
+    def paused(self) -> bool:
+        """Whether no message is taken at present."""
+        return self._paused
+
+    def pause(self, *, paused: bool) -> None:
+        """Take no message from now on, or take messages again."""
+        self._paused = paused
 
     def take(self, tag: str, owner: object) -> None:
         """Note a message that was taken over the channel of `owner`."""
         with self._changed:
-            self._messages.pop(tag, None)  # so that it goes to the end
             self._messages[tag] = _Message(owner)
 
     def start(self, tag: str) -> bool:
@@ -149,21 +150,22 @@ class UnacknowledgedMessages:
             self._closed = True
             return frozenset(self._started.values())
 
-    def claim(self, tag: str, owner: object) -> _Message | None:
-        """Return the message, for the calling thread alone to settle; None when it is not to be settled."""
+    def claim(self, tag: str) -> bool:
+        """Return whether the calling thread alone is to settle the message."""
         with self._changed:
             message = self._messages.get(tag)
-            if message is None or message.owner is not owner or message.claimed:
-                return None
+            if message is None or message.claimed:
+                return False
             message.claimed = True
-            return message
+            return True
 
-    def settle(self, tag: str, message: _Message, *, done: bool = True) -> None:
+    def settle(self, tag: str, *, done: bool = True) -> None:
         """End a claim: the message is gone, or, if not `done`, unacknowledged again."""
         with self._changed:
-            message.claimed = False
-            if done and self._messages.get(tag) is message:
-                del self._messages[tag]
+            if done:
+                self._messages.pop(tag, None)
+            elif message := self._messages.get(tag):
+                message.claimed = False
             self._changed.notify_all()
 
     def tags(self, owner: object) -> list[str]:
@@ -206,6 +208,8 @@ class QoS(stock.QoS):
 
     def can_consume(self) -> bool:
         """Return whether the channel may take another message."""
+        if self._messages.paused:
+            return False
         return not self.prefetch_count or self._messages.count(self) < self.prefetch_count
 
     def append(self, message: Any, delivery_tag: str) -> None:  # noqa: ARG002 - kombu's own signature
@@ -218,16 +222,16 @@ class QoS(stock.QoS):
         A message that the server could not be told of is delivered again. It is dropped here all the same:
         it would count against the prefetch limit for ever.
         """
-        if message := self._messages.claim(delivery_tag, self):
-            with self._settling(delivery_tag, message):
+        if self._messages.claim(delivery_tag):
+            with self._settling(delivery_tag):
                 self._remove_from_indices(delivery_tag).execute()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Requeue a message, to be taken next, or drop it. Raises what `ack` raises."""
         if not requeue:
             self.ack(delivery_tag)
-        elif message := self._messages.claim(delivery_tag, self):
-            with self._settling(delivery_tag, message):
+        elif self._messages.claim(delivery_tag):
+            with self._settling(delivery_tag):
                 self.restore_by_tag(delivery_tag)
 
     def requeue(self, delivery_tag: str) -> bool:
@@ -235,15 +239,14 @@ class QoS(stock.QoS):
 
         Raises redis.RedisError; the message is still unacknowledged then.
         """
-        message = self._messages.claim(delivery_tag, self)
-        if message is None:
+        if not self._messages.claim(delivery_tag):
             return False
         done = False
         try:
             self.restore_by_tag(delivery_tag)
             done = True
         finally:
-            self._messages.settle(delivery_tag, message, done=done)
+            self._messages.settle(delivery_tag, done=done)
         return True
 
     def unclaimed(self) -> list[str]:
@@ -282,14 +285,14 @@ class QoS(stock.QoS):
             client.eval(script, len(keys), *keys, *arguments)
 
     @contextmanager
-    def _settling(self, delivery_tag: str, message: _Message) -> Iterator[None]:
+    def _settling(self, delivery_tag: str) -> Iterator[None]:
         try:
             yield
         except redis.ResponseError as error:
             # Celery does not expect a server that refuses, and would end the worker.
             log.warning("acknowledgement_refused", error=str(error))
         finally:
-            self._messages.settle(delivery_tag, message)
+            self._messages.settle(delivery_tag)
 
 
 class Channel(stock.Channel):
@@ -298,16 +301,15 @@ class Channel(stock.Channel):
     QoS = QoS
     unacknowledged = UnacknowledgedMessages()
     dead_letter_stream = "dead-letters"
-    dead_letter_stream_max_length = 10_000
     longest_wait_seconds = 60.0
     from_transport_options = (
         *stock.Channel.from_transport_options,
         "unacknowledged",
         "dead_letter_stream",
-        "dead_letter_stream_max_length",
         "longest_wait_seconds",
     )
     _paused_until = 0.0
+    _tag = ""
 
     def finish_taking(self) -> None:
         """Read the reply that is still due, so that a message in it is ours."""
@@ -349,7 +351,8 @@ class Channel(stock.Channel):
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        connection.send_command("EVAL", _TAKE, len(keys), *keys, MAX_ENTRY_BYTES, *ends)
+        self._tag = str(uuid4())
+        connection.send_command("EVAL", _TAKE, len(keys), *keys, self._tag, MAX_ENTRY_BYTES + 1, *ends)
 
     def _brpop_read(self, **options: Any) -> bool:
         """Read the reply and deliver the message in it. Raises queue.Empty when there is none."""
@@ -359,9 +362,9 @@ class Channel(stock.Channel):
                 if not taken:
                     self._paused_until = monotonic() + IDLE_SECONDS
                     raise Empty
-                name, entry, tag = taken
+                name, entry, length, server_time = taken
                 queue = name.decode().rsplit(self.sep, 1)[0]
-                payload = self._decoded(name, entry, tag, queue)
+                payload = self._decoded(entry, int(length), float(server_time), queue)
                 if payload is None:
                     return True
         finally:
@@ -378,26 +381,24 @@ class Channel(stock.Channel):
             self._paused_until = monotonic() + REFUSED_SECONDS
             raise Empty from error
 
-    def _decoded(self, name: bytes, entry: bytes, tag: bytes, queue: str) -> Any:
+    def _decoded(self, entry: bytes, length: int, server_time: float, queue: str) -> Any:
         """Return the message in an entry, or None for one that became a dead letter."""
         try:
-            payload = decode(entry, queue, longest_wait_seconds=self.longest_wait_seconds)
-        except InvalidMessageError as error:
-            invalid = error
-        else:
-            if tag:
-                return payload
-            invalid = InvalidMessageError("unreadable_entry", "The entry is no JSON that Redis can read.")
-        # The dead letter comes first: whatever happens before the removal, it is written once.
-        with self.conn_or_acquire() as client:
-            dead_letters = DeadLetters(
-                client, stream=self.dead_letter_stream, max_length=self.dead_letter_stream_max_length
+            return decode(
+                entry,
+                queue,
+                tag=self._tag,
+                server_time=server_time,
+                longest_wait_seconds=self.longest_wait_seconds,
+                length=length,
             )
-            dead_letters.write(dead_letter_of_entry(entry, queue, invalid))
-            if not tag:
-                client.lrem(name, -1, entry)
-        if tag:
-            self.qos._remove_from_indices(tag).execute()  # noqa: SLF001 - it was never appended
+        except InvalidMessageError as error:
+            dead_letter = dead_letter_of_entry(entry, queue, error, length=length)
+        with self.conn_or_acquire() as client:
+            unacknowledged = (self.unacked_key, self.unacked_index_key, self._tag)
+            DeadLetters(client, stream=self.dead_letter_stream).write(
+                dead_letter, unacknowledged=unacknowledged
+            )
         return None
 
 

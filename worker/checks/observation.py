@@ -7,7 +7,7 @@ from typing import Any
 
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from worker.contract.messages import Rejection, Verdict, check_id_in
+from worker.contract.messages import Rejection, Verdict
 from worker.telemetry import tracing
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import CACHE_HITS, REDELIVERIES, check_in_flight, count_check
@@ -37,11 +37,12 @@ class Observation:
         if number > 1:
             REDELIVERIES.inc()
 
-    def finished(self, outcome: CheckOutcome | None) -> None:
-        """Count and log the outcome; None is a check that had its event before this attempt."""
-        if outcome is None:
-            log.info("check_already_answered")
-            return
+    def answered_before(self, *, published_again: bool) -> None:
+        """Log a check that had its event before this attempt."""
+        log.info("check_already_answered", published_again=published_again)
+
+    def published(self, outcome: CheckOutcome) -> None:
+        """Count and log the outcome of a check."""
         data = outcome.data
         if isinstance(data, Rejection):
             count_check("rejected", outcome.durations_ms, reason=data.reason)
@@ -69,14 +70,14 @@ class Observation:
 
 
 @contextmanager
-def check_observed(request: Any, message: object, worker: str) -> Iterator[Observation]:
+def check_observed(request: Any, worker: str) -> Iterator[Observation]:
     """Run the block as a check in flight: counted, a span of its message's trace, named in every log line.
 
     `request` is Celery's.
     """
     queue = (request.delivery_info or {}).get("routing_key")
-    trace = (request.headers or {}).get("traceparent")
-    check_id = check_id_in(message)
+    headers = request.headers or {}
+    trace, check_id = headers.get("traceparent"), headers.get("check_id")
     with check_in_flight(queue), tracing.continued(trace, "check", **{"dnf.worker": worker}):
         bind_contextvars(check_id=check_id, worker=worker, queue=queue)
         if current := tracing.traceparent():

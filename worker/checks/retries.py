@@ -2,16 +2,17 @@
 
 import random
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import redis
 from celery.exceptions import Reject
 
-from worker.broker.dead_letters import dead_letter_of_call
+from worker.broker.dead_letters import dead_letter_of_check
 from worker.broker.transport import REFUSED_SECONDS
 from worker.checks.attempts import LockTimeoutError
 from worker.checks.batching import ModelFailedError, OutOfMemoryError
-from worker.contract.messages import DeadLetterReason, InvalidMessageError, check_id_in
+from worker.contract.messages import DeadLetterReason, InvalidMessageError
 from worker.storage import StorageUnavailableError
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import RETRIES, RetryReason
@@ -27,9 +28,7 @@ log = get_logger(__name__)
 MODEL_RETRIES = 2
 
 
-def retry_or_dead_letter(
-    task: "Task[Any, None]", service: "Service", message: object, error: Exception
-) -> None:
+def retry_or_dead_letter(task: "Task[Any, None]", service: "Service", message: str, error: Exception) -> None:
     """Retry a check that raised, or write its dead letter when it has no retry left."""
     if isinstance(error, LockTimeoutError):
         _requeue(error)
@@ -87,8 +86,11 @@ def _retry(task: "Task[Any, None]", service: "Service", error: Exception) -> NoR
         retry=retries + 1,
         error=f"{type(error).__name__}: {error}",
     )
+    # By the broker's clock: another worker may take the retry, whose clock differs from ours.
+    offset = float((task.request.headers or {}).get("clock_offset", 0.0))
+    eta = datetime.now(UTC) + timedelta(seconds=seconds + offset)
     try:
-        task.retry(countdown=seconds, exc=error)
+        task.retry(eta=eta, exc=error)
     except Reject as unsent:
         # Celery could not enqueue the retry and would now drop the message. Requeued, it is taken next.
         time.sleep(REFUSED_SECONDS)
@@ -113,17 +115,13 @@ def _retry_reason(error: Exception) -> RetryReason:
 def _write_dead_letter(
     task: "Task[Any, None]",
     service: "Service",
-    message: object,
+    message: str,
     reason: DeadLetterReason,
     error: Exception,
 ) -> None:
-    check_id = check_id_in(message)
-    service.dead_letters.write(
-        dead_letter_of_call(
-            list(task.request.args or ()),
-            dict(task.request.kwargs or {}),
-            (task.request.delivery_info or {}).get("routing_key"),
-            InvalidMessageError(reason, str(error) or type(error).__name__),
-            service.attempts.total(check_id) if check_id else 0,
-        )
-    )
+    check_id = (task.request.headers or {}).get("check_id")
+    queue = (task.request.delivery_info or {}).get("routing_key")
+    detail = str(error) or type(error).__name__
+    attempts = service.attempts.total(check_id) if check_id else 0
+    invalid = InvalidMessageError(reason, detail, check_id)
+    service.dead_letters.write(dead_letter_of_check(message, queue, invalid, attempts), unless_published=True)

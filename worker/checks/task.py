@@ -47,8 +47,13 @@ if TYPE_CHECKING:
     from worker.storage import Upload
 
 
-def check_image(service: "Service", message: object, observation: Observation) -> CheckOutcome | None:
-    """Judge one upload and publish the outcome, once; None when an earlier attempt has published it.
+def check_image(
+    service: "Service", message: str, message_id: str, observation: Observation
+) -> CheckOutcome | None:
+    """Judge one upload and publish the outcome, once; None when its event was published before.
+
+    `message` is the check as JSON, `message_id` tells a second submission from a second delivery: only for
+    the former an event that was published before is published again.
 
     Raises `InvalidMessageError`; and `StorageUnavailableError`, `ModelFailedError`, `LockTimeoutError`,
     MemoryError and redis.RedisError when the check is to be retried.
@@ -56,8 +61,11 @@ def check_image(service: "Service", message: object, observation: Observation) -
     check = _validated(message)
     with service.attempts.start(check.check_id) as attempt:
         observation.attempt_started(attempt.number)
-        if attempt.number > 1 and service.verdict_stream.is_published(check.check_id):
-            return None
+        if attempt.number > 1:
+            published_again = service.verdict_stream.publish_again(check.check_id, message_id)
+            if published_again is not None:
+                observation.answered_before(published_again=published_again)
+                return None
         timings = Timings(check.submitted_at)
         try:
             with timings.stage("fetch"):
@@ -72,8 +80,9 @@ def check_image(service: "Service", message: object, observation: Observation) -
                 batch_size = batched.batch_size
                 judgement = _judgement(service, prepared.facts, batched.result, timings)
         except (StorageRejectedError, ImageRejectedError) as rejected:
-            return _publish_rejection(service, check, attempt, timings, rejected)
+            return _publish_rejection(service, check, attempt, timings, rejected, message_id=message_id)
         verdict = decide(judgement.score, service.thresholds)
+        envelope = _envelope(service, check)
         data = Verdict(
             check_id=check.check_id,
             policy=check.policy,
@@ -86,14 +95,17 @@ def check_image(service: "Service", message: object, observation: Observation) -
             thresholds=service.thresholds,
             model=service.model,
             picture=judgement.picture,
-            thumbnail=_described(judgement),
+            thumbnail=_stored_thumbnail(service, judgement, envelope["id"]),
             batch_size=batch_size,
             cached=cached,
             shadow=None if cached else service.shadow.compare(pending_shadow, judgement.score, verdict),
         )
         with timings.stage("publish"):
-            event = VerdictEvent(**_envelope(service, check), data=data)
-            published = service.verdict_stream.publish(event, thumbnail=judgement.thumbnail)
+            published = service.verdict_stream.publish(
+                VerdictEvent(**envelope, data=data),
+                message_id=message_id,
+                thumbnail=judgement.thumbnail if data.thumbnail.redis_key else None,
+            )
         if not cached:
             service.verdict_cache.store(judgement, check.policy)
         return CheckOutcome(data, published, timings.read())
@@ -102,22 +114,24 @@ def check_image(service: "Service", message: object, observation: Observation) -
 def register(app: "Celery", service: "Service") -> None:
     """Make `check_image` a task of the application; one that raises is retried, then dead-lettered."""
 
-    # Celery itself would refuse wrong arguments before the task runs, and the message would be lost.
+    # `contract.envelope.decode` has written the one argument. Celery itself would refuse wrong arguments
+    # before the task runs, and the message would be lost.
     @app.task(name=CHECK_IMAGE, bind=True, typing=False, max_retries=None)
-    def task(self: "Task[Any, None]", *args: Any, **kwargs: Any) -> None:
-        message = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
+    def task(self: "Task[Any, None]", message: str) -> None:
         if not service.unacknowledged.start((self.request.properties or {})["delivery_tag"]):
             raise Reject("the worker shuts down", requeue=True)
-        with check_observed(self.request, message, service.name) as observation:
+        with check_observed(self.request, service.name) as observation:
             try:
-                observation.finished(check_image(service, message, observation))
+                outcome = check_image(service, message, str(self.request.id), observation)
+                if outcome:
+                    observation.published(outcome)
             except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it
                 retry_or_dead_letter(self, service, message, error)
 
 
-def _validated(message: object) -> ImageCheck:
+def _validated(message: str) -> ImageCheck:
     try:
-        check = ImageCheck.model_validate(message)
+        check = ImageCheck.model_validate_json(message)
     except ValidationError as error:
         raise InvalidMessageError("malformed_message", first_fault(error)) from error
     if check.policy != "default":
@@ -195,9 +209,18 @@ def _judgement(service: "Service", facts: PictureFacts, finding: "Finding", timi
     return Judgement(score=finding.probability, picture=facts, thumbnail=thumbnail, thumbnail_side=side)
 
 
-def _described(judgement: Judgement) -> Thumbnail:
+def _stored_thumbnail(service: "Service", judgement: Judgement, event_id: str) -> Thumbnail:
+    """Store the thumbnail, if there is a bucket for it; else it goes into Redis with the event.
+
+    Raises `StorageUnavailableError`.
+    """
     side, digest = judgement.thumbnail_side, hashlib.sha256(judgement.thumbnail).hexdigest()
-    return Thumbnail(width=side, height=side, sha256=digest)
+    stored = (
+        {"uri": service.storage.store_thumbnail(judgement.thumbnail, digest)}
+        if service.settings.thumbnail_bucket
+        else {"redis_key": service.verdict_stream.thumbnail_key(event_id)}
+    )
+    return Thumbnail(width=side, height=side, sha256=digest, **stored)
 
 
 def _publish_rejection(
@@ -206,6 +229,8 @@ def _publish_rejection(
     attempt: "Attempt",
     timings: Timings,
     rejected: StorageRejectedError | ImageRejectedError,
+    *,
+    message_id: str,
 ) -> CheckOutcome:
     data = Rejection(
         check_id=check.check_id,
@@ -218,7 +243,9 @@ def _publish_rejection(
         detail=str(rejected),
     )
     with timings.stage("publish"):
-        published = service.verdict_stream.publish(RejectionEvent(**_envelope(service, check), data=data))
+        published = service.verdict_stream.publish(
+            RejectionEvent(**_envelope(service, check), data=data), message_id=message_id
+        )
     return CheckOutcome(data, published, timings.read())
 
 

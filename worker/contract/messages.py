@@ -14,6 +14,7 @@ from detector.images.decode import ImageReason
 from detector.policy import VerdictName
 
 MAX_METADATA_BYTES = 4096
+MAX_METADATA_DEPTH = 16
 
 QUEUES = ("image-checks.urgent", "image-checks", "image-checks.bulk")
 QueueName = Literal["image-checks.urgent", "image-checks", "image-checks.bulk"]
@@ -35,7 +36,7 @@ DeadLetterReason = Literal[
     "internal_error",
     "too_many_attempts",
 ]
-DeadLetterForm = Literal["check", "arguments", "entry", "entry_base64"]
+DeadLetterForm = Literal["check", "entry", "entry_base64"]
 Stage = Literal[
     "queue_wait", "fetch", "cache", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail", "total"
 ]
@@ -54,9 +55,11 @@ class UnavailableError(Exception):
 class InvalidMessageError(RefusedError):
     """The message cannot be carried out; `reason` is one of `DeadLetterReason`, `str()` is the detail."""
 
-    def __init__(self, reason: DeadLetterReason, detail: str) -> None:
+    def __init__(self, reason: DeadLetterReason, detail: str, check_id: str | None = None) -> None:
         super().__init__(detail)
         self.reason: DeadLetterReason = reason
+        #: The check that the message asks for, if it can be read.
+        self.check_id = check_id
 
 
 class _Contract(BaseModel):
@@ -86,6 +89,8 @@ class ImageCheck(_Contract):
     @field_validator("metadata")
     @classmethod
     def _small(cls, metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if _depth(metadata) > MAX_METADATA_DEPTH:
+            raise ValueError(f"at most {MAX_METADATA_DEPTH} levels deep")
         # NaN and infinity are not JSON: they could not be returned unchanged.
         compact = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         if len(compact.encode()) > MAX_METADATA_BYTES:
@@ -122,10 +127,11 @@ class PictureFacts(_Contract):
 
 
 class Thumbnail(_Contract):
-    """The PNG of the Diffusion Noise Feature."""
+    """The picture of the Diffusion Noise Feature: at `uri`, or in Redis under `redis_key`."""
 
-    inline: bool = Field(default=True, description="Whether it is in the stream entry.")
-    uri: str | None = Field(default=None, description="Where it is otherwise.")
+    content_type: Literal["image/png"] = "image/png"
+    uri: str | None = Field(default=None, description="s3://bucket/key, if the object store has it.")
+    redis_key: str | None = Field(default=None, description="Its key in the events' database, which expires.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
     sha256: Sha256
@@ -185,8 +191,8 @@ class DeadLetter(_Contract):
     message: str = Field(description="The original message, in the form that `form` names.")
     form: DeadLetterForm = Field(
         default="check",
-        description="`check`: the task's argument as JSON text; `arguments`: an object with `args` and"
-        " `kwargs`; `entry`: the queue entry itself; `entry_base64`: an entry that is not UTF-8.",
+        description="`check`: the check as JSON text; `entry`: the queue entry itself; `entry_base64`: an"
+        " entry that is not UTF-8.",
     )
     truncated: bool = Field(default=False, description="Whether the message was too long and is incomplete.")
     queue: str | None = Field(default=None, description="Where the message was taken from, if known.")
@@ -232,11 +238,20 @@ def event_id(check_id: str, model_digest: str, policy: str) -> str:
     return hashlib.sha256(f"{check_id}\n{model_digest}\n{policy}".encode()).hexdigest()
 
 
+def _depth(value: object, *, limit: int = MAX_METADATA_DEPTH) -> int:
+    """Return how many levels of arrays and objects a value has, at most one more than `limit`."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if children is None:
+        return 0
+    return 1 if limit <= 0 else 1 + max((_depth(child, limit=limit - 1) for child in children), default=0)
+
+
 def check_id_in(message: object) -> str | None:
-    """Return the check id that a message names, if it is one."""
+    """Return the check id that a message names, as text, if it could be one."""
     check_id = message.get("check_id") if isinstance(message, dict) else None
     # Another string may hold anything, such as half a surrogate pair, which cannot be encoded.
-    return check_id if isinstance(check_id, str) and CHECK_ID.fullmatch(check_id) else None
+    text = str(check_id) if isinstance(check_id, str | int) else ""
+    return text if CHECK_ID.fullmatch(text) else None
 
 
 def first_fault(error: ValidationError) -> str:

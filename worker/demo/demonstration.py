@@ -118,7 +118,7 @@ def _judge_samples(console: Console, services: EmbeddedServices, worker: "_Worke
         judging = progress.add_task("Verdicts", total=len(uploads))
         submitted = {client.submit(services.bucket, upload.key): upload for upload in uploads}
         events = _receive(settings, worker, set(submitted), lambda: progress.advance(judging))
-    return _sheet([(upload, events[check_id]) for check_id, upload in submitted.items()])
+    return _sheet(client, [(upload, events[check_id]) for check_id, upload in submitted.items()])
 
 
 def _receive(
@@ -144,7 +144,7 @@ def _receive(
     return received
 
 
-def _sheet(received: list[tuple[_Upload, Event]]) -> ContactSheet:
+def _sheet(client: Client, received: list[tuple[_Upload, Event]]) -> ContactSheet:
     """Return the contact sheet; model and thresholds are those of the verdicts."""
     judged, rejected = [], []
     model, thresholds = "", None
@@ -159,7 +159,7 @@ def _sheet(received: list[tuple[_Upload, Event]]) -> ContactSheet:
             JudgedPicture(
                 title=content.title,
                 picture=upload.data or b"",
-                thumbnail=event.thumbnail,
+                thumbnail=client.thumbnail(event),
                 verdict=data.verdict,
                 score=data.score,
                 milliseconds=data.durations_ms["total"],

@@ -77,7 +77,7 @@ def run_worker(
         watchdog = Watchdog(service.batcher, settings.model_stall_seconds)
         stack.callback(watchdog.stop)
         stack.callback(service.stop)
-        stack.enter_context(BrokerWatch(settings.broker))
+        stack.enter_context(BrokerWatch(settings, unacknowledged))
 
         # 4. Celery takes checks, until `Shutdown` stops its event loop and the last check has ended.
         app = create_app(settings, unacknowledged)

@@ -113,6 +113,9 @@ BATCHER_STALLED = _gauge(
     "dnf_batcher_stalled_seconds",
     "Seconds that the model thread has spent on its present batch; 0 when idle.",
 )
+INTAKE_PAUSED = _gauge(
+    "dnf_intake_paused", "1 while this process takes no checks because the broker is nearly full, else 0."
+)
 SHADOW_DIFFERENCE = _histogram(
     "dnf_shadow_score_difference",
     "Score of the shadow bundle minus that of the serving one, -1..1.",

@@ -125,7 +125,7 @@ DENIED: dict[str, list[str]] = {
         "SET verdict-cache:of-another forged",
         "HSET attempts:check-0 by:nobody 1",
     ],
-    "worker": ["XRANGE verdicts - +", "DEL verdicts", "XTRIM verdicts MAXLEN 0", "LRANGE image-checks 0 -1"],
+    "worker": ["XREAD STREAMS verdicts 0", "DEL verdicts", "XDEL verdicts 1-1", "LRANGE image-checks 0 -1"],
     "consumer": [
         "XADD verdicts * event forged",
         "XDEL verdicts 1-1",

@@ -1,6 +1,8 @@
 """Dead letters on a real Valkey, and `dnf-worker dead-letters`."""
 
+import base64
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +18,7 @@ from worker.broker.dead_letters import (
     DeadLetters,
     RedriveRefusedError,
     StoredDeadLetter,
-    dead_letter_of_call,
+    dead_letter_of_check,
     dead_letter_of_entry,
 )
 from worker.cli import main
@@ -39,7 +41,9 @@ def dead_letters(valkey: Valkey, broker: redis.Redis) -> Iterator[DeadLetters]: 
 
 def _dead_letter(name: str, reason: DeadLetterReason = "model_failed") -> DeadLetter:
     message = {"check_id": name, "bucket": "uploads", "key": f"{name}.jpg"}
-    return dead_letter_of_call([message], {}, QUEUE, InvalidMessageError(reason, "It failed."), 2)
+    return dead_letter_of_check(
+        json.dumps(message), QUEUE, InvalidMessageError(reason, "It failed.", name), 2
+    )
 
 
 def _check_ids(dead_letters: DeadLetters, **filters: Any) -> list[str | None]:
@@ -79,15 +83,6 @@ def test_a_second_dead_letter_of_a_message_replaces_the_first(
     assert all(0 < broker.ttl(mark) <= 7 * 86400 for mark in marks)  # type: ignore[operator]
 
 
-def test_the_stream_is_trimmed_to_about_its_maximum_length(broker: redis.Redis) -> None:
-    """The oldest dead letters are trimmed first, in whole nodes of 100."""
-    dead_letters = DeadLetters(broker, stream="dead-letters", max_length=100)
-    for number in range(450):
-        dead_letters.write(_dead_letter(f"c-{number}"))
-    assert 100 <= broker.xlen("dead-letters") <= 200  # type: ignore[operator]
-    assert _check_ids(dead_letters)[-1] == "c-449"
-
-
 def test_a_long_message_is_truncated_and_cannot_be_redriven(dead_letters: DeadLetters) -> None:
     """Text and bytes alike; the dead letter says that it is truncated."""
     refused = InvalidMessageError("unreadable_entry", "Too long.")
@@ -96,7 +91,7 @@ def test_a_long_message_is_truncated_and_cannot_be_redriven(dead_letters: DeadLe
         dead_letter_of_entry(b"a" * long, QUEUE, refused),
         dead_letter_of_entry("ü".encode() * long, QUEUE, refused),
         dead_letter_of_entry(b"\xff" * long, QUEUE, refused),
-        dead_letter_of_call(["a" * long], {}, QUEUE, refused, 1),
+        dead_letter_of_check("a" * long, QUEUE, refused, 1),
     ):
         assert dead_letter.truncated
         assert len(dead_letter.message) <= MAX_MESSAGE_CHARACTERS * 4 / 3 + 4
@@ -117,29 +112,54 @@ def test_a_redriven_entry_is_unchanged(dead_letters: DeadLetters, broker: redis.
     assert list(dead_letters.read()) == []
 
 
-@pytest.mark.parametrize(
-    ("args", "kwargs"),
-    [([{"check_id": "c", "n": 2**70}], {}), ([], {"a": 1}), ([[1]], {}), ([1, 2], {"b": 1})],
-)
-def test_a_redriven_call_has_the_same_arguments_and_no_attempts(
-    dead_letters: DeadLetters, broker: redis.Redis, args: list[Any], kwargs: dict[str, Any]
+def test_a_check_that_is_redriven_is_the_same_check_without_attempts(
+    dead_letters: DeadLetters, broker: redis.Redis
 ) -> None:
-    """It is a new message with the retry count 0; the count of attempts is deleted."""
+    """It is a new message, tried for the first time, and the count of its attempts is deleted."""
     broker.hset(keys.attempts("c"), "count", "3")
-    broker.hset(keys.attempts(""), "count", "3")
-    dead_letters.write(
-        dead_letter_of_call(args, kwargs, QUEUE, InvalidMessageError("model_failed", "No."), 3)
-    )
+    check = {"check_id": "c", "n": 2**70}
+    invalid = InvalidMessageError("model_failed", "No.", "c")
+    dead_letters.write(dead_letter_of_check(json.dumps(check), QUEUE, invalid, 3))
     dead_letters.redrive(_only(dead_letters))
     (entry,) = broker.lrange(QUEUE, 0, -1)  # type: ignore[misc]
-    payload = decode(entry, QUEUE, longest_wait_seconds=1)
-    assert payload["headers"]["retries"] == 0
-    called = dead_letter_of_call(args, kwargs, QUEUE, InvalidMessageError("model_failed", "No."), 3)
-    # Dead-lettered again, it is the same message: nothing was lost or changed.
-    dead_letters.write(called)
-    assert _only(dead_letters).dead_letter == called.model_copy(update={"time": called.time})
-    if called.check_id:
-        assert not broker.exists(keys.attempts("c"))
+    payload = decode(entry, QUEUE, tag="t", server_time=time.time(), longest_wait_seconds=1)
+    (text,), _, _ = json.loads(base64.b64decode(payload["body"]))
+    assert (json.loads(text), payload["headers"]["retries"]) == (check, 0)
+    assert not broker.exists(keys.attempts("c"))
+
+
+def test_a_check_that_has_its_event_gets_no_dead_letter(
+    dead_letters: DeadLetters, broker: redis.Redis
+) -> None:
+    """A worker may die between publishing and acknowledging, as often as that is counted."""
+    broker.set(keys.published("verdicts", "answered"), "record")
+    assert dead_letters.write(_dead_letter("answered"), unless_published=True) is None
+    assert list(dead_letters.read()) == []
+    assert dead_letters.write(_dead_letter("answered")) is not None
+
+
+def test_a_dead_letter_and_the_end_of_its_message_are_one_step(
+    dead_letters: DeadLetters, broker: redis.Redis
+) -> None:
+    """No kill between the two leaves a message that is delivered and dead-lettered again."""
+    broker.hset("unacked", "tag", "note")
+    broker.zadd("unacked_index", {"tag": 1})
+    with commands_denied(broker, "xadd"), pytest.raises(redis.ResponseError):
+        dead_letters.write(_dead_letter("one"), unacknowledged=("unacked", "unacked_index", "tag"))
+    assert broker.hexists("unacked", "tag")
+    dead_letters.write(_dead_letter("one"), unacknowledged=("unacked", "unacked_index", "tag"))
+    assert (broker.hlen("unacked"), broker.zcard("unacked_index"), len(list(dead_letters.read()))) == (
+        0,
+        0,
+        1,
+    )
+
+
+def test_no_dead_letter_is_trimmed(dead_letters: DeadLetters, broker: redis.Redis) -> None:
+    """A dead letter is a check without a verdict, until a person redrives or drops it."""
+    for number in range(300):
+        dead_letters.write(_dead_letter(f"c-{number}"))
+    assert broker.xlen("dead-letters") == 300
 
 
 def test_of_eight_concurrent_redrives_one_succeeds(dead_letters: DeadLetters, broker: redis.Redis) -> None:

@@ -1,5 +1,6 @@
 """Uploads, messages and stores at fault: each is answered with its reason, and the worker goes on."""
 
+import base64
 import io
 import json
 import shutil
@@ -136,7 +137,7 @@ def test_an_upload_at_fault_is_rejected_with_its_reason(
     assert data.reason == reason, data.detail
     assert data.detail.endswith(".")
     assert data.metadata == {"reason": reason}
-    assert event.thumbnail is None
+    assert client.thumbnail(event) is None
     schema = json.loads((SCHEMAS / "image-rejected-v1.json").read_text())
     Draft202012Validator(schema).validate(json.loads(event.raw))
     raw = json.loads(event.raw)
@@ -150,14 +151,14 @@ def test_an_upload_at_fault_is_rejected_with_its_reason(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (([], {}), "bucket: Field required"),
-        ((["not an object"], {}), "Input should be a valid dictionary"),
-        (([["bucket", "key"]], {}), "Input should be a valid dictionary"),
-        (([], {"bucket": "uploads", "key": "a"}), "bucket: Field required"),
+        (([], {}), "one positional argument"),
+        ((["not an object"], {}), "one positional argument"),
+        (([["bucket", "key"]], {}), "one positional argument"),
+        (([], {"bucket": "uploads", "key": "a"}), "one positional argument"),
         (([{"bucket": "uploads"}], {}), "key: Field required"),
         (([{"bucket": "uploads", "key": "a", "extra": 1}], {}), "extra: Extra inputs are not permitted"),
         (([{"bucket": "uploads", "key": "a", "metadata": {"a": "x" * 5000}}], {}), "metadata: Value error"),
-        (([{"bucket": "uploads", "key": "a"}, 2], {"more": 3}), "bucket: Field required"),
+        (([{"bucket": "uploads", "key": "a"}, 2], {"more": 3}), "one positional argument"),
     ],
 )
 def test_a_malformed_message_is_dead_lettered(
@@ -178,8 +179,11 @@ def test_a_malformed_message_is_dead_lettered(
     assert dead_letter is not None
     assert dead_letter.reason == "malformed_message"
     assert problem in dead_letter.detail
-    whole = args[0] if len(args) == 1 and not kwargs else {"args": args, "kwargs": kwargs}
-    assert json.loads(dead_letter.message) == whole
+    kept = json.loads(dead_letter.message)
+    if dead_letter.form == "entry":
+        assert json.loads(base64.b64decode(kept["body"]))[:2] == [args, kwargs]
+    else:
+        assert [kept] == args
     schema = json.loads((SCHEMAS / "dead-letter.json").read_text())
     Draft202012Validator(schema).validate(dead_letter.model_dump(mode="json"))
     assert client.position() == position

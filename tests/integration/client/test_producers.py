@@ -1,6 +1,7 @@
 """What platforms rely on when they submit checks and consume events, without a worker."""
 
 import base64
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,6 @@ from typing import Any
 
 import pytest
 import redis
-from kombu.utils.json import loads
 
 from worker.broker.verdict_stream import VerdictStream
 from worker.client import Client, NoVerdictError, QueueFullError, QueueUnreachableError
@@ -42,9 +42,12 @@ def _checks(count: int) -> list[ImageCheck]:
 def _queued(broker: redis.Redis, queue: str = "image-checks") -> list[ImageCheck]:
     """Return the checks in a queue in the order in which a worker would take them."""
     entries: Any = broker.lrange(queue, 0, -1)
-    payloads = [decode(entry, queue, longest_wait_seconds=1) for entry in reversed(entries)]
-    bodies = [loads(base64.b64decode(payload["body"])) for payload in payloads]
-    return [ImageCheck.model_validate(args[0]) for args, _, _ in bodies]
+    payloads = [
+        decode(entry, queue, tag="t", server_time=time.time(), longest_wait_seconds=1)
+        for entry in reversed(entries)
+    ]
+    bodies = [json.loads(base64.b64decode(payload["body"])) for payload in payloads]
+    return [ImageCheck.model_validate_json(args[0]) for args, _, _ in bodies]
 
 
 def test_many_checks_are_enqueued_in_order(settings: Settings, broker: redis.Redis) -> None:
@@ -127,7 +130,10 @@ def test_a_consumer_resumes_under_its_name_and_another_claims_its_pending_events
             reason="empty",
             detail="The file is empty.",
         )
-        stream.publish(RejectionEvent(id=f"{number}", source="test", subject="s3://bucket/key", data=data))
+        stream.publish(
+            RejectionEvent(id=f"{number}", source="test", subject="s3://bucket/key", data=data),
+            message_id="m",
+        )
     stream.close()
 
     def received(name: str, *, acknowledged: int) -> list[str]:

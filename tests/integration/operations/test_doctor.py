@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from tests.broken_broker import full_disk, valkey_on_a_small_disk
 from tests.conftest import settings_of
-from worker.broker.dead_letters import DeadLetters, dead_letter_of_call
+from worker.broker.dead_letters import DeadLetters, dead_letter_of_check
 from worker.cli import main
 from worker.client import Client
 from worker.contract.messages import InvalidMessageError
@@ -192,9 +192,7 @@ def test_queues_streams_and_other_applications_raise_warnings(
         client.submit("uploads", "a.jpg")
         client.submit("uploads", "b.jpg")
     dead_letters = DeadLetters.connect(settings)
-    dead_letters.write(
-        dead_letter_of_call([{}], {}, None, InvalidMessageError("malformed_message", "No."), 0)
-    )
+    dead_letters.write(dead_letter_of_check("{}", None, InvalidMessageError("malformed_message", "No."), 0))
     dead_letters.close()
     with Celery("another", broker=url) as other:
         other.send_task("theirs")

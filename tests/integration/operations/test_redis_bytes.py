@@ -5,6 +5,7 @@ events are published with a thumbnail from the default bundle, messages are dead
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -17,7 +18,7 @@ from detector.detector import Detector
 from detector.images.decode import decode
 from detector.images.thumbnail import dnf_thumbnail
 from worker.broker.app import DEFAULT_QUEUE, create_app
-from worker.broker.dead_letters import DeadLetters, dead_letter_of_call
+from worker.broker.dead_letters import DeadLetters, dead_letter_of_check
 from worker.broker.verdict_stream import VerdictStream
 from worker.checks.attempts import Attempts
 from worker.client import Client
@@ -146,7 +147,7 @@ def test_an_event_takes_the_planned_bytes(settings: Settings, memory: Memory, th
     """On the stream, with its thumbnail; its published mark is another row of the plan."""
     results = VerdictStream.connect(settings)
     for _ in range(EVENTS):
-        assert results.publish(_event(_check(), thumbnail), thumbnail)
+        assert results.publish(_event(_check(), thumbnail), message_id="m", thumbnail=thumbnail)
     results.close()
     assert memory.of_one(EVENTS) == pytest.approx(capacity.EVENT_BYTES, rel=TOLERANCE)
 
@@ -166,7 +167,7 @@ def test_the_record_of_a_published_check_takes_the_planned_bytes(
         for _ in range(CHECKS):
             check = _check()
             with attempts.start(check.check_id):
-                assert results.publish(_event(check, b""))
+                assert results.publish(_event(check, b""), message_id="m")
         broker.delete(settings.verdict_stream)
     results.close()
     assert memory.of_one(CHECKS) == pytest.approx(capacity.REMEMBERED_BYTES, rel=TOLERANCE)
@@ -178,6 +179,6 @@ def test_a_dead_letter_takes_the_planned_bytes(settings: Settings, memory: Memor
     refused = InvalidMessageError("storage_unavailable", "The store did not answer within 10 seconds.")
     for _ in range(CHECKS):
         message = _check().model_dump(mode="json")
-        dead_letters.write(dead_letter_of_call([message], {}, DEFAULT_QUEUE, refused, attempts=21))
+        dead_letters.write(dead_letter_of_check(json.dumps(message), DEFAULT_QUEUE, refused, attempts=21))
     dead_letters.close()
     assert memory.of_one(CHECKS) == pytest.approx(capacity.DEAD_LETTER_BYTES, rel=TOLERANCE)

@@ -20,15 +20,16 @@ from tests.broken_broker import (
 )
 from worker.broker.connection import connect
 from worker.broker.faults import FaultName, server_faults
+from worker.broker.transport import UnacknowledgedMessages
 from worker.embedded.valkey import Valkey
 from worker.process.broker_watch import BrokerWatch
-from worker.settings import BrokerSettings, Settings
+from worker.settings import Settings
 
 
 @pytest.fixture
-def broker_settings(valkey: Valkey, broker: redis.Redis) -> BrokerSettings:  # noqa: ARG001 - empties it
+def settings(valkey: Valkey, broker: redis.Redis) -> Settings:  # noqa: ARG001 - empties it
     """Return the settings of the module's server, which is empty."""
-    return Settings(redis_url=valkey.url).broker
+    return Settings(redis_url=valkey.url)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def broker_settings(valkey: Valkey, broker: redis.Redis) -> BrokerSettings:  # n
 def test_a_fault_is_logged_once_with_its_remedy_and_once_when_it_ends(
     valkey: Valkey,
     broker: redis.Redis,
-    broker_settings: BrokerSettings,
+    settings: Settings,
     wait_until: Callable[..., None],
     *,
     fault: FaultName,
@@ -52,9 +53,9 @@ def test_a_fault_is_logged_once_with_its_remedy_and_once_when_it_ends(
     remedy: str,
 ) -> None:
     """No other fault is found, however often the broker is polled."""
-    with connect(broker_settings) as client:
+    with connect(settings.broker) as client:
         wait_until(lambda: server_faults(client) == [], "a broker without faults")
-        watch = BrokerWatch(broker_settings)
+        watch = BrokerWatch(settings)
         with capture_logs() as lines:
             watch.poll()
             with broken(valkey, broker):
@@ -64,10 +65,34 @@ def test_a_fault_is_logged_once_with_its_remedy_and_once_when_it_ends(
             wait_until(lambda: server_faults(client) == [], "the fault is repaired")
             watch.poll()
             watch.poll()
-    found, recovered = lines
+    found, recovered = (line for line in lines if line["event"].startswith("broker_"))
     assert (found["event"], found["log_level"], found["fault"]) == ("broker_fault_found", "error", fault)
     assert remedy in found["remedy"]
     assert (recovered["event"], recovered["fault"]) == ("broker_recovered", fault)
+
+
+def test_checks_are_not_taken_while_a_stream_is_full(settings: Settings, broker: redis.Redis) -> None:
+    """The limit of either stream pauses the intake; a shorter stream resumes it."""
+    broker.flushdb()
+    limits = {"verdict_stream_max_length": 3, "dead_letter_stream_max_length": 2}
+    unacknowledged = UnacknowledgedMessages()
+    watch = BrokerWatch(settings.model_copy(update=limits), unacknowledged)
+    for stream, limit, cause in (
+        ("verdicts", 3, "verdict_stream_full"),
+        ("dead-letters", 2, "dead_letters_full"),
+    ):
+        for _ in range(limit):
+            watch.poll()
+            assert not unacknowledged.paused
+            broker.xadd(stream, {"event": "x"})
+        with capture_logs() as lines:
+            watch.poll()
+            assert unacknowledged.paused
+            broker.delete(stream)
+            watch.poll()
+        assert not unacknowledged.paused
+        changes = [(line["event"], line["causes"]) for line in lines if line["event"].startswith("intake_")]
+        assert changes == [("intake_paused", [cause]), ("intake_resumed", [])]
 
 
 def test_a_full_disk_is_found_although_it_fails_the_health_check(
@@ -81,19 +106,15 @@ def test_a_full_disk_is_found_although_it_fails_the_health_check(
             assert [found.name for found in server_faults(client)] == ["disk_full"]
 
 
-def test_a_server_without_a_memory_limit_never_evicts(
-    broker: redis.Redis, broker_settings: BrokerSettings
-) -> None:
+def test_a_server_without_a_memory_limit_never_evicts(broker: redis.Redis, settings: Settings) -> None:
     """Whatever its policy is."""
-    with connect(broker_settings) as client, configured(broker, **{"maxmemory-policy": "allkeys-lru"}):
+    with connect(settings.broker) as client, configured(broker, **{"maxmemory-policy": "allkeys-lru"}):
         assert server_faults(client) == []
 
 
-def test_a_user_without_the_right_to_ask_changes_nothing(
-    broker: redis.Redis, broker_settings: BrokerSettings
-) -> None:
+def test_a_user_without_the_right_to_ask_changes_nothing(broker: redis.Redis, settings: Settings) -> None:
     """The worker does without the watch: too few rights are no fault of the broker."""
-    watch = BrokerWatch(broker_settings)
+    watch = BrokerWatch(settings)
     with commands_denied(broker, "info"), capture_logs() as lines:
         watch.poll()
     assert lines == []
@@ -103,7 +124,7 @@ def test_an_unreachable_broker_changes_nothing(tmp_path: Path) -> None:
     """Whoever needs it reports that; a known fault stays known."""
     server = Valkey(tmp_path / "valkey", options=["--appendonly", "no"])
     server.start()
-    watch = BrokerWatch(Settings(redis_url=server.url).broker)
+    watch = BrokerWatch(Settings(redis_url=server.url))
     with capture_logs() as lines:
         watch.poll()
         server.kill()
