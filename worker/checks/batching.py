@@ -81,15 +81,20 @@ class MicroBatcher(Generic[Item, Result]):
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._progress_at: float | None = None
+        self._running_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
     @property
+    def running_since(self) -> float | None:
+        """When the call of `run` in progress began, by the monotonic clock; None when there is none."""
+        return self._running_since
+
+    @property
     def stalled_seconds(self) -> float:
         """Seconds since the call of `run` that is in progress began; 0.0 when there is none."""
-        at = self._progress_at
-        return 0.0 if at is None else time.monotonic() - at
+        since = self._running_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def batch_limit(self) -> int:
@@ -131,7 +136,7 @@ class MicroBatcher(Generic[Item, Result]):
     def _gather(self) -> list[_Waiting[Item, Result]]:
         """Return the next batch; an empty one once the batcher is closed and its queue is empty."""
         with self._changed:
-            self._progress_at = None
+            self._running_since = None
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._limit < self._max_batch and time.monotonic() >= self._limited_until:
                 self._set_limit(min(2 * self._limit, self._max_batch), "batch_enlarged")
@@ -147,7 +152,7 @@ class MicroBatcher(Generic[Item, Result]):
         if len(batch) > self._limit:
             self._run_halves(batch)
             return
-        began = self._progress_at = time.monotonic()
+        began = self._running_since = time.monotonic()
         try:
             results = self._run([waiting.item for waiting in batch])
             pairs = list(zip(batch, results, strict=True))

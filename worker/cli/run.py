@@ -13,7 +13,10 @@ from worker.settings import Settings
 @click.option("--processes", type=click.IntRange(min=1), help="Worker processes; default: DNF_PROCESSES.")
 @click.option("--unsupervised", is_flag=True, help="Run one process, without a supervisor that restarts it.")
 @click.option("--supervised", "descriptor", type=int, hidden=True)
-def run(*, processes: int | None, unsupervised: bool, descriptor: int | None) -> None:
+@click.option(
+    "--burst", is_flag=True, hidden=True, help="Run one process, which ends when the queues are empty."
+)
+def run(*, processes: int | None, unsupervised: bool, descriptor: int | None, burst: bool) -> None:
     """Start workers: one process for each visible GPU, or one on a CPU; failed processes are restarted.
 
     The model is loaded and warmed up before the first check is taken. SIGTERM starts a graceful shutdown; a
@@ -23,15 +26,15 @@ def run(*, processes: int | None, unsupervised: bool, descriptor: int | None) ->
 
     settings = current_settings()
     configure_logs(settings)
-    if descriptor is None and not unsupervised:
+    if descriptor is None and not unsupervised and not burst:
         from worker.process.supervisor import own_command, supervise
 
         chosen = settings.model_copy(update={"processes": processes or settings.processes})
         sys.exit(supervise(chosen, own_command()))
-    sys.exit(_run_process(settings, descriptor))
+    sys.exit(_run_process(settings, descriptor, burst=burst))
 
 
-def _run_process(settings: Settings, descriptor: int | None) -> int:
+def _run_process(settings: Settings, descriptor: int | None, *, burst: bool) -> int:
     # Until `run_worker` handles the signals, the first process of a container would ignore SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from detector.bundle.files import BundleError
@@ -40,6 +43,6 @@ def _run_process(settings: Settings, descriptor: int | None) -> int:
     from worker.telemetry.http import EndpointsUnavailableError
 
     try:
-        return run_worker(settings, supervisor_descriptor=descriptor)
+        return run_worker(settings, supervisor_descriptor=descriptor, burst=burst)
     except (BrokerRefusedError, BundleError, EndpointsUnavailableError) as error:
         raise click.ClickException(str(error)) from error

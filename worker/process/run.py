@@ -1,5 +1,9 @@
 """One worker process, from its start to its end."""
 
+import os
+import signal
+import threading
+import time
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -10,6 +14,7 @@ from celery.signals import worker_ready
 from detector.bundle.files import BundleError
 from detector.detector import Detector
 from worker.broker.app import create_app
+from worker.broker.connection import connect
 from worker.broker.consumer import Consumer
 from worker.broker.faults import BrokerRefusedError, verify_trust
 from worker.broker.transport import UnacknowledgedMessages
@@ -39,11 +44,16 @@ class _Worker(Worker):
 
 
 def run_worker(
-    settings: Settings, *, detector: Detector | None = None, supervisor_descriptor: int | None = None
+    settings: Settings,
+    *,
+    detector: Detector | None = None,
+    supervisor_descriptor: int | None = None,
+    burst: bool = False,
 ) -> int:
     """Take checks until the process is told to shut down; return its exit status.
 
-    `detector` replaces the bundle of the settings; `supervisor_descriptor` is the socket of a supervisor.
+    `detector` replaces the bundle of the settings; `supervisor_descriptor` is the socket of a supervisor; a
+    `burst` ends when every queue is empty and every message acknowledged.
     Raises `BrokerRefusedError`, `BundleError` and `EndpointsUnavailableError`.
     """
     link = None if supervisor_descriptor is None else WorkerLink(supervisor_descriptor)
@@ -90,6 +100,8 @@ def run_worker(
             log.info("worker_ready", worker=service.name, queues=list(QUEUES), threads=settings.threads)
             if link:
                 link.ready()
+            if burst:
+                threading.Thread(target=_end_when_drained, args=(settings,), daemon=True).start()
 
         worker_ready.connect(ready, weak=False)
         worker = _Worker(
@@ -109,6 +121,13 @@ def run_worker(
     status = worker.exitcode or 0
     log.info("worker_stopped", worker=service.name, status=status)
     return status
+
+
+def _end_when_drained(settings: Settings) -> None:
+    with connect(settings.broker) as client:
+        while client.hlen("unacked") or any(client.llen(name) for name in QUEUES):
+            time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _describe_model(service: Service) -> None:
