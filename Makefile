@@ -7,18 +7,21 @@ BIN := $(VENV)/bin
 # A PYTHON that was asked for has a stamp of its own, so that another version builds the environment anew.
 READY := $(VENV)/.ready$(if $(filter file,$(origin PYTHON)),,-$(notdir $(PYTHON)))
 
-.PHONY: setup demo test chaos lint bench scale-out schemas reference lock clean
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+TORCH := 2.13.0
+
+.PHONY: setup demo test chaos lint bench scale-out schemas reference lock sbom clean
 
 setup: $(READY)
 
-# torch is not in the lock: one version is a CPU build on one machine and a CUDA build on another.
-$(READY): requirements.lock pyproject.toml
+# PyTorch and what it requires have two locks: its build for CPUs, where an index of this machine has it, or PyPI's.
+$(READY): requirements.lock torch.lock torch-cpu.lock pyproject.toml
 	$(if $(PYTHON),,$(error Python 3.11, 3.12 or 3.13 is required))
 	$(call RUN_PYTHON,$(PYTHON)) -m venv --clear $(VENV)
-	sed -nE 's/^([a-z0-9._-]+==.*[^ ]) *\\$$/\1/p' requirements.lock > $(VENV)/pins.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check 'torch==2.13.0' -c $(VENV)/pins.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	if $(PIP) --dry-run --no-deps 'torch==$(TORCH)+cpu' > /dev/null 2>&1; then \
+	  $(PIP) --require-hashes -r torch-cpu.lock; else $(PIP) --require-hashes -r torch.lock; fi
+	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $(VENV)/.ready $@
 
 demo: setup
@@ -52,8 +55,16 @@ reference: setup
 	$(BIN)/python -m deploy.generators.metrics_page docs/reference/metrics.md
 	$(BIN)/python -m deploy.generators.settings_page docs/reference/settings.md
 
+# TORCH_WHEELS is a folder or a page with PyTorch's wheels for CPUs; without it their lock stays as it is.
+COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 lock:
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.in -o requirements.lock
+	$(COMPILE) --universal requirements.in -o requirements.lock
+	echo 'torch==$(TORCH)' | $(COMPILE) --universal --constraint requirements.lock - -o torch.lock
+	$(if $(TORCH_WHEELS),echo 'torch==$(TORCH)+cpu' | $(COMPILE) --python-platform x86_64-manylinux_2_28 --find-links $(TORCH_WHEELS) --constraint requirements.lock - -o torch-cpu.lock)
+
+# The bill of materials of the image, on standard output.
+sbom:
+	@python3 deploy/image_contents.py sbom
 
 clean:
 	rm -rf $(VENV) demo .coverage .coverage.*
