@@ -190,8 +190,8 @@ def test_the_store_of_compose_opens_only_its_s3_api(compose: dict[str, Any], tmp
     started: list[GuardedProcess] = []
     found: list[int] = []
 
-    def bucket(port: int) -> bool:
-        client = boto3.client(
+    def client(port: int) -> Any:
+        return boto3.client(
             "s3",
             endpoint_url=f"http://127.0.0.1:{port}",
             region_name="us-east-1",
@@ -199,8 +199,10 @@ def test_the_store_of_compose_opens_only_its_s3_api(compose: dict[str, Any], tmp
             aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
             config=Config(retries={"total_max_attempts": 1}),
         )
+
+    def serves(port: int) -> bool:
         try:
-            client.put_object(Bucket="uploads", Key="first", Body=b"")
+            client(port).put_object(Bucket="first", Key="first", Body=b"")
         except (BotoCoreError, ClientError):
             return False
         return True
@@ -218,12 +220,25 @@ def test_the_store_of_compose_opens_only_its_s3_api(compose: dict[str, Any], tmp
             environment={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **keys},
         )
         started.append(server)
-        wait_until(lambda: bucket(s3), server, "the store")
+        wait_until(lambda: serves(s3), server, "the store")
         found[:] = ports
 
     start_on_free_ports(start, count=4, companion=10_000)
     try:
         s3, *inner = found
+        kind, healthy = compose["services"]["seaweedfs"]["healthcheck"]["test"]
+        assert kind == "CMD-SHELL"
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "weed").symlink_to(weed_program())
+        (tmp_path / "bin" / "nc").symlink_to(shutil.which("true") or "/bin/true")
+        healthy = substituted(healthy, {}).replace("/tmp/", f"{tmp_path}/")  # noqa: S108
+        healthy = healthy.replace(":9333", f":{inner[0]}").replace(":8888", f":{inner[2]}")
+        for _ in range(2):
+            path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+            subprocess.run(["/bin/sh", "-c", healthy], env={"PATH": path}, check=True, timeout=60)
+        names = {each["Name"] for each in client(s3).list_buckets()["Buckets"]}
+        worker = compose["services"]["worker"]["environment"]
+        assert names == {"first", worker["DNF_UPLOAD_BUCKET"], worker["DNF_THUMBNAIL_BUCKET"]}
         listening = _listening_addresses(started[-1].pid)
         loopback = {port for host, port in listening if host == "127.0.0.1"}
         assert {*inner, *(port + 10_000 for port in inner)} <= loopback
