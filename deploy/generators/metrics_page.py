@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from detector.policy import VerdictName
+from worker.broker.consumer_groups import MAX_GROUPS
 from worker.contract.messages import QUEUES, DeadLetterReason, RejectionReason, Stage
 from worker.operations import exporter
 from worker.telemetry import metrics
@@ -25,7 +26,7 @@ come from NVIDIA's DCGM exporter.
 
 _LABELS_HEAD = """\
 Checks, buckets, hosts and pods are not labels; Prometheus adds `job` and `instance`. A worker process has
-fewer than 500 series with every value of every label; the exporter has fewer than 30, and two for each
+fewer than 500 series with every value of every label; the exporter has fewer than 40, and three for each
 consumer group."""
 
 
@@ -54,7 +55,8 @@ LABELS = {
     "digest": ("the name, version or digest of the serving bundle", _ONE),
     "device": ("the device of the networks", _ONE),
     "dtype": ("the data type of the networks", _ONE),
-    "group": ("a consumer group of the verdict stream", f"{exporter.MAX_GROUPS}"),
+    "limit": (_listed(("verdict_stream", "dead_letters", "memory")), "3"),
+    "group": ("a consumer group of the verdict stream", f"{MAX_GROUPS}"),
 }
 
 

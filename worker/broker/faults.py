@@ -6,7 +6,7 @@ The doctor, the broker watch and the client's errors take their words from here.
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import redis
@@ -125,12 +125,33 @@ def server_faults(client: redis.Redis) -> list[BrokerFault]:
 
 def stream_faults(client: redis.Redis, settings: "Settings") -> list[BrokerFault]:
     """Return which of the two streams is full. Raises redis.RedisError."""
-    limits: list[tuple[FaultName, str, int]] = [
-        ("verdict_stream_full", settings.verdict_stream, settings.verdict_stream_max_length),
-        ("dead_letters_full", settings.dead_letter_stream, settings.dead_letter_stream_max_length),
+    return [
+        _fault(name, length)
+        for name, (length, limit) in _stream_lengths(client, settings).items()
+        if length >= limit
     ]
-    lengths = [(name, int(client.xlen(stream)), limit) for name, stream, limit in limits]
-    return [_fault(name, length) for name, length, limit in lengths if length >= limit]
+
+
+def intake_limits(client: redis.Redis, settings: "Settings") -> dict[str, float]:
+    """Return the used share, 0..1, of each limit at which workers stop taking checks; 1 and above: reached.
+
+    Memory is absent where the server has no limit. Raises redis.RedisError.
+    """
+    lengths = _stream_lengths(client, settings)
+    shares = {name.removesuffix("_full"): length / limit for name, (length, limit) in lengths.items()}
+    memory: Any = client.info("memory")
+    if limit := int(memory.get("maxmemory", 0)):
+        shares["memory"] = int(memory["used_memory"]) / (MEMORY_LIMIT * limit)
+    return shares
+
+
+def _stream_lengths(client: redis.Redis, settings: "Settings") -> dict[FaultName, tuple[int, int]]:
+    """Return the length of each stream and its limit, by the fault of a full one."""
+    limits: dict[FaultName, tuple[str, int]] = {
+        "verdict_stream_full": (settings.verdict_stream, settings.verdict_stream_max_length),
+        "dead_letters_full": (settings.dead_letter_stream, settings.dead_letter_stream_max_length),
+    }
+    return {name: (int(client.xlen(stream)), limit) for name, (stream, limit) in limits.items()}
 
 
 def connection_fault(error: BaseException, broker: "BrokerSettings") -> BrokerFault | None:

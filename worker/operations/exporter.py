@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
@@ -23,7 +22,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from worker.broker.connection import tls_options
-from worker.broker.faults import connection_fault
+from worker.broker.consumer_groups import MAX_GROUPS, ConsumerGroup, consumer_groups
+from worker.broker.faults import MEMORY_LIMIT, connection_fault, intake_limits
 from worker.broker.keys import WORKERS_ALIVE
 from worker.contract.envelope import MAX_ENTRY_BYTES
 from worker.contract.messages import QUEUES
@@ -36,8 +36,6 @@ log = get_logger(__name__)
 
 #: Unacknowledged checks that are read to estimate the share of each queue.
 SAMPLE_SIZE = 200
-#: A stream may have any number of groups; the metrics show at most this many.
-MAX_GROUPS = 50
 #: The throughput is measured over this window.
 WINDOW_SECONDS = 60.0
 
@@ -85,9 +83,10 @@ class BrokerSnapshot:
     #: Events ever published on the stream.
     published: int
     stream_length: int
-    #: By consumer group: events not yet read (None if Redis cannot tell) and events not acknowledged.
-    groups: Mapping[str, tuple[int | None, int]]
+    groups: list[ConsumerGroup]
     dead_letters: int
+    #: By limit at which workers stop taking checks: the share of it that is used.
+    intake_limits: Mapping[str, float]
 
     @classmethod
     def read(cls, broker: redis.Redis, settings: Settings) -> Self:
@@ -102,11 +101,9 @@ class BrokerSnapshot:
             waiting[queue] += length
             if entry and queue not in oldest and (since := submitted_at(entry)) is not None:
                 oldest[queue] = since
-        stream: dict[str, Any] = {}
-        groups: list[dict[str, Any]] = []
-        with suppress(redis.ResponseError):  # the stream does not exist before its first event
-            stream = broker.xinfo_stream(settings.verdict_stream)
-            groups = broker.xinfo_groups(settings.verdict_stream)
+        stream: Any = (
+            broker.xinfo_stream(settings.verdict_stream) if broker.exists(settings.verdict_stream) else {}
+        )
         return cls(
             at=float(at),
             waiting=waiting,
@@ -116,8 +113,9 @@ class BrokerSnapshot:
             workers_alive=alive,
             published=int(stream.get("entries-added", stream.get("length", 0))),
             stream_length=int(stream.get("length", 0)),
-            groups={_text(g["name"])[:100]: (g.get("lag"), int(g["pending"])) for g in groups[:MAX_GROUPS]},
+            groups=consumer_groups(broker, settings.verdict_stream),
             dead_letters=int(broker.xlen(settings.dead_letter_stream)),
+            intake_limits=intake_limits(broker, settings),
         )
 
 
@@ -148,10 +146,6 @@ def _by_queue(unacknowledged: int, ends: list[bytes]) -> dict[str, float]:
     if not sampled:
         return dict.fromkeys(QUEUES, 0.0)
     return {queue: unacknowledged * count / sampled for queue, count in counts.items()}
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 class _Moment(NamedTuple):
@@ -244,11 +238,17 @@ class QueueCollector(Collector):
         taken_for = 0.0 if snapshot.oldest_taken is None else max(0.0, snapshot.at - snapshot.oldest_taken)
         yield _gauge("dnf_unacknowledged_oldest_age_seconds", taken_for)
         yield _gauge("dnf_verdict_stream_length", snapshot.stream_length)
-        lags = {name: lag for name, (lag, _) in snapshot.groups.items() if lag is not None}
+        lags = {group.name: group.lag for group in snapshot.groups if group.lag is not None}
         yield _labelled("dnf_verdict_stream_lag", lags)
-        pending = {name: count for name, (_, count) in snapshot.groups.items()}
-        yield _labelled("dnf_verdict_stream_pending", pending)
+        yield _labelled("dnf_verdict_stream_pending", {each.name: each.pending for each in snapshot.groups})
+        waits = {
+            group.name: 0.0 if group.waiting_since is None else max(0.0, snapshot.at - group.waiting_since)
+            for group in snapshot.groups
+        }
+        yield _labelled("dnf_verdict_stream_oldest_unacknowledged_age_seconds", waits)
+        yield _gauge("dnf_verdict_retention_seconds", self._settings.verdict_retention_seconds)
         yield _gauge("dnf_dead_letter_stream_length", snapshot.dead_letters)
+        yield _labelled("dnf_intake_limit_used_ratio", snapshot.intake_limits)
         yield _gauge("dnf_workers_alive", snapshot.workers_alive)
 
     def describe(self) -> Iterable[Metric]:
@@ -341,7 +341,26 @@ DOCUMENTED = [
         "Events that a consumer group has read and not acknowledged.",
         ("group",),
     ),
+    Documented(
+        "dnf_verdict_stream_oldest_unacknowledged_age_seconds",
+        "gauge",
+        "Seconds since the oldest event that a consumer group has not acknowledged was published; 0 without"
+        " one.",
+        ("group",),
+    ),
+    Documented(
+        "dnf_verdict_retention_seconds",
+        "gauge",
+        "DNF_VERDICT_RETENTION_SECONDS: the age at which an event is deleted, acknowledged or not.",
+    ),
     Documented("dnf_dead_letter_stream_length", "gauge", "Dead letters kept."),
+    Documented(
+        "dnf_intake_limit_used_ratio",
+        "gauge",
+        "Used share of each limit at which workers stop taking checks, 0..1: the length of the two streams,"
+        f" and {MEMORY_LIMIT:.0%} of Redis' maxmemory (absent without one).",
+        ("limit",),
+    ),
     Documented(
         "dnf_workers_alive", "gauge", f"Workers that took checks in the last {ALIVE_SECONDS} seconds."
     ),
