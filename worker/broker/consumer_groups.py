@@ -8,21 +8,21 @@ import redis
 #: A stream may have any number of groups; at most this many are read.
 MAX_GROUPS = 50
 
-# KEYS: stream; ARGV: the most groups. Reads ids, no event.
+# ARGV: the stream, the most groups. Reads ids, no event. EVAL asks for the right to write to each of its KEYS.
 _READ = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
+if redis.call('EXISTS', ARGV[1]) == 0 then return {} end
 local function facts(reply)
   local found = {}
   for i = 1, #reply, 2 do found[reply[i]] = reply[i + 1] end
   return found
 end
-local stream = facts(redis.call('XINFO', 'STREAM', KEYS[1]))
+local stream = facts(redis.call('XINFO', 'STREAM', ARGV[1]))
 local first, last = stream['first-entry'], stream['last-entry']
 local groups = {}
-for number, reply in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  if number > tonumber(ARGV[1]) then break end
+for number, reply in ipairs(redis.call('XINFO', 'GROUPS', ARGV[1])) do
+  if number > tonumber(ARGV[2]) then break end
   local group = facts(reply)
-  local pending = redis.call('XPENDING', KEYS[1], group['name'])
+  local pending = redis.call('XPENDING', ARGV[1], group['name'])
   groups[number] = {
     group['name'], group['lag'] or -1, pending[1], pending[1] > 0 and pending[2] or group['last-delivered-id']
   }
@@ -48,7 +48,7 @@ class ConsumerGroup:
 
 def consumer_groups(client: redis.Redis, stream: str) -> list[ConsumerGroup]:
     """Return the groups of a stream, none for a stream that does not exist. Raises redis.RedisError."""
-    reply: Any = client.eval(_READ, 1, stream, MAX_GROUPS)
+    reply: Any = client.eval(_READ, 0, stream, MAX_GROUPS)
     if not reply:
         return []
     first, last, groups = reply
