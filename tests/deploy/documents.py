@@ -49,8 +49,8 @@ def panels() -> list[dict[str, Any]]:
 
 
 def with_variables(query: str) -> str:
-    """Return a panel's query with its variables substituted: all queues, rates over a minute, constants."""
-    values = {"queue": ".*", "__rate_interval": "1m"}
+    """Return a panel's query with its variables substituted: every fleet and queue, a minute, constants."""
+    values = {"namespace": ".*", "release": ".*", "queue": ".*", "__rate_interval": "1m"}
     for variable in dashboard()["templating"]["list"]:
         if variable["type"] == "constant":
             values[variable["name"]] = variable["query"]

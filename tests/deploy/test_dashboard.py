@@ -71,11 +71,22 @@ def test_the_dashboard_covers_what_an_operator_needs() -> None:
         "dnf_batch_size", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_GPU_UTIL", "dnf_checks_total",
         "dnf_stage_seconds",
         "dnf_dead_letter_stream_length", "dnf_shadow_score_difference", "dnf_shadow_failures_total",
-        "dnf_verdict_stream_lag", "dnf_workers_alive", "dnf_model_info", "dnf_batcher_stalled_seconds",
+        "dnf_verdict_stream_lag", "dnf_verdict_stream_oldest_unacknowledged_age_seconds",
+        "dnf_intake_limit_used_ratio", "dnf_intake_paused", "dnf_workers_alive",
+        "dnf_model_info", "dnf_batcher_stalled_seconds",
     }  # fmt: skip
 
 
-def test_variables_are_the_data_source_and_the_queue() -> None:
+def test_every_query_is_about_the_chosen_fleet() -> None:
+    """Each metric of ours is selected by namespace and release; no total takes the largest fleet for all."""
+    for panel in panels():
+        for target in panel["targets"]:
+            names = re.findall(r"\bdnf_[a-z0-9_]+\b(.{0,60})", target["expr"])
+            chosen = '{namespace=~"$namespace",release=~"$release"'
+            assert all(rest.startswith(chosen) for rest in names), panel["title"]
+
+
+def test_variables_are_the_data_source_the_fleet_and_the_queue() -> None:
     """Every variable in a query is defined, and every defined variable is used."""
     board = dashboard()
     defined = {variable["name"] for variable in board["templating"]["list"]}

@@ -8,7 +8,7 @@ import redis
 #: A stream may have any number of groups; at most this many are read.
 MAX_GROUPS = 50
 
-# ARGV: the stream, the most groups. Reads ids, no event. EVAL asks for the right to write to each of its KEYS.
+# ARGV: the stream, the most groups. Reads ids, no event. For one of KEYS, EVAL would need the right to write.
 _READ = """
 if redis.call('EXISTS', ARGV[1]) == 0 then return {} end
 local function facts(reply)
