@@ -21,6 +21,11 @@ class FaultyStore:
     def __init__(self) -> None:
         self.behaviours: list[Behaviour] = []
         self.requests = 0
+        #: Bytes of endless replies that were taken.
+        self.sent = 0
+        #: The Host header of each request, and all headers of the last upload.
+        self.hosts: list[str] = []
+        self.put_headers: dict[str, str] = {}
         store = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -28,12 +33,23 @@ class FaultyStore:
 
             def do_GET(self) -> None:
                 store.requests += 1
+                store.hosts.append(self.headers["Host"])
                 behaviours = store.behaviours
                 (behaviours.pop(0) if len(behaviours) > 1 else behaviours[0])(self)
+
+            do_POST = do_GET  # noqa: N815 - the base class's name
+
+            def do_PUT(self) -> None:
+                store.put_headers = dict(self.headers)
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
                 """No-op: requests are not logged."""
 
+        Handler.store = self  # type: ignore[attr-defined]
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -47,12 +63,14 @@ class FaultyStore:
         self.server.server_close()
 
 
-def error(status: int, code: str) -> Behaviour:
+def error(status: int, code: str, message: str = "m") -> Behaviour:
     """Reply with an error of S3, or of a proxy before it if there is no code."""
 
     def behave(request: BaseHTTPRequestHandler) -> None:
         body = (
-            f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode() if code else b"<html>no</html>"
+            f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+            if code
+            else b"<html>no</html>"
         )
         request.send_response(status)
         request.send_header("Content-Length", str(len(body)))
@@ -62,11 +80,11 @@ def error(status: int, code: str) -> Behaviour:
     return behave
 
 
-def serve(data: bytes) -> Behaviour:
+def serve(data: bytes, **headers: str) -> Behaviour:
     """Reply with an object."""
 
     def behave(request: BaseHTTPRequestHandler) -> None:
-        _begin(request, len(data))
+        _begin(request, len(data), **headers)
         request.wfile.write(data)
 
     return behave
@@ -190,3 +208,43 @@ def _begin_chunks(request: BaseHTTPRequestHandler) -> None:
 
 def _chunk(request: BaseHTTPRequestHandler, data: bytes) -> None:
     request.wfile.write(b"%x\r\n" % len(data) + data + b"\r\n")
+
+
+def trickle_header(request: BaseHTTPRequestHandler) -> None:
+    """Send a header one byte every tenth of a second."""
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nx-slow: ")
+    _trickle(request)
+
+
+def trickle_error(request: BaseHTTPRequestHandler) -> None:
+    """Send an error one byte every tenth of a second."""
+    request.wfile.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 1000\r\n\r\n")
+    _trickle(request)
+
+
+def endless_error(request: BaseHTTPRequestHandler) -> None:
+    """Send an error for as long as it is read."""
+    request.wfile.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 800000000\r\n\r\n")
+    _pour(request, bytes(1 << 16))
+
+
+def endless_headers(request: BaseHTTPRequestHandler) -> None:
+    """Send interim replies for as long as they are read."""
+    _pour(request, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
+def _trickle(request: BaseHTTPRequestHandler) -> None:
+    request.close_connection = True
+    with suppress(OSError):  # the reader gives up
+        for _ in range(1000):
+            request.wfile.write(b"x")
+            time.sleep(0.1)
+
+
+def _pour(request: BaseHTTPRequestHandler, piece: bytes) -> None:
+    request.close_connection = True
+    store: FaultyStore = request.store  # type: ignore[attr-defined]
+    with suppress(OSError):
+        while True:
+            request.wfile.write(piece)
+            store.sent += len(piece)

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MASK = "********"
 
+_DATABASE = re.compile(r"/?|/[0-9]{1,5}")
 # What boto3 takes for a host.
 _HOST = re.compile(r"([A-Za-z0-9-]+\.)*[A-Za-z0-9-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 
@@ -36,6 +37,8 @@ class StorageSettings:
     #: None: Amazon's.
     endpoint_url: SecretStr | None
     region: str
+    #: How a bucket is addressed: in the path, as a host below the endpoint's, or as botocore chooses.
+    addressing: Literal["auto", "path", "virtual"]
     #: None: boto3 searches for credentials.
     access_key_id: SecretStr | None
     secret_access_key: SecretStr | None
@@ -77,6 +80,9 @@ class Settings(BaseSettings):
     redis_key_file: FilePath | None = Field(default=None, description="PEM of that certificate's key.")
     s3_endpoint_url: SecretStr | None = Field(default=None, description="S3 endpoint; unset: Amazon's.")
     s3_region: str = Field(default="us-east-1", description="S3 region.")
+    s3_addressing: Literal["auto", "path", "virtual"] = Field(
+        default="auto", description="Bucket in the path or the host name; auto: path, except at Amazon's."
+    )
     s3_access_key_id: SecretStr | None = Field(
         default=None, description="S3 access key; unset means boto3's own search."
     )
@@ -215,10 +221,12 @@ class Settings(BaseSettings):
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
         parts = _parts(value, "redis", "rediss")
-        if "ssl" in parts.query:
-            # An ssl_ option could switch certificate verification off in one of the two libraries that read
-            # the URL.
-            raise ValueError("takes no ssl_ options: the certificate is checked, see DNF_REDIS_CA_FILE")
+        # Two libraries read the URL, and differ in what they make of the rest; an ssl_ option could switch
+        # the verification of the certificate off in one of them.
+        if parts.query or parts.fragment or not _DATABASE.fullmatch(parts.path):
+            raise ValueError(
+                "takes no options, and no path but the number of a database: redis://HOST:PORT/0"
+            )
         return value
 
     @field_validator("s3_endpoint_url")
@@ -258,6 +266,7 @@ class Settings(BaseSettings):
         return StorageSettings(
             endpoint_url=self.s3_endpoint_url,
             region=self.s3_region,
+            addressing=self._addressing,
             access_key_id=self.s3_access_key_id,
             secret_access_key=self.s3_secret_access_key,
             timeout_seconds=min(self.s3_timeout_seconds, fetch_seconds),
@@ -269,6 +278,10 @@ class Settings(BaseSettings):
             connections=self.threads,
             secrets=self.secrets(),
         )
+
+    @property
+    def _addressing(self) -> Literal["auto", "path", "virtual"]:
+        return "path" if self.s3_addressing == "auto" and self.s3_endpoint_url else self.s3_addressing
 
     @property
     def longest_retry_seconds(self) -> float:

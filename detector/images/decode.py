@@ -27,6 +27,7 @@ __all__ = [
     "Picture",
     "decode",
     "open_picture",
+    "starts_like_a_picture",
 ]
 
 ALLOWED_FORMATS: tuple[str, ...] = get_args(ImageFormat)
@@ -158,6 +159,12 @@ def take_apart(data: bytes) -> Container | None:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return webp.take_apart(data)
     return avif.take_apart(data) if data[4:8] == b"ftyp" else None
+
+
+def starts_like_a_picture(data: bytes) -> bool:
+    """Return whether the first bytes are those of one of `ALLOWED_FORMATS`."""
+    webp_or_avif = (data.startswith(b"RIFF") and data[8:12] == b"WEBP") or data[4:8] == b"ftyp"
+    return webp_or_avif or data.startswith((jpeg.SIGNATURE, png.SIGNATURE, *gif.SIGNATURES))
 
 
 def _check_size(container: Container, limits: ImageLimits) -> None:

@@ -3,8 +3,10 @@
 import os
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
+from worker.broker.app import create_app
+from worker.broker.connection import connect
 from worker.settings import Settings, without_password
 from worker.storage import Storage
 
@@ -44,6 +46,12 @@ def test_the_default_number_of_threads_is_twice_the_batch_size(monkeypatch: pyte
     ("name", "value"),
     [
         ("DNF_REDIS_URL", "http://127.0.0.1"),
+        ("DNF_REDIS_URL", "redis://127.0.0.1:6379/0?health_check_interval=30"),
+        ("DNF_REDIS_URL", "redis://127.0.0.1:6379?protocol=2"),
+        ("DNF_REDIS_URL", "redis://127.0.0.1:6379?db=7"),
+        ("DNF_REDIS_URL", "redis://127.0.0.1:6379/cache"),
+        ("DNF_REDIS_URL", "redis://127.0.0.1:6379/0/1"),
+        ("DNF_REDIS_URL", "redis://127.0.0.1:6379/0#1"),
         ("DNF_CHECK_DEADLINE_SECONDS", "120"),
         ("DNF_BATCH_SIZE", "0"),
         ("DNF_BATCH_SIZE", "many"),
@@ -132,3 +140,17 @@ def test_a_retry_waits_for_at_most_a_quarter_of_the_visibility_timeout(
     monkeypatch.setenv("DNF_VISIBILITY_TIMEOUT_SECONDS", str(seconds))
     monkeypatch.setenv("DNF_CHECK_DEADLINE_SECONDS", "4")
     assert 0 < Settings().longest_retry_seconds <= min(30, seconds / 4)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h", "redis://h/", "redis://h:6380/7", "redis://u:p%2F@[::1]:6379/15"]
+)
+def test_both_libraries_read_a_broker_that_the_settings_take(url: str) -> None:
+    """redis-py and kombu see the same host, port and database."""
+    settings = Settings(redis_url=SecretStr(url))
+    with connect(settings.broker) as client:
+        ours = client.connection_pool.connection_kwargs
+    theirs = create_app(settings).connection_for_write()
+    assert ours["host"] == theirs.hostname
+    assert ours.get("port", 6379) == (theirs.port or 6379)
+    assert int(ours.get("db", 0)) == int((theirs.virtual_host or "/").strip("/") or 0)

@@ -5,6 +5,7 @@ The doctor, the broker watch and the client's errors take their words from here.
 
 import socket
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ FaultName = Literal[
     "read_only",
     "disk_full",
     "not_durable",
+    "cluster_mode",
 ]
 
 _DETAILS: dict[FaultName, str] = {
@@ -46,6 +48,7 @@ _DETAILS: dict[FaultName, str] = {
     "read_only": "The broker is a replica and refuses writes.",
     "disk_full": "The broker cannot write its append-only file and refuses writes.",
     "not_durable": "The broker keeps no append-only file: a restart loses queues and verdicts.",
+    "cluster_mode": "The broker runs in Redis Cluster mode, where queues and marks are on different nodes.",
 }
 _REMEDIES: dict[FaultName, str] = {
     "permission_denied": "Give the user the rights of its role in deploy/redis/users.acl.",
@@ -63,6 +66,7 @@ _REMEDIES: dict[FaultName, str] = {
     "read_only": "Let DNF_REDIS_URL name the primary.",
     "disk_full": "Free the broker's disk.",
     "not_durable": "Set appendonly to yes, and appendfsync to everysec.",
+    "cluster_mode": "Use one primary, with replicas (Sentinel or a managed service without cluster mode).",
 }
 
 #: Faults at which a worker takes no checks: what it published next could be refused.
@@ -119,6 +123,7 @@ def server_faults(client: redis.Redis) -> list[BrokerFault]:
         "read_only": info.get("role") == "slave",
         "disk_full": info.get("aof_last_write_status", "ok") != "ok",
         "not_durable": not info.get("aof_enabled"),
+        "cluster_mode": bool(info.get("cluster_enabled")),
     }
     return [_fault(name, f"{MEMORY_LIMIT:.0%}") for name, present in found.items() if present]
 
@@ -171,7 +176,7 @@ def connection_fault(error: BaseException, broker: "BrokerSettings") -> BrokerFa
 
 
 def verify_trust(broker: "BrokerSettings") -> None:
-    """Raise `BrokerRefusedError` when the broker's certificate, or the user in the URL, is not accepted.
+    """Raise `BrokerRefusedError` when broker and settings do not trust each other, or it is a Redis Cluster.
 
     A broker that cannot be reached passes: it may come up later.
     """
@@ -181,6 +186,11 @@ def verify_trust(broker: "BrokerSettings") -> None:
         except redis.RedisError as error:
             if fault := connection_fault(error, broker):
                 raise BrokerRefusedError(str(fault)) from error
+            return
+        with suppress(redis.RedisError):
+            for fault in server_faults(client):
+                if fault.name == "cluster_mode":
+                    raise BrokerRefusedError(str(fault))
 
 
 def _fault(name: FaultName, cause: object = "") -> BrokerFault:

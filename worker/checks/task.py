@@ -174,7 +174,7 @@ def _prepared(service: "Service", upload: "Upload", timings: Timings) -> _Prepar
         width=picture.width,
         height=picture.height,
         format=picture.format,
-        bytes=len(upload.data),
+        bytes=upload.size,
     )
     return _Prepared(views, facts, pending_shadow)
 

@@ -22,7 +22,7 @@ CHECK_IMAGE = "check_image"
 CHECK_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 StorageReason = Literal[
-    "bucket_not_allowed", "missing", "forbidden", "too_large", "changed", "digest_mismatch"
+    "bucket_not_allowed", "missing", "forbidden", "unreadable", "too_large", "changed", "digest_mismatch"
 ]
 RejectionReason = Literal[StorageReason, ImageReason]
 DeadLetterReason = Literal[

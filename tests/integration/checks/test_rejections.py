@@ -75,6 +75,7 @@ UPLOADS: dict[str, bytes | None] = {
     "forbidden": b"secret",
     "bucket_not_allowed": None,
     "too_large": b"\xff" * (MAX_BYTES + 1),
+    "unreadable": b"what only brotli reads",
     "changed": b"changed since",
     "digest_mismatch": b"other content",
     "bitmap": _encoded(Image.new("RGB", (64, 64)), "BMP"),
@@ -106,6 +107,12 @@ def _uploads(
         if data is not None:
             store_object(f"rejected/{name}", data)
     s3 = services.seaweedfs.client()
+    s3.put_object(
+        Bucket=services.bucket,
+        Key="rejected/unreadable",
+        Body=UPLOADS["unreadable"] or b"",
+        ContentEncoding="br",
+    )
     statement = {
         "Effect": "Deny",
         "Principal": "*",

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from tests.broken_broker import full_disk, valkey_on_a_small_disk
 from tests.conftest import settings_of
 from worker.broker.dead_letters import DeadLetters, dead_letter_of_check
+from worker.broker.faults import BrokerRefusedError, verify_trust
 from worker.cli import main
 from worker.client import Client
 from worker.contract.messages import InvalidMessageError
@@ -22,6 +23,7 @@ from worker.embedded.startup import free_ports
 from worker.embedded.valkey import Valkey
 from worker.operations.doctor import diagnose
 from worker.operations.doctor.diagnosis import Diagnosis
+from worker.settings import Settings
 
 WRONG_KEYS = {"DNF_S3_SECRET_ACCESS_KEY": "hidden-and-wrong"}
 
@@ -169,6 +171,29 @@ def test_a_broker_with_a_full_disk_is_told_from_an_unreachable_one(
     assert found["append-only file"].outcome == "fault"
     assert "refuses writes" in found["append-only file"].problem
     assert "eviction" not in found
+
+
+def test_a_cluster_is_named_by_the_doctor_and_refused_at_start_up(
+    environment: dict[str, str], cluster: Valkey
+) -> None:
+    """Its nodes answer, and refuse the scripts that need several keys."""
+    found = _diagnoses(environment, DNF_REDIS_URL=cluster.url)
+    assert found["broker role"].outcome == "fault"
+    assert "Cluster" in found["broker role"].problem
+    with pytest.raises(BrokerRefusedError, match="Cluster"):
+        verify_trust(Settings(redis_url=cluster.url).broker)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Valkey]:
+    """Provide a Redis Cluster of one node."""
+    (bus,) = free_ports(1)
+    server = Valkey(tmp_path / "cluster", options=["--cluster-enabled", "yes", "--cluster-port", str(bus)])
+    server.start()
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    yield server
+    server.stop()
 
 
 def _refuses_even_a_ping(broker: redis.Redis) -> bool:

@@ -1,7 +1,10 @@
 """Replies of an object store that make a check be retried or an upload be rejected."""
 
+import gzip
+import hashlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,8 @@ from tests.faulty_store import (
     close_amid_chunk,
     close_between_chunks,
     corrupt,
+    endless_error,
+    endless_headers,
     error,
     in_chunks,
     in_endless_chunks,
@@ -25,6 +30,8 @@ from tests.faulty_store import (
     serve,
     silent,
     trickle,
+    trickle_error,
+    trickle_header,
     trickle_in_chunks,
 )
 from worker.client import Client
@@ -32,6 +39,7 @@ from worker.contract.messages import ImageCheck
 from worker.settings import Settings
 from worker.storage import Storage, StorageRejectedError, StorageUnavailableError
 
+KEYS: Any = {"s3_access_key_id": "key", "s3_secret_access_key": "secret"}
 DEADLINE_SECONDS = 3.0 * PATIENCE
 
 
@@ -81,10 +89,10 @@ def test_a_temporary_fault_raises_unavailable_within_the_deadline(
     store: FaultyStore, behaviour: Behaviour
 ) -> None:
     """The check will be retried: the upload is not at fault."""
-    store.behaviours = [behaviour]
+    store.behaviours, storage = [behaviour], _storage(store.url)
     began = time.monotonic()
     with pytest.raises(StorageUnavailableError):
-        _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
+        storage.fetch(ImageCheck(bucket="uploads", key="a.jpg"))
     assert time.monotonic() - began < DEADLINE_SECONDS
 
 
@@ -98,28 +106,117 @@ def test_an_unreachable_store_raises_unavailable(endpoint: str) -> None:
     assert "user:********@" in str(unavailable.value)
 
 
+NAMES_ALL: dict[str, Any] = {"bucket": "uploads", "key": "a.jpg", "version_id": "v", "etag": "e"}
+
+
 @pytest.mark.parametrize(
     ("status", "code", "reason"),
     [
         (404, "NoSuchKey", "missing"),
-        (404, "NoSuchBucket", "missing"),
-        (404, "", "missing"),
+        (404, "NoSuchVersion", "missing"),
         (400, "InvalidArgument", "missing"),
+        (405, "MethodNotAllowed", "missing"),
+        (400, "KeyTooLongError", "missing"),
         (403, "AccessDenied", "forbidden"),
-        (403, "InvalidObjectState", "forbidden"),
-        (403, "", "forbidden"),
+        (403, "InvalidObjectState", "unreadable"),
         (412, "PreconditionFailed", "changed"),
     ],
 )
-def test_a_permanent_fault_rejects_the_upload_after_one_request(
+def test_what_the_store_says_of_the_object_is_final(
     store: FaultyStore, status: int, code: str, reason: str
 ) -> None:
-    """With S3's error body or without one."""
+    """One request, and a rejection with a reason and a sentence."""
     store.behaviours = [error(status, code)]
     with pytest.raises(StorageRejectedError) as rejected:
-        _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg", etag="e"))
+        _storage(store.url).fetch(ImageCheck(**NAMES_ALL))
     assert rejected.value.reason == reason
+    assert str(rejected.value).endswith(".")
     assert store.requests == 1
+
+
+def test_an_object_that_is_encrypted_with_its_owners_key_is_rejected(store: FaultyStore) -> None:
+    """S3 has no code of its own for it."""
+    words = "The object was stored using a form of Server Side Encryption."
+    store.behaviours = [error(400, "InvalidRequest", words)]
+    with pytest.raises(StorageRejectedError, match="SSE-C") as rejected:
+        _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
+    assert rejected.value.reason == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, ""),
+        (404, ""),
+        (404, "NoSuchBucket"),
+        (403, "SecondLevelDomainForbidden"),
+        (403, "AccountProblem"),
+        (403, "AllAccessDisabled"),
+        (400, "KMS.DisabledException"),
+        (400, "InvalidRequest"),
+        # Said of a version and of an ETag that the check does not name.
+        (400, "InvalidArgument"),
+        (405, "MethodNotAllowed"),
+        (412, "PreconditionFailed"),
+    ],
+)
+def test_whatever_else_is_refused_waits_for_the_operator(
+    store: FaultyStore, status: int, code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A proxy's words, or the store's on anything but the object: retried, and named in the log."""
+    store.behaviours = [error(status, code)]
+    with pytest.raises(StorageUnavailableError):
+        _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
+    logged = capsys.readouterr().out
+    assert "storage_refused" in logged
+    assert code in logged
+    assert str(status) in logged
+
+
+def test_credentials_that_are_refused_are_no_verdict_on_the_upload(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A role that is not ready yet is refused with AccessDenied too, by another service."""
+    token = tmp_path / "token"
+    token.write_text("a token of the cluster")
+    store.behaviours = [error(403, "AccessDenied")]
+    variables = {
+        "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/worker",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(token),
+        "AWS_ENDPOINT_URL_STS": store.url,
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageUnavailableError, match="AssumeRoleWithWebIdentity"):
+        _storage(store.url, s3_access_key_id=None, s3_secret_access_key=None).fetch(
+            ImageCheck(bucket="uploads", key="a.jpg")
+        )
+    assert "storage_refused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "behaviour", [trickle_header, trickle_error], ids=lambda behaviour: behaviour.__name__
+)
+def test_the_whole_exchange_has_one_deadline(store: FaultyStore, behaviour: Behaviour) -> None:
+    """No single wait is long: headers and errors that trickle hold a thread no longer than an object does."""
+    store.behaviours, storage = [behaviour], _storage(store.url)
+    began = time.monotonic()
+    with pytest.raises(StorageUnavailableError):
+        storage.fetch(ImageCheck(bucket="uploads", key="a.jpg"))
+    # A fetch may take half of a check's time, and botocore waits up to a second before its second attempt.
+    assert time.monotonic() - began < DEADLINE_SECONDS / 2 + PATIENCE
+
+
+@pytest.mark.parametrize(
+    "behaviour", [endless_error, endless_headers], ids=lambda behaviour: behaviour.__name__
+)
+def test_the_whole_exchange_has_one_size(store: FaultyStore, behaviour: Behaviour) -> None:
+    """No more is read than headers and errors have; what was sent includes what both systems hold back."""
+    store.behaviours = [behaviour]
+    with pytest.raises(StorageUnavailableError):
+        _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
+    assert store.sent < 24 << 20
 
 
 @pytest.mark.parametrize(
@@ -184,3 +281,79 @@ def test_a_worker_retries_a_throttling_store_and_dead_letters_after_the_last_ret
     assert dead_letter["reason"] == "storage_unavailable"
     assert len(worker.wait_for_event("check_retried", check_id=failed)) == 4
     assert failed not in {event.check_id for event in client.events(follow=False)}
+
+
+PICTURE = Path(__file__).parents[2] / "data" / "pictures" / "jpeg_stored_with_content_encoding_gzip.jpg.gz"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP, aws-chunked"])
+def test_an_object_with_a_content_encoding_is_unpacked(store: FaultyStore, encoding: str) -> None:
+    """Its digest and size are those of what is stored."""
+    stored = PICTURE.read_bytes()
+    store.behaviours = [serve(stored, Content_Encoding=encoding)]
+    upload = _storage(store.url).fetch(
+        ImageCheck(bucket="uploads", key="a.jpg", sha256=hashlib.sha256(stored).hexdigest())
+    )
+    assert upload.data == gzip.decompress(stored)
+    assert upload.size == len(stored)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "aws-chunked", "utf-8", "br", "identity"])
+def test_an_object_that_merely_claims_an_encoding_is_left_as_it_is(store: FaultyStore, encoding: str) -> None:
+    """Uploaders set the header without doing what it says."""
+    picture = gzip.decompress(PICTURE.read_bytes())
+    store.behaviours = [serve(picture, Content_Encoding=encoding)]
+    assert _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg")).data == picture
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "reason"),
+    [
+        (gzip.compress(bytes(1 << 20)), "gzip", "too_large"),
+        (b"\x1f\x8b" + b"x" * 100, "gzip", "unreadable"),
+        (b"what only brotli reads", "br", "unreadable"),
+    ],
+)
+def test_an_encoding_that_cannot_be_undone_within_the_limits_is_named(
+    store: FaultyStore, data: bytes, encoding: str, reason: str
+) -> None:
+    """A kilobyte may unpack to a megabyte, here beyond the limit."""
+    store.behaviours = [serve(data, Content_Encoding=encoding)]
+    with pytest.raises(StorageRejectedError) as rejected:
+        _storage(store.url, max_bytes=100_000).fetch(ImageCheck(bucket="uploads", key="a.jpg"))
+    assert rejected.value.reason == reason
+
+
+def test_a_store_on_this_machine_is_not_asked_through_a_proxy(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy of the environment is for what is outside."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    store.behaviours = [serve(BODY)]
+    assert _storage(store.url).fetch(ImageCheck(bucket="uploads", key="a.jpg")).data == BODY
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({}, "https://s3.example/uploads/a.jpg"),
+        ({"s3_addressing": "path"}, "https://s3.example/uploads/a.jpg"),
+        ({"s3_addressing": "virtual"}, "https://uploads.s3.example/a.jpg"),
+        ({"s3_endpoint_url": None}, "https://uploads.s3.amazonaws.com/a.jpg"),
+    ],
+)
+def test_a_bucket_is_addressed_as_the_settings_say(settings: dict[str, Any], url: str) -> None:
+    """As a host below the endpoint's, or in the path."""
+    storage = Storage(Settings(**{"s3_endpoint_url": "https://s3.example", **KEYS, **settings}).storage)
+    signed = storage.client.generate_presigned_url("get_object", Params={"Bucket": "uploads", "Key": "a.jpg"})
+    assert signed.partition("?")[0] == url
+
+
+def test_other_stores_get_no_checksum_after_the_body(store: FaultyStore, tmp_path: Path) -> None:
+    """Many do not know `aws-chunked`, and would store it with the picture."""
+    picture = tmp_path / "a.jpg"
+    picture.write_bytes(BODY)
+    _storage(store.url).upload(picture)
+    assert store.put_headers.get("Content-Encoding") is None
+    assert store.put_headers["Content-Length"] == str(len(BODY))

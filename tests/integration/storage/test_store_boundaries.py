@@ -1,5 +1,6 @@
 """A worker reads only the listed buckets and prefixes, and only from the configured host."""
 
+import gzip
 import http.server
 import threading
 from collections.abc import Callable, Iterator
@@ -74,6 +75,15 @@ def test_a_check_with_a_version_id_reads_that_version(
     submitted = ImageCheck(bucket="versioned", key="a.jpg", version_id=first)
     assert storage.fetch(submitted).data == b"first"
     assert storage.fetch(ImageCheck(bucket="versioned", key="a.jpg")).data == b"second"
+
+
+def test_an_object_that_is_stored_with_a_content_encoding_is_unpacked(
+    allowing: Callable[..., Settings], services: EmbeddedServices
+) -> None:
+    """As a browser would show it."""
+    packed: Any = {"Body": gzip.compress(b"content"), "ContentEncoding": "gzip"}
+    services.seaweedfs.client().put_object(Bucket=services.bucket, Key="boundaries/packed", **packed)
+    assert _outcome(allowing(services.bucket), services.bucket, "boundaries/packed") == "content"
 
 
 @pytest.mark.parametrize("entry", ["uploads/incoming", "/incoming/", ""])

@@ -89,7 +89,8 @@ def _append_only(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
 
 
 def _role(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
-    return _server_fault(name, client, {"read_only": "replica"}) or ok(name, "primary")
+    faults: dict[FaultName, str] = {"read_only": "replica", "cluster_mode": "cluster"}
+    return _server_fault(name, client, faults) or ok(name, "primary")
 
 
 def _eviction(name: str, client: redis.Redis, _: Settings) -> Diagnosis:

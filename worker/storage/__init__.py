@@ -1,9 +1,11 @@
 """S3: fetch a picture within limits, store an upload."""
 
 import hashlib
-import time
-from contextlib import closing
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -11,8 +13,12 @@ from urllib.parse import urlsplit
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
-from worker.contract.messages import ImageCheck, RefusedError, StorageReason, UnavailableError
+from detector.images.decode import starts_like_a_picture
+from worker.contract.messages import ImageCheck
+from worker.storage.exchange import Exchange, current_exchange, limit_exchanges, limited_exchange
+from worker.storage.refusals import StorageRejectedError, StorageUnavailableError, translated
 from worker.telemetry.logs import SecretMask
 
 if TYPE_CHECKING:
@@ -23,41 +29,28 @@ if TYPE_CHECKING:
 
     from worker.settings import StorageSettings
 
-
-class StorageRejectedError(RefusedError):
-    """The object cannot be had, now or later; `reason` is one of `StorageReason`, `str()` is the detail."""
-
-    def __init__(self, reason: StorageReason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason: StorageReason = reason
-
-
-class StorageUnavailableError(UnavailableError):
-    """The store throttles, fails or cannot be reached: the check is retried."""
+__all__ = ["Storage", "StorageRejectedError", "StorageUnavailableError", "Upload"]
 
 
 @dataclass(frozen=True)
 class Upload:
     """A fetched object."""
 
+    #: The picture's file.
     data: bytes
-    #: Hexadecimal digest of `data`.
+    #: Hexadecimal digest of the object's bytes.
     sha256: str
+    #: Size of the object: that of `data`, unless it is stored with a content encoding.
+    size: int
 
 
-# A malformed version id, and one that marks a deletion, come without 404.
-_MISSING = {"InvalidArgument", "MethodNotAllowed"}
-# Answered with 403 too, but at fault is the worker's key or clock: the check is retried until an operator
-# has set it right.
-_OPERATORS = {
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-}
-_FORBIDDEN_STATUS, _MISSING_STATUS, _CHANGED_STATUS = 403, 404, 412
+# Chunks of a body have headers of their own, which count as well.
+_FRAMING = 2
+_FIXED_FRAMING = 1 << 20
+_UNKNOWN_ENCODINGS = {"br", "bzip2", "compress", "deflate", "x-compress", "zstd"}
+_GZIP, _GZIP_FORMAT = b"\x1f\x8b", 16
+_LOOPBACK = {"localhost", "::1"}
+_AMAZON = ".amazonaws.com"
 
 
 class Storage:
@@ -79,9 +72,14 @@ class Storage:
                 read_timeout=settings.timeout_seconds,
                 max_pool_connections=settings.connections,
                 retries={"mode": "standard", "max_attempts": 2},
-                s3={"addressing_style": "path"} if endpoint else {},
+                s3={"addressing_style": settings.addressing},
+                # Other stores than Amazon's need not know the checksums that follow a body.
+                request_checksum_calculation="when_supported" if _amazon(endpoint) else "when_required",
+                # An empty mapping: no proxy of the environment.
+                proxies={} if _loopback(endpoint) else None,
             ),
         )
+        limit_exchanges(self._s3)
         # botocore follows a store's redirect to another region, which may be any host.
         self._s3.meta.events.register("before-send.s3", self._refuse_other_hosts)
 
@@ -103,8 +101,7 @@ class Storage:
         if check.etag:
             request["IfMatch"] = check.etag
         limit = self._settings.max_bytes
-        deadline = time.monotonic() + self._settings.fetch_seconds
-        try:
+        with self._exchange(check, "GetObject"):
             reply = self._s3.get_object(**request)
             # The body's own `with` gives the bare stream, which takes a truncated reply for a complete one.
             with closing(reply["Body"]) as body:
@@ -114,17 +111,14 @@ class Storage:
                     raise StorageRejectedError(
                         "too_large", f"The object has {length} bytes; the limit is {limit}."
                     )
-                data = _read(body, limit, deadline)
-        except ClientError as error:
-            raise _translated(error, check) from error
-        except (BotoCoreError, OSError) as error:
-            raise self._unavailable(check, error) from error
+                data = _read(body, limit)
         if len(data) > limit:
             raise StorageRejectedError("too_large", f"The object has more than {limit} bytes.")
         digest = hashlib.sha256(data).hexdigest()
         if check.sha256 and digest != check.sha256:
             raise StorageRejectedError("digest_mismatch", "The object's content is not what the check names.")
-        return Upload(data, digest)
+        size = len(data)
+        return Upload(_decoded(data, reply.get("ContentEncoding", ""), limit), digest, size)
 
     def upload(self, path: Path) -> tuple[str, str]:
         """Store a local file in the upload bucket under its digest; return the key and the SHA-256.
@@ -136,16 +130,13 @@ class Storage:
         key = f"{digest[:2]}/{digest}{path.suffix.lower()}"
         check = ImageCheck(bucket=self._settings.upload_bucket, key=key)
         try:
-            self._s3.put_object(Bucket=check.bucket, Key=key, Body=data)
-        except ClientError as error:
-            code = error.response.get("Error", {}).get("Code")
-            if code == "NoSuchBucket":
-                raise StorageRejectedError("missing", f"There is no bucket {check.bucket}.") from error
-            if _status(error) == _FORBIDDEN_STATUS and code not in _OPERATORS:
-                raise StorageRejectedError("forbidden", f"The store does not take {check.uri}.") from error
-            raise _translated(error, check) from error
-        except BotoCoreError as error:
-            raise self._unavailable(check, error) from error
+            with self._exchange(check, "PutObject"):
+                self._s3.put_object(Bucket=check.bucket, Key=key, Body=data)
+        except StorageUnavailableError as error:
+            cause = error.__cause__
+            if isinstance(cause, ClientError) and cause.response["Error"].get("Code") == "NoSuchBucket":
+                raise StorageRejectedError("missing", f"There is no bucket {check.bucket}.") from cause
+            raise
         return key, digest
 
     def store_thumbnail(self, data: bytes, sha256: str) -> str:
@@ -155,21 +146,34 @@ class Storage:
         """
         bucket, key = str(self._settings.thumbnail_bucket), f"thumbnails/{sha256[:2]}/{sha256}.png"
         check = ImageCheck(bucket=bucket, key=key)
-        try:
+        with self._exchange(check):
             self._s3.put_object(Bucket=bucket, Key=key, Body=data, ContentType="image/png")
-        except (ClientError, BotoCoreError, OSError) as error:
-            raise self._unavailable(check, error) from error
         return check.uri
 
     def read_thumbnail(self, bucket: str, key: str) -> bytes | None:
         """Return a stored thumbnail, None when it is gone. Raises `StorageUnavailableError`."""
-        check = ImageCheck(bucket=bucket, key=key)
-        try:
-            return self._s3.get_object(Bucket=bucket, Key=key)["Body"].read()
-        except self._s3.exceptions.NoSuchKey:
-            return None
-        except (ClientError, BotoCoreError, OSError) as error:
-            raise self._unavailable(check, error) from error
+        with self._exchange(ImageCheck(bucket=bucket, key=key)):
+            try:
+                with closing(self._s3.get_object(Bucket=bucket, Key=key)["Body"]) as body:
+                    return _read(body, self._settings.max_bytes)
+            except self._s3.exceptions.NoSuchKey:
+                return None
+
+    @contextmanager
+    def _exchange(self, check: ImageCheck, operation: str = "") -> Iterator[None]:
+        """Limit the block's time and bytes, and translate what goes wrong in it.
+
+        Only answers to `operation` on the check's object can be final.
+        """
+        allowed = _FRAMING * self._settings.max_bytes + _FIXED_FRAMING
+        with limited_exchange(self._settings.fetch_seconds, allowed) as exchange:
+            try:
+                yield
+            except ClientError as error:
+                raise translated(error, check, operation=operation) from error
+            # botocore reads an error's body outside of what translates urllib3's errors.
+            except (BotoCoreError, HTTPError, OSError) as error:
+                raise self._unavailable(check, error, exchange) from error
 
     def _refuse_unlisted(self, check: ImageCheck) -> None:
         # On its way `incoming/../private` becomes another key, and `../other` another bucket.
@@ -184,14 +188,20 @@ class Storage:
         raise StorageRejectedError("bucket_not_allowed", f"Workers may not read {check.uri}.")
 
     def _refuse_other_hosts(self, request: "AWSPreparedRequest", **_: Any) -> None:
+        exchange = current_exchange()
+        if exchange and not exchange.remaining_seconds:
+            raise StorageUnavailableError("the store answers too slowly")
         own, asked = (str(urlsplit(url).netloc) for url in (self._s3.meta.endpoint_url, request.url))
         # Amazon's buckets are hosts below the endpoint's.
         if asked != own and not asked.endswith(f".{own}"):
             raise StorageUnavailableError(f"the store redirects to {asked}; DNF_S3_REGION may be wrong")
 
-    def _unavailable(self, check: ImageCheck, error: Exception) -> StorageUnavailableError:
+    def _unavailable(
+        self, check: ImageCheck, error: Exception, exchange: Exchange
+    ) -> StorageUnavailableError:
+        what = "the store's answer is too long" if exchange.too_long else error
         # botocore quotes the whole endpoint, and this text is shown in dead letters.
-        return StorageUnavailableError(self._secrets.masked(f"{check.uri}: {error}"))
+        return StorageUnavailableError(self._secrets.masked(f"{check.uri}: {what}"))
 
 
 class _Arriving:
@@ -207,36 +217,49 @@ class _Arriving:
         self._response.close()
 
 
-def _read(body: "StreamingBody", limit: int, deadline: float) -> bytes:
-    """Read at most `limit` + 1 bytes, until the deadline.
+def _read(body: "StreamingBody", limit: int) -> bytes:
+    """Read at most `limit` + 1 bytes.
 
-    botocore's body verifies length and checksum at its end. Raises `StorageUnavailableError` and
-    BotoCoreError.
+    botocore's body verifies length and checksum at its end. Raises BotoCoreError.
     """
     body._raw_stream = _Arriving(body._raw_stream)  # type: ignore[attr-defined] # noqa: SLF001 - a test holds it
-    chunks: list[bytes] = []
-    wanted = limit + 1
-    while wanted > 0 and (chunk := body.read(min(wanted, 1 << 20))):
-        chunks.append(chunk)
-        wanted -= len(chunk)
-        if time.monotonic() > deadline:
-            raise StorageUnavailableError("the object arrived too slowly")
-    return b"".join(chunks)
+    # Its buffer becomes the result; chunks in a list would be held twice while they are joined.
+    data = BytesIO()
+    while (wanted := limit + 1 - data.tell()) > 0 and (chunk := body.read(min(wanted, 1 << 20))):
+        data.write(chunk)
+    return data.getvalue()
 
 
-def _translated(error: ClientError, check: ImageCheck) -> StorageRejectedError | StorageUnavailableError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = _status(error)
-    if status == _MISSING_STATUS or code in _MISSING:
-        return StorageRejectedError("missing", f"There is no object at {check.uri}.")
-    if status == _CHANGED_STATUS:
-        return StorageRejectedError(
-            "changed", f"The object at {check.uri} is no longer the one that was submitted."
+def _decoded(data: bytes, encoding: str, limit: int) -> bytes:
+    """Return the content of an object that is stored with a content encoding, as HTTP means it.
+
+    Uploads that merely claim one are left as they are. Raises `StorageRejectedError`.
+    """
+    encodings = {name.strip().lower() for name in encoding.split(",")}
+    if unknown := encodings & _UNKNOWN_ENCODINGS:
+        if starts_like_a_picture(data):
+            return data
+        raise StorageRejectedError(
+            "unreadable", f"The object is stored with the content encoding {unknown.pop()}, not with gzip."
         )
-    if status == _FORBIDDEN_STATUS and code not in _OPERATORS:
-        return StorageRejectedError("forbidden", f"The store does not let the worker read {check.uri}.")
-    return StorageUnavailableError(f"{check.uri}: {code or error}")
+    if not data.startswith(_GZIP) or not encodings & {"gzip", "x-gzip"}:
+        return data
+    unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | _GZIP_FORMAT)
+    try:
+        content = unpacking.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise StorageRejectedError(
+            "unreadable", "The object is stored with the content encoding gzip, and its gzip data is damaged."
+        ) from error
+    if len(content) > limit:
+        raise StorageRejectedError("too_large", f"The object unpacks to more than {limit} bytes.")
+    return content
 
 
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+def _loopback(endpoint: str | None) -> bool:
+    host = urlsplit(endpoint or "").hostname or ""
+    return host in _LOOPBACK or host.startswith("127.")
+
+
+def _amazon(endpoint: str | None) -> bool:
+    return endpoint is None or (urlsplit(endpoint).hostname or "").endswith(_AMAZON)
