@@ -16,7 +16,15 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NoReturn
 from uuid import uuid4
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from worker.contract.messages import CHECK_IMAGE, InvalidMessageError, check_id_in, first_fault
 
@@ -41,6 +49,14 @@ def _accepted_traceparent(header: object) -> str | None:
 class _Part(BaseModel):
     # Celery would set any header as an attribute of its request, so unknown ones are dropped.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: object) -> object:
+        """Drop nulls, as Celery itself reads them: producers in other languages write them for defaults."""
+        if not isinstance(value, dict):
+            return value
+        return {name: item for name, item in value.items() if item is not None}
 
 
 class EntryHeaders(_Part):

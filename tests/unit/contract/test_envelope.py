@@ -92,6 +92,18 @@ def test_decode_reverses_encode() -> None:
         assert again["headers"][name] == payload["headers"][name]
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["headers.retries", "headers.eta", "headers.compression", "headers.traceparent", "properties.priority"],
+)
+def test_null_means_absent(path: str) -> None:
+    """Producers in other languages write every header that they know; Celery reads null as its default."""
+    payload = _decoded(_with(path, None))
+    assert _called(payload) == CHECK
+    assert payload["headers"]["retries"] == 0
+    assert payload["headers"]["eta"] is None
+
+
 def test_a_tag_that_a_producer_gives_is_not_used() -> None:
     """Several messages may have it; the transport names each of them itself."""
     payload = _decoded(_with("properties.delivery_tag", "mine"))
@@ -135,7 +147,7 @@ def test_an_eta_of_the_first_year_is_now() -> None:
     "entry",
     [
         _with("headers.eta", "9999-12-31T23:59:59-14:00"),
-        _with("headers.retries", None),
+        _with("headers.retries", -1),
         _with("headers.task", "other"),
         _body(json.dumps([[], {"check": CHECK}, {}])),
         _body(json.dumps([[], CHECK, {}])),
