@@ -196,7 +196,7 @@ def _from_hub(hub_id: str, digest: str | None) -> Bundle:
 
     def download(name: str, target: Path | None = None) -> Path:
         try:
-            found = Path(hf_hub_download(hub_id, name))
+            found = Path(hf_hub_download(hub_id, name))  # nosec B615
         except Exception as error:  # the hub client raises errors of several libraries
             raise BundleError(
                 "unreachable", f"{hub_id} is not a folder or a shipped bundle, nor can the hub provide it."
