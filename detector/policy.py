@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from detector.bundle.calibration import Thresholds
+from detector.bundle.thresholds import Thresholds
 
 VerdictName = Literal["real", "review", "generated"]
 

@@ -8,9 +8,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.bundle.calibration import PlattScaling, Thresholds
+from detector.bundle.calibration import PlattScaling
 from detector.bundle.files import Bundle
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
+from detector.bundle.thresholds import Thresholds
 from detector.detector import Detector, Finding
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from detector.bundle.calibration import PlattScaling, Thresholds
+from detector.bundle.calibration import PlattScaling
 from detector.bundle.files import write_manifest
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
+from detector.bundle.thresholds import Thresholds
 from detector.networks.resnet import ResNet
 from detector.networks.unet import save_unet
 from detector.training.unet import build_unet

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from detector.bundle.calibration import Thresholds
+from detector.bundle.thresholds import Thresholds
 from worker.contract.envelope import Entry, encode
 from worker.contract.messages import (
     CHECK_IMAGE,

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from detector.bundle.calibration import PlattScaling, Thresholds
+from detector.bundle.calibration import PlattScaling
 from detector.bundle.files import Bundle, BundleError, write_manifest
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
+from detector.bundle.thresholds import Thresholds
 from detector.images.decode import decode
 from detector.images.thumbnail import saved_picture
 from detector.images.views import squashed

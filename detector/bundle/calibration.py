@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
+
+from detector.bundle.thresholds import Thresholds
 
 
 class PlattScaling(BaseModel):
@@ -24,23 +26,6 @@ class PlattScaling(BaseModel):
         if scaled >= 0:
             return 1 / (1 + math.exp(-scaled))
         return math.exp(scaled) / (1 + math.exp(scaled))
-
-
-class Thresholds(BaseModel):
-    """Two thresholds on the probability of *generated*, 0..1, with `review_from` <= `generated_from`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    #: From here on a picture goes to a moderator; below it is *real*.
-    review_from: float = Field(ge=0, le=1)
-    #: From here on a picture is *generated*.
-    generated_from: float = Field(ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Thresholds":
-        if self.review_from > self.generated_from:
-            raise ValueError("review_from must not exceed generated_from")
-        return self
 
 
 def fit_platt(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> PlattScaling:

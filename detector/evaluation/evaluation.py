@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.bundle.calibration import Thresholds
+from detector.bundle.thresholds import Thresholds
 from detector.corpus.corpus import Sample, SkippedPicture, readable
 from detector.detector import Detector
 from detector.evaluation.conditions import CONTROLS, DEGRADATIONS, Extent, Rewrite

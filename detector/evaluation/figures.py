@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.bundle.calibration import Thresholds
+from detector.bundle.thresholds import Thresholds
 from detector.evaluation.scoring import Scored
 from detector.metrics import Counts, Interval, Labels, Ranking, Scores, calibration_errors, intervals, share
 from detector.policy import VerdictName, decide

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detector.bundle.calibration import Thresholds
+from detector.bundle.thresholds import Thresholds
 from detector.evaluation.evaluation import SplitEvaluation
 from detector.evaluation.figures import labels_of
 from detector.evaluation.scoring import Scored

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from detector.bundle.calibration import Thresholds
+from detector.bundle.thresholds import Thresholds
 from detector.detector import Detector, Finding
 from detector.images.degradations import Pixels, downscaled, jpeg, webp
 from detector.policy import VerdictName, decide

@@ -12,9 +12,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from detector.bundle.calibration import PlattScaling, Thresholds
+from detector.bundle.calibration import PlattScaling
 from detector.bundle.files import MODEL_CARD_FILE, Bundle, BundleError, write_manifest
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
+from detector.bundle.thresholds import Thresholds
 from detector.networks.resnet import ResNet
 from detector.networks.unet import DdimConfig, UnetRejectedError, from_ddim_checkpoint, save_unet
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from detector.acceleration.precision import computes_bfloat16
 from detector.bundle.calibration import (
     PlattScaling,
-    Thresholds,
     fit_logistic,
     fit_platt,
     thresholds_for_budget,
@@ -30,6 +29,7 @@ from detector.bundle.manifest import (
     feature_channels,
     needs_unet,
 )
+from detector.bundle.thresholds import Thresholds
 from detector.corpus.corpus import Sample
 from detector.detector import Detector, Dtype, best_device
 from detector.images.decode import decode

@@ -1,6 +1,6 @@
 """The verdict policy."""
 
-from detector.bundle.calibration import Thresholds
+from detector.bundle.thresholds import Thresholds
 from detector.policy import decide
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detector.acceleration.memory import free_memory_after
-from detector.bundle.calibration import Thresholds
 from detector.bundle.files import resolve
+from detector.bundle.thresholds import Thresholds
 from detector.detector import Detector, Finding
 from detector.images.memory import MemoryBudget
 from worker.broker.connection import connect

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
-from detector.bundle.calibration import Thresholds
-from detector.images.decode import ImageReason
+from detector.bundle.thresholds import Thresholds
+from detector.images.container import ImageReason
 from detector.policy import VerdictName
 
 MAX_METADATA_BYTES = 4096

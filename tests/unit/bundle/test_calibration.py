@@ -6,11 +6,11 @@ from pydantic import ValidationError
 
 from detector.bundle.calibration import (
     PlattScaling,
-    Thresholds,
     fit_logistic,
     fit_platt,
     thresholds_for_budget,
 )
+from detector.bundle.thresholds import Thresholds
 
 
 def test_crossed_thresholds_are_rejected() -> None:

@@ -4,7 +4,7 @@ import base64
 import re
 from collections.abc import Callable
 
-from detector.bundle.calibration import Thresholds
+from detector.bundle.thresholds import Thresholds
 from worker.demo.contact_sheet import ContactSheet, JudgedPicture, RejectedUpload, render_html
 
 MakePicture = Callable[..., bytes]

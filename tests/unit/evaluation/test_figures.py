@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.bundle.calibration import Thresholds
+from detector.bundle.thresholds import Thresholds
 from detector.evaluation.figures import family_figures, figures
 from detector.evaluation.scoring import Scored
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.bundle.calibration import Thresholds
+from detector.bundle.thresholds import Thresholds
 from detector.detector import Detector
 from detector.evaluation.stability import REENCODINGS, combined_verdict, stable_verdict
 from detector.policy import VerdictName

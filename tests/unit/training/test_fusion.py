@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from detector.bundle.calibration import PlattScaling, Thresholds
+from detector.bundle.calibration import PlattScaling
 from detector.bundle.files import open_bundle, write_manifest
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig
+from detector.bundle.thresholds import Thresholds
 from detector.cli import main
 from detector.detector import Detector
 from detector.networks.resnet import ResNet
