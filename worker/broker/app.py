@@ -5,10 +5,8 @@ from kombu import Queue
 
 from worker.broker.connection import tls_options
 from worker.broker.transport import UnacknowledgedMessages
-from worker.contract.messages import QUEUES, QueueName
+from worker.contract.messages import DEFAULT_QUEUE, QUEUES
 from worker.settings import Settings
-
-DEFAULT_QUEUE: QueueName = "image-checks"
 
 
 def create_app(settings: Settings, unacknowledged: UnacknowledgedMessages | None = None) -> Celery:

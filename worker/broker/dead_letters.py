@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import ValidationError
-
 from worker.broker import keys
 from worker.broker.connection import connect
 from worker.contract.envelope import encode
-from worker.contract.messages import DeadLetter, DeadLetterForm, InvalidMessageError
+from worker.contract.messages import DeadLetter, DeadLetterForm, InvalidMessageError, read_dead_letter
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import DEAD_LETTERS
 
@@ -97,10 +95,10 @@ class DeadLetters:
         self._verdict_stream = verdict_stream
 
     @classmethod
-    def connect(cls, settings: "Settings") -> Self:
-        """Return the dead letters that the settings name, with connections of their own."""
+    def connect(cls, settings: "Settings", *, client: "redis.Redis | None" = None) -> Self:
+        """Return the dead letters that the settings name, by default with connections of their own."""
         return cls(
-            connect(settings.broker),
+            client or connect(settings.broker),
             stream=settings.dead_letter_stream,
             verdict_stream=settings.verdict_stream,
         )
@@ -168,7 +166,7 @@ class DeadLetters:
             entries: Any = self._redis.xrange(self._stream, min=f"({since}", max=last, count=200)
             for entry_id, fields in entries:
                 since = _text(entry_id)
-                stored = StoredDeadLetter(since, _parsed(fields))
+                stored = StoredDeadLetter(since, parsed_dead_letter(fields))
                 if not reasons or (stored.dead_letter and stored.dead_letter.reason in reasons):
                     yield stored
             if not entries:
@@ -177,7 +175,7 @@ class DeadLetters:
     def get(self, entry_id: str) -> StoredDeadLetter | None:
         """Return one dead letter, or None when there is none (any more)."""
         entries: Any = self._redis.xrange(self._stream, min=entry_id, max=entry_id)
-        return StoredDeadLetter(entry_id, _parsed(entries[0][1])) if entries else None
+        return StoredDeadLetter(entry_id, parsed_dead_letter(entries[0][1])) if entries else None
 
     def drop(self, stored: StoredDeadLetter) -> bool:
         """Delete a dead letter; return whether it was still there."""
@@ -266,10 +264,11 @@ def _entry_of(dead_letter: DeadLetter, queue: str) -> bytes:
             return encode(json.loads(dead_letter.message), queue)
 
 
-def _parsed(fields: dict[bytes, bytes]) -> DeadLetter | None:
+def parsed_dead_letter(fields: dict[bytes, bytes]) -> DeadLetter | None:
+    """Return the dead letter of a stream's entry, None for an entry that is none."""
     try:
-        return DeadLetter.model_validate_json(fields[b"dead_letter"])
-    except (KeyError, ValidationError):
+        return read_dead_letter(fields[b"dead_letter"])
+    except (KeyError, ValueError):
         return None
 
 

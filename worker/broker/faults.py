@@ -69,15 +69,15 @@ _REMEDIES: dict[FaultName, str] = {
     "cluster_mode": "Use one primary, with replicas (Sentinel or a managed service without cluster mode).",
 }
 
+# A broker that accepts a connection says nothing for so long; one that refuses does so sooner.
+_REFUSAL_SECONDS = 2.0
+
 #: Faults at which a worker takes no checks: what it published next could be refused.
 STOPS_INTAKE: frozenset[FaultName] = frozenset(
     {"memory_full", "memory_low", "verdict_stream_full", "dead_letters_full"}
 )
 #: Share of the broker's memory beyond which workers take no checks.
 MEMORY_LIMIT = 0.9
-
-# A broker that accepts a connection says nothing for so long; one that refuses does so sooner.
-_REFUSAL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,13 @@ def _stream_lengths(client: redis.Redis, settings: "Settings") -> dict[FaultName
     return {name: (int(client.xlen(stream)), limit) for name, (stream, limit) in limits.items()}
 
 
-def connection_fault(error: BaseException, broker: "BrokerSettings") -> BrokerFault | None:
-    """Return the authentication, permission or certificate fault behind an error, or None."""
+def connection_fault(
+    error: BaseException, broker: "BrokerSettings", *, seconds: float = _REFUSAL_SECONDS
+) -> BrokerFault | None:
+    """Return the authentication, permission or certificate fault behind an error, or None.
+
+    A lost connection costs one more, with `seconds` for each of its steps, to find the fault.
+    """
     causes = _causes(error)
     for cause in causes:
         match cause:
@@ -171,7 +176,7 @@ def connection_fault(error: BaseException, broker: "BrokerSettings") -> BrokerFa
             case ssl.SSLError() if fault := _tls_fault(cause):
                 return fault
     lost = any(isinstance(cause, redis.ConnectionError | redis.TimeoutError | OSError) for cause in causes)
-    refusal = _client_certificate_refusal(broker) if lost else None
+    refusal = _client_certificate_refusal(broker, seconds) if lost else None
     return _tls_fault(refusal) if refusal else None
 
 
@@ -209,7 +214,7 @@ def _tls_fault(error: ssl.SSLError) -> BrokerFault | None:
     return _fault("tls_failed", error.reason or error)
 
 
-def _client_certificate_refusal(broker: "BrokerSettings") -> ssl.SSLError | None:
+def _client_certificate_refusal(broker: "BrokerSettings", seconds: float) -> ssl.SSLError | None:
     """Return how the broker refuses our certificate after the handshake, by one more connection.
 
     In TLS 1.3 a client finishes before the server has looked at its certificate. What the client writes then
@@ -224,7 +229,7 @@ def _client_certificate_refusal(broker: "BrokerSettings") -> ssl.SSLError | None
         if certificate := options.get("ssl_certfile"):
             context.load_cert_chain(certificate, options.get("ssl_keyfile"))
         with (
-            socket.create_connection((host, port), _REFUSAL_SECONDS) as plain,
+            socket.create_connection((host, port), seconds) as plain,
             context.wrap_socket(plain, server_hostname=host) as encrypted,
         ):
             encrypted.recv(1)

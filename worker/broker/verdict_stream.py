@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import redis
-from pydantic import TypeAdapter
 
 from worker.broker import keys
 from worker.broker.connection import connect
-from worker.contract.messages import ImageEvent, RejectionEvent, VerdictEvent
+from worker.contract.messages import RejectionEvent, UnknownEventTypeError, VerdictEvent, read_event
 from worker.settings import Settings
 from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import ENTRIES_SKIPPED
 
 log = get_logger(__name__)
 
@@ -61,8 +61,6 @@ redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', last))
 return losing
 """
 
-_EVENT: TypeAdapter[ImageEvent] = TypeAdapter(ImageEvent)
-
 
 @dataclass(frozen=True)
 class Event:
@@ -98,10 +96,10 @@ class VerdictStream:
         self._publish_once = client.register_script(_PUBLISH_ONCE)
 
     @classmethod
-    def connect(cls, settings: Settings) -> Self:
-        """Return the stream that the settings name, with connections of its own."""
+    def connect(cls, settings: Settings, *, client: redis.Redis | None = None) -> Self:
+        """Return the stream that the settings name, by default with connections of its own."""
         return cls(
-            connect(settings.broker),
+            client or connect(settings.broker),
             stream=settings.verdict_stream,
             record_ttl_seconds=settings.publish_once_ttl_seconds,
             thumbnail_ttl_seconds=settings.thumbnail_ttl_seconds,
@@ -174,10 +172,10 @@ class VerdictStream:
             reply = self._redis.xread(
                 {self._stream: since}, count=100, block=max(1, int(block_seconds * 1000))
             )
-            entries = _entries(reply)
+            entries = entries_of(reply)
             for entry_id, fields in entries:
                 since = entry_id
-                if event := _parsed(entry_id, fields):
+                if event := parsed_event(entry_id, fields):
                     yield event
             if not entries:
                 yield None
@@ -199,7 +197,7 @@ class VerdictStream:
             try:
                 entries = []
                 if own:
-                    entries = _entries(self._read_group(group, consumer, own))
+                    entries = entries_of(self._read_group(group, consumer, own))
                     own = entries[-1][0] if entries else ""
                 if not entries and not own:
                     cursor, claimed, *_ = self._redis.xautoclaim(
@@ -211,7 +209,7 @@ class VerdictStream:
                         count=1,
                     )
                     entries = [(_text(entry_id), fields) for entry_id, fields in claimed]
-                    entries = entries or _entries(self._read_group(group, consumer, ">", block))
+                    entries = entries or entries_of(self._read_group(group, consumer, ">", block))
             except redis.ResponseError as error:
                 if not str(error).startswith("NOGROUP"):
                     raise
@@ -219,7 +217,7 @@ class VerdictStream:
                 own, cursor = "0", "0-0"
                 continue
             for entry_id, fields in entries:
-                if event := _parsed(entry_id, fields):
+                if event := parsed_event(entry_id, fields):
                     yield event
                 else:
                     self._redis.xack(self._stream, group, entry_id)
@@ -253,7 +251,8 @@ def _record(message_id: str, event: str) -> bytes:
     return f"{message_id}\n".encode() + zlib.compress(event.encode())
 
 
-def _entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:
+def entries_of(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:
+    """Return the ids and fields in a reply of XREAD or XREADGROUP on one stream."""
     return [(_text(entry_id), fields) for _, entries in reply or [] for entry_id, fields in entries]
 
 
@@ -261,14 +260,16 @@ def _text(value: bytes | str | None) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _parsed(entry_id: str, fields: dict[bytes, bytes]) -> Event | None:
-    """Return the event, or None for an entry that is no event, which must not stop the reader."""
+def parsed_event(entry_id: str, fields: dict[bytes, bytes]) -> Event | None:
+    """Return the event of a stream's entry; None, and counted, for an entry that this version cannot read."""
     # An entry that was trimmed while it was pending has no fields.
     if not fields:
         return None
     try:
         raw = fields[b"event"].decode()
-        return Event(entry_id, _EVENT.validate_json(raw), raw)
+        return Event(entry_id, read_event(raw), raw)
     except (KeyError, ValueError) as error:
-        log.warning("stream_entry_skipped", entry_id=entry_id, error=str(error)[:200])
+        reason = "unknown_type" if isinstance(error, UnknownEventTypeError) else "unreadable"
+        ENTRIES_SKIPPED.labels(reason).inc()
+        log.warning("stream_entry_skipped", entry_id=entry_id, reason=reason, error=str(error)[:200])
         return None

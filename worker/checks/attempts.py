@@ -44,6 +44,12 @@ return {number, others, lost}
 """
 
 
+# Characters of a retry's detail that are kept.
+_DETAIL_CHARACTERS = 300
+#: Fields of a check's hash: why it was last retried, and that in words for people.
+RETRY_FIELDS = ("retry_reason", "retry_detail")
+
+
 class LockTimeoutError(UnavailableError):
     """The lock was not to be had in time, shared or exclusive."""
 
@@ -158,6 +164,14 @@ class Attempts:
     def total(self, check_id: str) -> int:
         """Return how many attempts at a check there were. Raises redis.RedisError."""
         return int(self._redis.hget(keys.attempts(check_id), "count") or 0)
+
+    def note_retry(self, check_id: str, reason: str, detail: str) -> None:
+        """Keep why a check is retried, for whoever waits for its event. Raises redis.RedisError."""
+        fields = zip(RETRY_FIELDS, (reason, detail[:_DETAIL_CHARACTERS]), strict=True)
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hset(keys.attempts(check_id), items=[text for pair in fields for text in pair])
+            pipeline.expire(keys.attempts(check_id), self._ttl_seconds)
+            pipeline.execute()
 
     def _started(self, check_id: str, *, isolated: bool) -> Attempt | None:
         arguments = (

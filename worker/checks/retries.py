@@ -2,6 +2,7 @@
 
 import random
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -78,7 +79,8 @@ def _requeue(timeout: LockTimeoutError) -> NoReturn:
 
 def _retry(task: "Task[Any, None]", service: "Service", error: Exception) -> NoReturn:
     retries = task.request.retries
-    RETRIES.labels(_retry_reason(error)).inc()
+    reason = _retry_reason(error)
+    RETRIES.labels(reason).inc()
     seconds = retry_delay(retries, service.settings.longest_retry_seconds)
     log.warning(
         "check_retried",
@@ -86,6 +88,10 @@ def _retry(task: "Task[Any, None]", service: "Service", error: Exception) -> NoR
         retry=retries + 1,
         error=f"{type(error).__name__}: {error}",
     )
+    check_id = (task.request.headers or {}).get("check_id")
+    if check_id and reason != "broker":
+        with suppress(redis.RedisError):  # it is for people; the retry does not depend on it
+            service.attempts.note_retry(check_id, reason, str(error) or type(error).__name__)
     # By the broker's clock: another worker may take the retry, whose clock differs from ours.
     offset = float((task.request.headers or {}).get("clock_offset", 0.0))
     eta = datetime.now(UTC) + timedelta(seconds=seconds + offset)

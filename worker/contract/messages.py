@@ -4,10 +4,21 @@ import hashlib
 import json
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 
 from detector.bundle.thresholds import Thresholds
 from detector.images.container import ImageReason
@@ -18,6 +29,7 @@ MAX_METADATA_DEPTH = 16
 
 QUEUES = ("image-checks.urgent", "image-checks", "image-checks.bulk")
 QueueName = Literal["image-checks.urgent", "image-checks", "image-checks.bulk"]
+DEFAULT_QUEUE: QueueName = "image-checks"
 CHECK_IMAGE = "check_image"
 CHECK_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -65,6 +77,20 @@ class InvalidMessageError(RefusedError):
 class _Contract(BaseModel):
     # CloudEvents requires attributes that have a default here, so the schemas require them too.
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
+
+
+# The validation context of a reader.
+_READING = {"reading": True}
+
+
+def _known_or_read(value: Any, known: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Return a value of a closed list; to a reader also a later version's, as text."""
+    if info.context is _READING and isinstance(value, str):
+        return value
+    return known(value)
+
+
+_ReadableUnknown = WrapValidator(_known_or_read)
 
 
 class ImageCheck(_Contract):
@@ -140,7 +166,7 @@ class Thumbnail(_Contract):
 class _Outcome(_Contract):
     check_id: str
     policy: str
-    durations_ms: dict[Stage, float] = Field(
+    durations_ms: dict[Annotated[Stage, _ReadableUnknown], float] = Field(
         description="Milliseconds by stage; `dnf` and `classify` are those of the whole batch, `total` runs"
         " from the start of the check and leaves out `queue_wait`."
     )
@@ -180,7 +206,7 @@ class Verdict(_Outcome):
 class Rejection(_Outcome):
     """The outcome of an upload that cannot be judged, whatever the model."""
 
-    reason: RejectionReason
+    reason: Annotated[RejectionReason, _ReadableUnknown]
     detail: str = Field(description="The reason in words, for people.")
 
 
@@ -196,7 +222,7 @@ class DeadLetter(_Contract):
     )
     truncated: bool = Field(default=False, description="Whether the message was too long and is incomplete.")
     queue: str | None = Field(default=None, description="Where the message was taken from, if known.")
-    reason: DeadLetterReason
+    reason: Annotated[DeadLetterReason, _ReadableUnknown]
     detail: str = Field(description="The reason in words, for people.")
     attempts: int = Field(ge=0, description="Attempts at the check; 0 if it never started.")
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
@@ -231,6 +257,30 @@ class RejectionEvent(_CloudEvent):
 
 
 ImageEvent = Annotated[VerdictEvent | RejectionEvent, Field(discriminator="type")]
+_EVENT: TypeAdapter[ImageEvent] = TypeAdapter(ImageEvent)
+
+
+class UnknownEventTypeError(ValueError):
+    """The event is of a type that this version does not know."""
+
+
+def read_event(text: str | bytes) -> VerdictEvent | RejectionEvent:
+    """Return an event as consumers read it: fields, reasons and stages of a later version are no fault.
+
+    Unknown fields are ignored, unknown reasons and stages kept as text. Raises `UnknownEventTypeError`, and
+    ValueError for what is no event.
+    """
+    try:
+        return _EVENT.validate_json(text, extra="ignore", context=_READING)
+    except ValidationError as error:
+        if error.errors(include_url=False, include_input=False)[0]["type"] == "union_tag_invalid":
+            raise UnknownEventTypeError(first_fault(error)) from error
+        raise
+
+
+def read_dead_letter(text: str | bytes) -> DeadLetter:
+    """Return a dead letter as consumers read it, like `read_event`. Raises ValueError."""
+    return DeadLetter.model_validate_json(text, extra="ignore", context=_READING)
 
 
 def event_id(check_id: str, model_digest: str, policy: str) -> str:

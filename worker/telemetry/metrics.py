@@ -105,6 +105,12 @@ RETRIES = _counter(
     "reason",
 )
 DEAD_LETTERS = _counter("dnf_dead_letters_total", "Dead letters that this process wrote.", "reason")
+ENTRIES_SKIPPED = _counter(
+    "dnf_stream_entries_skipped_total",
+    "Entries of the verdict stream that this consumer cannot read; reason is unknown_type (a later version)"
+    " or unreadable.",
+    "reason",
+)
 CACHE_HITS = _counter("dnf_cache_hits_total", "Checks answered from the verdict cache.")
 MODEL_INFO = _gauge(
     "dnf_model_info", "1, with the detector in its labels.", "name", "version", "digest", "device", "dtype"
@@ -174,4 +180,6 @@ for _reason in get_args(RetryReason):
     RETRIES.labels(_reason)
 for _reason in get_args(DeadLetterReason):
     DEAD_LETTERS.labels(_reason)
+for _reason in ("unknown_type", "unreadable"):
+    ENTRIES_SKIPPED.labels(_reason)
 ProcessCollector(registry=REGISTRY)

@@ -17,12 +17,13 @@ from kombu import Consumer, Queue
 from detector.detector import Detector
 from detector.images.decode import decode
 from detector.images.thumbnail import dnf_thumbnail
-from worker.broker.app import DEFAULT_QUEUE, create_app
+from worker.broker.app import create_app
 from worker.broker.dead_letters import DeadLetters, dead_letter_of_check
 from worker.broker.verdict_stream import VerdictStream
 from worker.checks.attempts import Attempts
 from worker.client import Client
 from worker.contract.messages import (
+    DEFAULT_QUEUE,
     ImageCheck,
     InvalidMessageError,
     Model,
