@@ -14,7 +14,7 @@ TORCH := 2.13.0
 
 setup: $(READY)
 
-# PyTorch and what it requires have two locks: its build for CPUs, where an index of this machine has it, or PyPI's.
+# PyTorch and what it requires have two locks: its build for CPUs, where the configured index has it, or the general one.
 $(READY): requirements.lock torch.lock torch-cpu.lock pyproject.toml
 	$(if $(PYTHON),,$(error Python 3.11, 3.12 or 3.13 is required))
 	$(call RUN_PYTHON,$(PYTHON)) -m venv --clear $(VENV)
