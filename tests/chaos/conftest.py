@@ -1,7 +1,7 @@
-"""A broker that may be killed, a fleet of workers, pictures in the store."""
+"""A broker that may be killed, a fleet of workers, and a picture in the store."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -10,27 +10,30 @@ import pytest
 from tests.broken_broker import valkey_on_a_small_disk
 from tests.chaos.fleet import Fleet
 from tests.chaos.report import Report
-from tests.conftest import settings_of
+from tests.conftest import MakePicture, StoreObject, settings_of
 from worker.client import Client
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.valkey import Valkey
 
-# `make test` proves each promise with some hundred checks; DNF_CHAOS_SCALE=40 with ten thousand.
+# `make test` tests each promise with some hundred checks; DNF_CHAOS_SCALE=42 with ten thousand.
 SCALE = int(os.environ.get("DNF_CHAOS_SCALE", "1"))
+
+# At scale 1 the workers sweep and poll more often than the product does, so that tests wait less.
+INTERVALS = {"NULL_SWEEP_SECONDS": "1", "NULL_WATCH_SECONDS": "0.5"} if SCALE == 1 else {}
 
 VISIBILITY_SECONDS = 6
 
 
 class StartFleet(Protocol):
-    """Starts fleets; all of them end with the test."""
+    """Starts fleets, which end with the test."""
 
     def __call__(self, size: int, **variables: str) -> Fleet:
-        """Return `size` workers that consume, with DNF_ variables on top of the test's own."""
+        """Return `size` workers that consume; `variables` take precedence over `chaos_environment`."""
 
 
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """Provide a broker of this test's own; a file that may grow no more is an error to it, not its end."""
+    """Provide a broker of the test's own, which it may reconfigure, break and kill."""
     server = valkey_on_a_small_disk(tmp_path)
     server.start()
     yield server
@@ -39,16 +42,17 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 @pytest.fixture
 def chaos_environment(services: EmbeddedServices, valkey: Valkey) -> dict[str, str]:
-    """Return the DNF_ variables: small batches, and lost checks are delivered again after seconds."""
+    """Return DNF_ variables: small batches, and unacknowledged checks are redelivered after seconds."""
     return {
         **services.environment(),
+        **INTERVALS,
         "DNF_REDIS_URL": valkey.url,
         "DNF_LOG_FORMAT": "json",
         "DNF_BATCH_SIZE": "4",
         "DNF_THREADS": "8",
         "DNF_VISIBILITY_TIMEOUT_SECONDS": str(VISIBILITY_SECONDS),
         "DNF_CHECK_DEADLINE_SECONDS": "5",
-        # Events of a whole test, however many.
+        # No event of a test is trimmed.
         "DNF_VERDICT_STREAM_MAX_LENGTH": "100000",
         "DNF_THUMBNAIL_SIDE_PIXELS": "16",
         "NULL_BATCH_SECONDS": "0.1",
@@ -72,20 +76,20 @@ def fleet(chaos_environment: dict[str, str], tmp_path: Path) -> Iterator[StartFl
 
 @pytest.fixture
 def client(chaos_environment: dict[str, str]) -> Iterator[Client]:
-    """Provide a producer and consumer."""
+    """Provide a client of the test's workers."""
     with Client(settings_of(chaos_environment)) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
-def stored_picture(services: EmbeddedServices, make_picture: Callable[..., bytes]) -> str:
+def stored_picture(store_object: StoreObject, make_picture: MakePicture) -> str:
     """Return the key of a good picture in the store."""
-    services.seaweedfs.client().put_object(Bucket=services.bucket, Key="chaos/good.jpg", Body=make_picture(1))
+    store_object("chaos/good.jpg", make_picture(1))
     return "chaos/good.jpg"
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Report:
-    """Provide this test's rows of the table of promises."""
+    """Provide the table of promises, to which the test adds its rows."""
     name = os.environ.get("DNF_CHAOS_REPORT")
     return Report(request.node.originalname, Path(name) if name else None)

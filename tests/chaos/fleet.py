@@ -1,4 +1,4 @@
-"""Worker processes under a supervisor."""
+"""Workers with a null detector, restarted by the test."""
 
 import signal
 import time
@@ -10,7 +10,7 @@ from tests.conftest import RunningWorker
 
 
 class Fleet:
-    """Workers with a null detector, each started again when it ends, until the fleet is stopped."""
+    """Workers with a null detector; `supervise` restarts those that ended."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], size: int) -> None:
         self.environment = dict(environment)
@@ -25,29 +25,31 @@ class Fleet:
     def start(self) -> None:
         """Start every worker; return when all consume."""
         for worker in self.workers:
-            worker.start()
+            worker.launch()
+        for worker in self.workers:
+            worker.wait_ready()
 
     def kill(self, number: int) -> None:
-        """Kill a worker as a crash would."""
+        """Kill a worker (SIGKILL), like a crash."""
         self.workers[number % len(self.workers)].kill()
 
     def restart(self, number: int) -> None:
-        """Start a worker again that was killed."""
+        """Start a killed worker again."""
         self.workers[number % len(self.workers)].start()
 
     def supervise(self) -> None:
-        """Start those again that ended, and note how each of them did."""
+        """Restart the workers that ended, and record their exit statuses in `deaths`."""
         for worker in self.workers:
             if worker.process.poll() is not None:
                 self.deaths.append(worker.process.returncode)
                 worker.start()
 
     def pids(self) -> list[int]:
-        """Return the process ids of those that run."""
+        """Return the process ids of the running workers."""
         return [worker.process.pid for worker in self.workers if worker.process.poll() is None]
 
     def stop(self) -> float:
-        """Stop every worker in order, killing those that would not; return the seconds that it took."""
+        """Shut every worker down, kill those that do not end; return the seconds that it took."""
         began = time.monotonic()
         for worker in self.workers:
             if worker.guarded is not None:
@@ -58,5 +60,5 @@ class Fleet:
         return time.monotonic() - began
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Return every worker's log lines of an event."""
+        """Return the log lines of an event of every worker."""
         return [line for worker in self.workers for line in worker.log_lines() if line.get("event") == name]

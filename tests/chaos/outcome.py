@@ -1,4 +1,4 @@
-"""What came of the checks of a test: exactly one event for each, and how long after the fault."""
+"""The outcome of a test's checks: the events of each, and how long after the fault they came."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ from worker.contract.messages import QUEUES, ImageCheck, RejectionEvent
 
 @dataclass
 class Outcome:
-    """How many events each check has, and when the first of them came, in seconds by the server's clock."""
+    """The events of a test's checks; `answered_at` is the server's time of each check's first event."""
 
     checks: Mapping[str, ImageCheck]
     events: Counter[str] = field(default_factory=Counter)
@@ -34,53 +34,53 @@ class Outcome:
 
     @property
     def doubled(self) -> int:
-        """How many events there are beside the first of each check."""
+        """The number of events beyond the first of each check."""
         return self.events.total() - len(self.events)
 
     @property
     def once_each(self) -> bool:
-        """Whether every check has exactly one event, and nothing else has any."""
+        """Whether every check has exactly one event, and there are no other events."""
         return self.events == Counter(list(self.checks))
 
-    def last_since(self, mended: float) -> tuple[float, str]:
-        """Return the seconds from a mend to the last verdict, and of how many it is the last.
+    def last_since(self, recovered: float) -> tuple[float, str]:
+        """Return the seconds from a recovery to the last verdict, and how many verdicts came in between.
 
-        `mended` is in seconds since 1970.
+        `recovered` is in seconds since 1970.
         """
-        delays = [at - mended for name, at in self.answered_at.items() if name in self.checks]
+        delays = [at - recovered for name, at in self.answered_at.items() if name in self.checks]
         waited = [delay for delay in delays if delay > 0]
         return max(waited), f"to the last of {len(waited):,} verdicts"
 
 
 class Faults:
-    """When something was broken, and what was in flight then."""
+    """When something was broken, and which checks were in flight then."""
 
     def __init__(self, broker_url: str) -> None:
         self._broker_url = broker_url
-        self._broken: list[tuple[float, set[str]]] = []
+        self._faults: list[tuple[float, set[str]]] = []
 
-    def note(self) -> None:
-        """Note that something is broken now. The broker must answer."""
+    def record(self) -> None:
+        """Record a fault at this moment. The broker must answer."""
         with redis.Redis.from_url(self._broker_url) as broker:
-            self._broken.append((time.time(), set(_held(broker))))
+            self._faults.append((time.time(), set(_unacknowledged(broker))))
 
     def worst_delay_seconds(self, outcome: Outcome) -> float:
-        """Return the longest time from a check's last fault in flight to its event."""
-        last = {name: at for at, held in self._broken for name in held}
+        """Return the longest time to a check's event from the last fault at which it was in flight."""
+        last = {name: at for at, in_flight in self._faults for name in in_flight}
         delays = [outcome.answered_at[name] - at for name, at in last.items() if name in outcome.answered_at]
-        assert delays, "nothing was in flight when it broke"
+        assert delays, "nothing was in flight at a fault"
         return max(0.0, *delays)
 
 
-def _held(broker: redis.Redis) -> Iterable[str]:
-    noted: Any = broker.hvals("unacked")
-    for value in noted:
+def _unacknowledged(broker: redis.Redis) -> Iterable[str]:
+    notes: Any = broker.hvals("unacked")
+    for value in notes:
         body = json.loads(base64.b64decode(json.loads(value)[0]["body"]))
         yield body[0][0]["check_id"]
 
 
 def submit(client: Client, keys: Iterable[str], *, count: int) -> dict[str, ImageCheck]:
-    """Submit this many checks of the stored pictures in turn; return them by id."""
+    """Submit `count` checks of the stored pictures in turn; return them by id."""
     names = list(keys)
     bucket = client.settings.upload_bucket
     checks = [ImageCheck(bucket=bucket, key=names[number % len(names)]) for number in range(count)]
@@ -89,17 +89,17 @@ def submit(client: Client, keys: Iterable[str], *, count: int) -> dict[str, Imag
 
 
 def waiting(client: Client) -> int:
-    """Return how many messages wait on the queues."""
+    """Return the number of messages on the queues."""
     with redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker:
         return sum(int(broker.llen(name)) for name in QUEUES)  # type: ignore[arg-type]
 
 
 def wait_for_share(client: Client, checks: Mapping[str, ImageCheck], share: float) -> None:
-    """Wait until a share of the checks is answered, so that what breaks does so under load."""
+    """Wait until a share of the checks has events, so that a fault occurs under load."""
     deadline = time.monotonic() + (60 + len(checks) / 10) * PATIENCE
     with redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker:
         while int(broker.xlen(client.settings.verdict_stream)) < share * len(checks):  # type: ignore[arg-type]
-            assert time.monotonic() < deadline, "the workers do not work"
+            assert time.monotonic() < deadline, "too few events"
             time.sleep(0.05)
 
 
@@ -112,10 +112,10 @@ def wait_for_all(
     supervise: bool = True,
     submit_again: bool = False,
 ) -> Outcome:
-    """Wait until every check has an event and no message is left.
+    """Wait until every check has an event and no message is queued or unacknowledged.
 
-    With `submit_again` a check of which the broker lost every trace is submitted again under its id, as a
-    producer does that hears nothing.
+    With `submit_again` a check that the broker lost is submitted again under its id, as a producer does
+    after a while without an event.
     """
     deadline = time.monotonic() + seconds * PATIENCE
     outcome, read = Outcome(checks), "0-0"
@@ -123,16 +123,16 @@ def wait_for_all(
         while True:
             if supervise:
                 fleet.supervise()
-            # Counted before the events are read: nothing is in work then that could still add one.
-            left = waiting(client)
-            held = int(broker.hlen("unacked"))  # type: ignore[arg-type]
+            # Counted before the events are read: if there are none, no further event can come.
+            queued = waiting(client)
+            unacknowledged = int(broker.hlen("unacked"))  # type: ignore[arg-type]
             for event in client.events(since=read, follow=False):
                 read = event.entry_id
                 outcome.events[event.check_id] += 1
                 outcome.answered_at.setdefault(event.check_id, int(read.partition("-")[0]) / 1000)
                 if isinstance(event.envelope, RejectionEvent):
                     outcome.rejections[event.envelope.data.reason] += 1
-            idle = not left and not held
+            idle = not queued and not unacknowledged
             if idle and not outcome.missing:
                 return outcome
             if idle and submit_again:
@@ -141,6 +141,7 @@ def wait_for_all(
             if time.monotonic() > deadline:
                 pytest.fail(
                     f"after {seconds:.0f} seconds {len(outcome.missing)} of {len(checks)} checks have no"
-                    f" event; {left} wait, {held} are held\n" + fleet.workers[0].log.read_text()[-3000:]
+                    f" event; {queued} are queued, {unacknowledged} unacknowledged\n"
+                    + fleet.workers[0].log.read_text()[-3000:]
                 )
             time.sleep(0.2)

@@ -1,7 +1,4 @@
-"""A TCP proxy on loopback that delays, throttles, resets and freezes what goes through it.
-
-Before an object store it also answers with errors of its own and cuts replies short.
-"""
+"""A TCP proxy on loopback that resets and freezes connections; one for object stores also injects errors."""
 
 import asyncio
 import contextlib
@@ -15,17 +12,11 @@ HOST = "127.0.0.1"
 
 
 class FaultProxy:
-    """Forwards connections to a port, as well as its faults let it, while the `with` block runs.
-
-    `delay_seconds` holds back every piece of data; `bytes_a_second` bounds a connection's rate in each
-    direction; while it is `down`, every new connection is reset.
-    """
+    """Forwards connections to a port while the `with` block runs; while it is `down`, it resets new ones."""
 
     def __init__(self, target_port: int) -> None:
         self.target_port = target_port
         self.port = 0
-        self.delay_seconds = 0.0
-        self.bytes_a_second = float("inf")
         self.down = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -33,20 +24,12 @@ class FaultProxy:
         self._gates: set[asyncio.Event] = set()
         self._server: asyncio.Server | None = None
 
-    @property
-    def connections(self) -> int:
-        """How many connections are open."""
-        return len(self._writers) // 2
-
     def freeze(self) -> None:
-        """Make every open connection silent for ever, and close none, as a firewall that forgot them does.
-
-        New connections are not touched.
-        """
+        """Stop forwarding over the open connections without closing them, like a firewall that drops them."""
         self._call(self._freeze())
 
     def reset(self) -> None:
-        """Cut every open connection with a reset, in the midst of whatever it carries."""
+        """Reset every open connection."""
         self._call(self._reset())
 
     def __enter__(self) -> Self:
@@ -125,12 +108,10 @@ class FaultProxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(16_384):
-                await asyncio.sleep(self.delay_seconds + len(data) / self.bytes_a_second)
                 await gate.wait()
                 writer.write(await change(data))
                 await writer.drain()
-        # The other direction has nobody left to talk to.
-        writer.transport.abort()
+        writer.transport.abort()  # ends the other direction too
 
 
 Change = Callable[[bytes], Awaitable[bytes]]
@@ -141,10 +122,10 @@ async def _unchanged(data: bytes) -> bytes:
 
 
 class StoreProxy(FaultProxy):
-    """A proxy before an object store.
+    """A proxy in front of an object store.
 
-    `error_share` of the requests are answered with 500 or 503, 0..1; `cut_share` of the pieces of replies,
-    16 KiB at most, are the last of their connection and arrive by half; `latency_seconds` holds back each
+    `error_share` (0..1) of the requests are answered with 500 or 503. `cut_share` (0..1) of the pieces of
+    replies, of at most 16 KiB, are cut in half and end their connection. `latency_seconds` delays each
     request.
     """
 
@@ -153,7 +134,7 @@ class StoreProxy(FaultProxy):
         self.error_share = 0.0
         self.cut_share = 0.0
         self.latency_seconds = 0.0
-        #: How many errors it gave, and how many replies it cut.
+        #: Number of injected errors and of cut replies.
         self.errors = self.cuts = 0
         self._random = random.Random(1)
 
@@ -176,7 +157,7 @@ class StoreProxy(FaultProxy):
                 return data
             self.cuts += 1
             client.write(data[: len(data) // 2])
-            await asyncio.sleep(0.01)  # what was written leaves before the reset
+            await asyncio.sleep(0.01)  # sends what was written before the reset
             client.transport.abort()
             return b""
 

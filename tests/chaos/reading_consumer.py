@@ -1,4 +1,4 @@
-"""A consumer that acknowledges some events, reads one more, and waits: `python -m ... GROUP NAME COUNT`."""
+"""A consumer that acknowledges COUNT events, reads one more and waits: `python -m ... GROUP NAME COUNT`."""
 
 import sys
 import time
@@ -12,5 +12,5 @@ if __name__ == "__main__":
             sys.stdout.write(f"{delivered.event.check_id}\n")
             sys.stdout.flush()
             if number == count:
-                time.sleep(600)  # between reading and acknowledging: it is killed here
+                time.sleep(600)  # it is killed here, between reading and acknowledging
             delivered.ack()

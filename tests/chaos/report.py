@@ -1,7 +1,7 @@
-"""The table of promises, as measured: `python -m tests.chaos.report RESULTS PAGE` writes it into a page.
+"""The measured table of promises: `python -m tests.chaos.report RESULTS PAGE` writes it into a page.
 
-A test adds a row with the `report` fixture. Rows are kept, one JSON object a line, when DNF_CHAOS_REPORT
-names a file.
+A test adds rows with the `report` fixture. They are written to the file that DNF_CHAOS_REPORT names, as
+JSON lines.
 """
 
 import json
@@ -14,10 +14,10 @@ _BEGIN, _END = "<!-- measured -->\n", "<!-- end of what is measured -->"
 
 @dataclass(frozen=True)
 class Row:
-    """One promise: what was broken and what came of the checks.
+    """One promise: the fault, and the outcome of the checks.
 
-    `answered` counts verdicts, rejections and dead letters; `delay_seconds` is the worst one, counted
-    `delay_since` something.
+    `answered` counts verdicts, rejections and dead letters; `delay_seconds` is the longest delay, and
+    `delay_since` says from when it is counted.
     """
 
     test: str
@@ -32,7 +32,7 @@ class Row:
 
 
 class Report:
-    """Where one test's rows go; without a file they are forgotten."""
+    """Takes the rows of one test; without a file it drops them."""
 
     def __init__(self, test: str, file: Path | None) -> None:
         self._test = test
@@ -49,7 +49,7 @@ class Report:
         delay_since: str,
         doubled: int = 0,
     ) -> None:
-        """Add a row; what was not answered counts as lost."""
+        """Add a row; checks without an answer count as lost."""
         row = Row(
             self._test,
             fault,

@@ -13,19 +13,19 @@ from tests.conftest import PATIENCE, RunningWorker
 from worker.client import Client
 from worker.embedded.valkey import Valkey
 
-# The socket timeouts, the health check and the way to a new connection.
+# Socket timeouts, the health check and a new connection.
 RECOVERY_SECONDS = 30
 IN_FLIGHT = 8
 
 
 @pytest.fixture
 def broker_proxy(valkey: Valkey) -> Iterator[FaultProxy]:
-    """Provide a proxy before the broker."""
+    """Provide a proxy in front of the broker."""
     with FaultProxy(valkey.port) as proxy:
         yield proxy
 
 
-def test_connections_that_freeze_hang_no_worker(
+def test_frozen_connections_hang_no_worker(
     fleet: StartFleet,
     client: Client,
     *,
@@ -34,16 +34,16 @@ def test_connections_that_freeze_hang_no_worker(
     valkey: Valkey,
     report: Report,
 ) -> None:
-    """Open and silent for ever, they are given up: within half a minute the same processes answer again."""
+    """Workers give up connections that stay open and silent; the same processes answer within 30 seconds."""
     workers = fleet(2, DNF_REDIS_URL=f"redis://127.0.0.1:{broker_proxy.port}/0")
     pids, faults, rounds, slowest = workers.pids(), Faults(valkey.url), min(SCALE, 10), 0.0
     checks = submit(client, [stored_picture], count=240 * SCALE)
     for number in range(rounds):
         wait_for_share(client, checks, 0.6 * (number + 0.5) / rounds)
-        faults.note()
+        faults.record()
         broker_proxy.freeze()
         frozen = time.monotonic()
-        # What a worker had taken before it may still finish; only more than that shows that it takes again.
+        # A worker can finish the checks that it had taken; more than these show that it takes again.
         goals = {worker: _checked(worker) + 2 * IN_FLIGHT for worker in workers.workers}
         while any(_checked(worker) < goal for worker, goal in goals.items()):
             assert time.monotonic() - frozen < RECOVERY_SECONDS * PATIENCE
