@@ -1,4 +1,4 @@
-"""What the examples need of redis-cli, where there is none: `-u URL`, `--raw`, one command, raw replies."""
+"""A redis-cli for the examples where none is installed: `-u URL`, `--raw` and one command."""
 
 import sys
 from typing import Any
@@ -15,7 +15,7 @@ def _lines(reply: Any) -> list[bytes]:
 
 
 def main(words: list[str]) -> None:
-    """Send one command as it stands and write the reply, a value a line, as redis-cli does into a pipe."""
+    """Send one command and write its reply, one value a line, like redis-cli into a pipe."""
     assert words.pop(0) == "-u"
     url = words.pop(0)
     if words[0] == "--raw":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import RunningWorker
+from tests.conftest import NULL_WORKER, RunningWorker
 
 
 class Fleet:
@@ -16,9 +16,7 @@ class Fleet:
         self.environment = dict(environment)
         self.deaths: list[int] = []
         self.workers = [
-            RunningWorker(
-                self.environment, folder / f"worker-{number}-{id(self)}.log", "tests.workers.null_worker"
-            )
+            RunningWorker(self.environment, folder / f"worker-{number}-{id(self)}.log", NULL_WORKER)
             for number in range(size)
         ]
 

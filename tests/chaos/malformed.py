@@ -1,4 +1,4 @@
-"""Pictures that are damaged, hostile or merely odd, made from real ones; the same for the same seed."""
+"""Damaged, hostile and unusual pictures, made from real ones; the same for the same seed."""
 
 import io
 import random
@@ -15,7 +15,7 @@ Kind = Callable[["Bases", random.Random], bytes]
 
 
 class Bases:
-    """Real photographs as the formats that are read, small, so that thousands can be made of them."""
+    """Small real photographs in every format of the allow-list."""
 
     def __init__(self, side: int = 64) -> None:
         self.pictures = [_opened(sample.read(), side) for sample in load_samples()]
@@ -40,7 +40,7 @@ class Bases:
 
 
 def malformed_pictures(count: int, *, seed: int = 11) -> Iterator[tuple[str, bytes]]:
-    """Yield `count` pictures, each with the name of its kind; every kind comes as often as the others."""
+    """Yield `count` pictures with the names of their kinds, of each kind equally many."""
     bases, chance = Bases(), random.Random(seed)
     kinds: Sequence[tuple[str, Kind]] = list(KINDS.items())
     for number in range(count):
@@ -83,7 +83,7 @@ def _spliced(bases: Bases, chance: random.Random) -> bytes:
 
 
 def _png_behind_its_checksums(bases: Bases, chance: random.Random) -> bytes:
-    """Damage what is in a PNG's chunks and make their checksums right, so that the decoder looks at it."""
+    """Damage the content of a PNG's chunks and correct their checksums, so that the decoder reads it."""
     data = _encoded(chance.choice(bases.pictures), "PNG")
     found, at = [data[:8]], 8
     while at < len(data):
@@ -97,7 +97,7 @@ def _png_behind_its_checksums(bases: Bases, chance: random.Random) -> bytes:
 
 
 def _bomb(bases: Bases, chance: random.Random) -> bytes:
-    """Small files that claim to be, or would become, far larger than they are."""
+    """Return a small file that claims to be, or decompresses to, a far larger one."""
     side = chance.randrange(20_000, 60_000)
     match chance.randrange(6):
         case 0:
@@ -137,11 +137,11 @@ def _polyglot(bases: Bases, chance: random.Random) -> bytes:
 
 
 def _other_format(bases: Bases, chance: random.Random) -> bytes:
-    """Give what is no picture of the formats on the list; its name says JPEG all the same."""
+    """Return a file of a format that is not on the allow-list."""
     kind = chance.choice(("TIFF", "BMP", "ICO", "PPM", "TGA", "PCX", "JPEG2000", "text", "svg", "random"))
     match kind:
         case "text":
-            return b"This is no picture at all. " * chance.randrange(1, 50)
+            return b"This is not a picture. " * chance.randrange(1, 50)
         case "svg":
             return b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
         case "random":
@@ -191,7 +191,7 @@ def _odd_size(_: Bases, chance: random.Random) -> bytes:
     data = _plain(kind, size)
     if kind != "JPEG" or size[0] != most:
         return data
-    # libjpeg itself writes no more than 65,500; the format can say 65,535.
+    # libjpeg writes at most 65,500; the format allows 65,535.
     at = data.index(b"\xff\xc0") + 7
     return data[:at] + struct.pack(">H", 65_535) + data[at + 2 :]
 
@@ -233,7 +233,7 @@ def _opened(data: bytes, side: int) -> Image.Image:
 
 def _encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
-    # Quickly, not small: thousands are made.
+    # Fast rather than small: thousands are made.
     picture.save(file, kind, **{"compress_level": 1, "method": 0, **options})
     return file.getvalue()
 

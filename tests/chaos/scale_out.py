@@ -1,9 +1,9 @@
 """Checks a second of 1, 2 and 4 workers on one Valkey: `python -m tests.chaos.scale_out FOLDER`.
 
-Everything is the product's own but the two networks: queue, store, decoding, batches, publishing. A batch
-takes a fixed time, asleep, as a GPU's would for this machine's cores. So what is measured is whether the
-queue and what is around it let workers add up. Without that time (`--batch-seconds 0`) it is what the machine
-and one Valkey can carry at all. Rounds are interleaved, since the machine is shared.
+Everything but the two networks is the product's own: queue, store, decoding, batches, publishing. A batch
+sleeps for a fixed time, like a batch on a GPU, which leaves the cores free. So this measures whether the
+queue and everything around it scale with the number of workers. With `--batch-seconds 0` it measures the
+limit of the machine and one Valkey. Rounds are interleaved, since the machine may be shared.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from worker.contract.messages import ImageCheck
 from worker.embedded.services import EmbeddedServices
 
 BATCH = 8
-#: The first and last checks are left out: a fleet fills and empties.
+#: Share of checks that is left out at either end, while the fleet fills and empties.
 EDGE_SHARE = 0.1
 
 
@@ -34,9 +34,9 @@ EDGE_SHARE = 0.1
 class Run:
     """One round of one fleet.
 
-    `rate` in checks a second by the clock of the server; `broker_ms` and `broker_commands` are processor
-    milliseconds and commands of the server for each check; `idle_share` is the share of a core, and
-    `idle_commands` the commands a second, that each worker costs it with nothing to do.
+    `rate` is in checks per second by the server's clock; `broker_ms` and `broker_commands` are the server's
+    CPU milliseconds and commands per check; `idle_share` (of a core) and `idle_commands` (per second) are
+    what each idle worker costs the server.
     """
 
     workers: int
@@ -52,7 +52,7 @@ class Run:
 def measure(
     services: EmbeddedServices, key: str, workers: int, *, batch_seconds: float, checks: int, folder: Path
 ) -> Run:
-    """Let so many workers do so many checks, on an empty database."""
+    """Measure a fleet of `workers` with `checks` checks on an empty database."""
     environment = {
         **services.environment(),
         "DNF_LOG_FORMAT": "json",

@@ -1,4 +1,4 @@
-"""Rubbish on the queue, and a picture that kills."""
+"""Malformed messages on the queue, a picture that kills its worker, and redriven dead letters."""
 
 import base64
 import io
@@ -7,7 +7,9 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import reduce
 from itertools import cycle
+from operator import getitem
 from typing import Any
 
 import pytest
@@ -17,24 +19,21 @@ from PIL import Image
 from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.outcome import submit, wait_for_all
 from tests.chaos.report import Report
+from tests.conftest import StoreObject
 from worker.broker.dead_letters import DeadLetters, RedriveRefusedError
 from worker.client import Client
 from worker.contract.envelope import encode
 from worker.contract.messages import QUEUES
-from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import free_ports
 from worker.embedded.valkey import Valkey
 
-MAX_DELIVERIES = 3
+MAX_ATTEMPTS = 3
 
 
 def _changed(number: int, path: str, value: Any) -> bytes:
     entry = json.loads(encode({"bucket": "uploads", "key": f"{number}.jpg"}, QUEUES[0]))
-    *parents, last = path.split(".")
-    place = entry
-    for parent in parents:
-        place = place[parent]
-    place[last] = value
+    *parents, key = path.split(".")
+    reduce(getitem, parents, entry)[key] = value
     return json.dumps(entry).encode()
 
 
@@ -42,7 +41,7 @@ def _body(number: int, text: str) -> bytes:
     return _changed(number, "body", base64.b64encode(f"{text}{' ' * (number % 50)}".encode()).decode())
 
 
-# Each makes another entry of its kind from a number; none of them can be a check.
+# Functions that make different malformed entries from different numbers.
 KINDS: list[Callable[[int, random.Random], bytes]] = [
     lambda number, chance: b"\xff" + chance.randbytes(number % 200),
     lambda number, chance: encode({"n": number}, QUEUES[0])[: -chance.randrange(1, 300)],
@@ -80,7 +79,7 @@ def dead_letters(client: Client) -> Iterator[DeadLetters]:
     dead_letters.close()
 
 
-def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_lives(
+def test_2000_malformed_messages_are_dead_lettered_and_end_no_worker(
     fleet: StartFleet,
     client: Client,
     *,
@@ -89,7 +88,7 @@ def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_live
     dead_letters: DeadLetters,
     report: Report,
 ) -> None:
-    """Each has one letter, a check behind all of them has its verdict, and the process is the same."""
+    """Each has one dead letter; a check behind all of them has its verdict, from the same process."""
     chance = random.Random(4)
     count = 2000 * min(SCALE, 6)
     entries = {KINDS[number % len(KINDS)](number, chance) for number in range(count)}
@@ -103,7 +102,7 @@ def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_live
     checks = submit(client, [stored_picture], count=1)
     outcome = wait_for_all(client, workers, checks, seconds=0.06 * count, supervise=False)
     took = time.monotonic() - began
-    found = [kept.dead_letter for kept in dead_letters.read()]
+    found = [stored.dead_letter for stored in dead_letters.read()]
     report.add(
         "malformed messages on the queue",
         "one dead letter each; the worker lives",
@@ -123,31 +122,29 @@ def test_two_thousand_malformed_messages_become_dead_letters_and_the_worker_live
     }
 
 
-def test_a_picture_that_kills_the_process_takes_nobody_along(
+def test_a_picture_that_kills_its_worker_costs_no_other_check_its_verdict(
     fleet: StartFleet,
     client: Client,
     *,
     stored_picture: str,
-    services: EmbeddedServices,
+    store_object: StoreObject,
     dead_letters: DeadLetters,
     report: Report,
 ) -> None:
-    """One among sixty good ones: sixty verdicts, one dead letter, no more deaths than are allowed."""
+    """It is dead-lettered after as many deaths as attempts are allowed; sixty others have verdicts."""
     Image.new("RGB", (64, 64), "white").save(poison := io.BytesIO(), "PNG")
-    services.seaweedfs.client().put_object(
-        Bucket=services.bucket, Key="chaos/poison.png", Body=poison.getvalue()
-    )
+    store_object("chaos/poison.png", poison.getvalue())
     good = submit(client, [stored_picture], count=20)
     poisonous = client.submit(client.settings.upload_bucket, "chaos/poison.png")
     good |= submit(client, [stored_picture], count=40)
-    workers = fleet(1, DNF_MAX_ATTEMPTS=str(MAX_DELIVERIES), NULL_POISON="yes")
+    workers = fleet(1, DNF_MAX_ATTEMPTS=str(MAX_ATTEMPTS), NULL_POISON="yes")
     began = time.monotonic()
     outcome = wait_for_all(client, workers, good, seconds=120)
     took = time.monotonic() - began
-    found = [kept.dead_letter for kept in dead_letters.read() if kept.dead_letter]
+    found = [stored.dead_letter for stored in dead_letters.read() if stored.dead_letter]
     report.add(
         "a picture that kills the process, among 60 good ones",
-        f"60 verdicts, one dead letter, {MAX_DELIVERIES} deaths at most ({len(workers.deaths)} seen)",
+        f"60 verdicts, one dead letter, {MAX_ATTEMPTS} deaths at most ({len(workers.deaths)} seen)",
         checks=len(good) + 1,
         answered=len(outcome.events) + len(found),
         doubled=outcome.doubled,
@@ -157,24 +154,24 @@ def test_a_picture_that_kills_the_process_takes_nobody_along(
     assert outcome.once_each
     (dead_letter,) = found
     assert (dead_letter.check_id, dead_letter.reason) == (poisonous, "too_many_attempts")
-    assert dead_letter.attempts == MAX_DELIVERIES
-    assert len(workers.deaths) == MAX_DELIVERIES
+    assert dead_letter.attempts == MAX_ATTEMPTS
+    assert len(workers.deaths) == MAX_ATTEMPTS
     isolated = workers.events("check_isolated")
     assert poisonous in {line["check_id"] for line in isolated}
 
 
-def test_letters_that_are_put_back_after_the_store_was_mended_have_one_verdict_each(
+def test_dead_letters_redriven_twice_have_one_verdict_each(
     fleet: StartFleet, client: Client, stored_picture: str, dead_letters: DeadLetters
 ) -> None:
-    """Two operators put all of them back at once, and a worker that reaches the store judges each once."""
+    """Dead-lettered while the store was unreachable, they are redriven by two operators at once."""
     checks = submit(client, [stored_picture], count=20)
-    away = fleet(1, DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{free_ports(1)[0]}", DNF_MAX_RETRIES="0")
-    away.workers[0].wait_for_event("check_dead_lettered", count=len(checks))
-    away.stop()
+    without_store = fleet(1, DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{free_ports(1)[0]}", DNF_MAX_RETRIES="0")
+    without_store.workers[0].wait_for_event("check_dead_lettered", count=len(checks))
+    without_store.stop()
     found = list(dead_letters.read())
-    assert {kept.dead_letter and kept.dead_letter.reason for kept in found} == {"storage_unavailable"}
-    for kept in found * 2:
+    assert {stored.dead_letter and stored.dead_letter.reason for stored in found} == {"storage_unavailable"}
+    for stored in found * 2:
         with suppress(RedriveRefusedError):
-            dead_letters.redrive(kept)
+            dead_letters.redrive(stored)
     assert wait_for_all(client, fleet(1), checks, seconds=60).once_each
     assert list(dead_letters.read()) == []

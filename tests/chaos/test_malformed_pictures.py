@@ -1,4 +1,4 @@
-"""Thousands of pictures that are damaged, hostile or odd."""
+"""Thousands of damaged, hostile and unusual pictures."""
 
 import time
 from collections import Counter
@@ -14,24 +14,23 @@ from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.malformed import KINDS, malformed_pictures
 from tests.chaos.outcome import submit, wait_for_all
 from tests.chaos.report import Report
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, StoreObject
 from worker.client import Client
-from worker.embedded.services import EmbeddedServices
 
 LIMITS = ImageLimits(max_pixels=4_000_000)
 
-# Of one decoded picture: as it is stored, with transparency, flattened, and as an array.
-BYTES_A_PIXEL = 16
-SECONDS_A_PICTURE = 5.0
+# Of a decoded picture: as stored, with transparency, flattened, and as an array.
+BYTES_PER_PIXEL = 16
+SECONDS_PER_PICTURE = 5.0
 IN_FLIGHT = 8
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_five_thousand_malformed_pictures_are_read_or_refused_with_a_reason(report: Report) -> None:
-    """Nothing but pixels or a listed reason comes of any; none takes long or much memory."""
+def test_5000_malformed_pictures_are_decoded_or_rejected_with_a_reason(report: Report) -> None:
+    """Each gives pixels or a listed reason; none takes long or much memory."""
     found, slowest = Counter[str](), 0.0
     count = 5000 * min(SCALE, 4)
-    # Every format and every kind once, before memory is measured.
+    # Loads every decoder before memory is measured.
     for _, data in malformed_pictures(500, seed=1):
         with suppress(ImageRejectedError):
             decode(data, LIMITS)
@@ -58,23 +57,23 @@ def test_five_thousand_malformed_pictures_are_read_or_refused_with_a_reason(repo
     )
     assert found.keys() <= {"read", *get_args(ImageReason)}
     assert len(found) > 5
-    assert slowest < SECONDS_A_PICTURE * PATIENCE
-    assert memory < LIMITS.max_pixels * BYTES_A_PIXEL + (100 << 20)
+    assert slowest < SECONDS_PER_PICTURE * PATIENCE
+    assert memory < LIMITS.max_pixels * BYTES_PER_PIXEL + (100 << 20)
 
 
-def test_malformed_pictures_on_the_queue_have_an_answer_each_and_the_workers_live(
-    fleet: StartFleet, client: Client, *, services: EmbeddedServices, report: Report
+def test_malformed_pictures_on_the_queue_are_answered_and_end_no_worker(
+    fleet: StartFleet, client: Client, *, store_object: StoreObject, report: Report
 ) -> None:
-    """A verdict or a rejection with a listed reason, once, before the deadline, in bounded memory."""
-    store, count = services.seaweedfs.client(), 300 * SCALE
+    """Each has one verdict or one rejection with a listed reason, before the deadline, in bounded memory."""
+    count = 300 * SCALE
     for number, (_, data) in enumerate(malformed_pictures(count, seed=12)):
-        store.put_object(Bucket=services.bucket, Key=f"malformed/{number}.jpg", Body=data)
+        store_object(f"malformed/{number}.jpg", data)
     workers = fleet(2, DNF_MAX_PIXELS=str(LIMITS.max_pixels), NULL_BATCH_SECONDS="0.01")
     pids = workers.pids()
-    at_rest = [_peak_memory_bytes(pid) for pid in pids]
+    idle = [_peak_memory_bytes(pid) for pid in pids]
     checks = submit(client, [f"malformed/{number}.jpg" for number in range(count)], count=count)
     outcome = wait_for_all(client, workers, checks, seconds=60 * SCALE, supervise=False)
-    memory = max(_peak_memory_bytes(pid) - before for pid, before in zip(pids, at_rest, strict=True))
+    memory = max(_peak_memory_bytes(pid) - before for pid, before in zip(pids, idle, strict=True))
     ended = [*workers.events("image_checked"), *workers.events("image_rejected")]
     slowest = max(line["durations_ms"]["total"] for line in ended) / 1000
     report.add(
@@ -92,7 +91,7 @@ def test_malformed_pictures_on_the_queue_have_an_answer_each_and_the_workers_liv
     assert 0.3 * count < outcome.rejections.total() < count
     assert workers.pids() == pids
     assert slowest < float(workers.environment["DNF_CHECK_DEADLINE_SECONDS"]) * PATIENCE
-    assert memory < IN_FLIGHT * LIMITS.max_pixels * BYTES_A_PIXEL + (100 << 20)
+    assert memory < IN_FLIGHT * LIMITS.max_pixels * BYTES_PER_PIXEL + (100 << 20)
 
 
 def _peak_memory_bytes(pid: int) -> int:

@@ -1,7 +1,7 @@
-"""An object store that fails, delays, cuts and goes away."""
+"""An object store with errors, delays, cut replies and an outage."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -9,36 +9,37 @@ from tests.chaos.conftest import SCALE, StartFleet
 from tests.chaos.outcome import submit, wait_for_all, wait_for_share
 from tests.chaos.proxy import StoreProxy
 from tests.chaos.report import Report
+from tests.conftest import MakePicture, StoreObject
 from worker.broker.dead_letters import DeadLetters
 from worker.client import Client
 from worker.embedded.services import EmbeddedServices
 
-# A retry waits for a quarter of the visibility timeout at most: a shorter one, so that the test ends soon,
-# outlasts a shorter outage.
-OUTAGE_SECONDS = 6 if SCALE == 1 else 30
-VISIBILITY_SECONDS = 24 if SCALE == 1 else 120
+# The retries of a check, each within a quarter of the visibility timeout, must outlast the outage.
+OUTAGE_SECONDS = 4 if SCALE == 1 else 30
+VISIBILITY_SECONDS = 16 if SCALE == 1 else 120
+LATENCY_SECONDS = 1 if SCALE == 1 else 2
 
 
 @pytest.fixture
 def store_proxy(services: EmbeddedServices) -> Iterator[StoreProxy]:
-    """Provide a proxy before the object store."""
+    """Provide a proxy in front of the object store."""
     with StoreProxy(int(services.s3_endpoint.rpartition(":")[2])) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def large_picture(services: EmbeddedServices, make_picture: Callable[..., bytes]) -> str:
-    """Return the key of a picture that needs several pieces."""
+def large_picture(store_object: StoreObject, make_picture: MakePicture) -> str:
+    """Return the key of a picture that is sent in several pieces."""
     body = make_picture(2, (480, 400))
     assert len(body) > 2 * 16_384
-    services.seaweedfs.client().put_object(Bucket=services.bucket, Key="chaos/large.jpg", Body=body)
+    store_object("chaos/large.jpg", body)
     return "chaos/large.jpg"
 
 
-def test_a_store_with_errors_delays_resets_and_an_outage_has_no_upload_rejected_by_mistake(
+def test_no_upload_is_rejected_for_errors_delays_resets_and_an_outage_of_the_store(
     fleet: StartFleet, client: Client, large_picture: str, store_proxy: StoreProxy, report: Report
 ) -> None:
-    """A fifth of the requests fails, replies are cut, some wait, then nothing answers: all have verdicts."""
+    """A fifth of the requests fail, replies are cut or late, then nothing answers; every check has a verdict."""
     workers = fleet(
         2,
         DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{store_proxy.port}",
@@ -49,7 +50,7 @@ def test_a_store_with_errors_delays_resets_and_an_outage_has_no_upload_rejected_
     store_proxy.error_share, store_proxy.cut_share = 0.2, 0.03
     checks = submit(client, [large_picture], count=300 * SCALE)
     wait_for_share(client, checks, 0.3)
-    store_proxy.latency_seconds = 2.0
+    store_proxy.latency_seconds = LATENCY_SECONDS
     wait_for_share(client, checks, 0.3 + 0.1 / SCALE)
     store_proxy.latency_seconds = 0.0
     wait_for_share(client, checks, 0.5)
@@ -57,12 +58,12 @@ def test_a_store_with_errors_delays_resets_and_an_outage_has_no_upload_rejected_
     store_proxy.reset()
     time.sleep(OUTAGE_SECONDS)
     store_proxy.down = False
-    mended = time.time()
+    recovered = time.time()
     outcome = wait_for_all(client, workers, checks, seconds=120 * SCALE, supervise=False)
-    delay, verdicts = outcome.last_since(mended)
+    delay, verdicts = outcome.last_since(recovered)
     report.add(
         f"S3: 20 % errors ({store_proxy.errors}), responses cut off in the body ({store_proxy.cuts}),"
-        f" 2 s delays, {OUTAGE_SECONDS} s outage",
+        f" {LATENCY_SECONDS} s delays, {OUTAGE_SECONDS} s outage",
         "all verdicts, no rejection by mistake",
         checks=len(checks),
         answered=len(outcome.events),

@@ -7,19 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
+import redis
 
-from tests.conftest import PATIENCE, RunningWorker
+from tests.conftest import NULL_WORKER, PATIENCE, RunningWorker
 from worker.client import Client
+from worker.embedded.valkey import Valkey
 
 
 class Supervised(RunningWorker):
     """A supervisor with workers that have a null detector."""
 
     def start(self) -> None:
-        """Start it; return when all of its processes consume."""
+        """Start the supervisor; return when all of its workers consume."""
         super().start()
         self.wait_for_event("processes_ready")
 
@@ -30,10 +32,10 @@ class Supervised(RunningWorker):
 
 
 class StartSupervised(Protocol):
-    """Starts supervisors; all of them end with the test."""
+    """Starts supervisors, which end with the test."""
 
     def __call__(self, **variables: str) -> Supervised:
-        """Return a supervisor whose processes consume, with variables on top of the test's own."""
+        """Return a supervisor whose workers consume; `variables` take precedence over `chaos_environment`."""
 
 
 @pytest.fixture
@@ -42,12 +44,10 @@ def supervised(chaos_environment: Mapping[str, str], tmp_path: Path) -> Iterator
     started: list[Supervised] = []
 
     def start(**variables: str) -> Supervised:
-        # Debug level names each process that is started.
+        # `process_started` is logged at the debug level.
         own = {"NULL_SUPERVISED": "1", "DNF_LOG_LEVEL": "DEBUG"}
         environment = {**chaos_environment, **own, **variables}
-        started.append(
-            Supervised(environment, tmp_path / f"supervisor-{len(started)}.log", "tests.workers.null_worker")
-        )
+        started.append(Supervised(environment, tmp_path / f"supervisor-{len(started)}.log", NULL_WORKER))
         started[-1].start()
         return started[-1]
 
@@ -57,12 +57,12 @@ def supervised(chaos_environment: Mapping[str, str], tmp_path: Path) -> Iterator
             each.guarded.stop(grace_seconds=30.0)
 
 
-def _lives(pid: int) -> bool:
+def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # One that nobody has waited for yet is dead, too.
+    # A zombie is dead too.
     status = Path(f"/proc/{pid}/stat")
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
@@ -71,10 +71,10 @@ def _order(worker: RunningWorker, *events: str) -> list[str]:
     return [line["event"] for line in worker.log_lines() if line.get("event") in events]
 
 
-def test_each_gpu_has_a_process_of_its_own_and_all_of_them_judge(
+def test_each_gpu_has_a_worker_process_of_its_own(
     supervised: StartSupervised, client: Client, stored_picture: str
 ) -> None:
-    """Two visible GPUs make two processes, ready when both are; SIGTERM ends both in order, status 0."""
+    """Of two visible GPUs; both processes judge checks, and SIGTERM shuts both down with status 0."""
     worker = supervised(DNF_DEVICE="auto", CUDA_VISIBLE_DEVICES="GPU-a,GPU-b")
     assert _order(worker, "worker_ready", "processes_ready") == ["worker_ready"] * 2 + ["processes_ready"]
     assert {line["device"] for line in worker.wait_for_event("model_loaded")} == {"GPU-a", "GPU-b"}
@@ -85,13 +85,13 @@ def test_each_gpu_has_a_process_of_its_own_and_all_of_them_judge(
     assert {int(name.rpartition(":")[2]) for name in workers} == set(pids)
     assert worker.stop() == 0
     assert len(worker.wait_for_event("worker_stopped", status=0)) == 2
-    assert not any(map(_lives, pids))
+    assert not any(map(_alive, pids))
 
 
-def test_a_process_that_ends_by_fault_is_started_again_and_no_check_is_lost(
+def test_a_killed_worker_process_is_restarted_and_no_check_is_lost(
     supervised: StartSupervised, client: Client, stored_picture: str, wait_until: Callable[..., None]
 ) -> None:
-    """One of two is killed under load: the other goes on, a new one takes its place, all have verdicts."""
+    """One of two is killed under load: the other goes on, a third is started, every check has a verdict."""
     worker = supervised(DNF_PROCESSES="2")
     killed, other = worker.pids
     check_ids = [client.submit(client.settings.upload_bucket, stored_picture) for _ in range(100)]
@@ -104,17 +104,17 @@ def test_a_process_that_ends_by_fault_is_started_again_and_no_check_is_lost(
     worker.wait_for_event("processes_ready", count=2)
     third = worker.pids[2]
     assert third not in {killed, other}
-    assert _lives(other)
-    wait_until(lambda: _lives(third), "the new one lives")
+    assert _alive(other)
+    wait_until(lambda: _alive(third), "the third process is alive")
 
 
-def test_a_process_that_ends_again_and_again_stops_all(supervised: StartSupervised) -> None:
-    """Over the limit, the supervisor says so, stops the others in order and ends with status 1."""
+def test_a_worker_process_that_fails_repeatedly_ends_the_supervisor(supervised: StartSupervised) -> None:
+    """Above the limit of restarts it logs that, shuts the others down and exits with status 1."""
     worker = supervised(DNF_PROCESSES="2", DNF_RESTART_LIMIT="1")
     victims = worker.pids
     for kills in (1, 2):
-        place = {line["pid"]: line["process"] for line in worker.wait_for_event("process_started")}
-        victim = [pid for pid, number in place.items() if number == 0][-1]
+        numbers = {line["pid"]: line["process"] for line in worker.wait_for_event("process_started")}
+        victim = [pid for pid, number in numbers.items() if number == 0][-1]
         os.kill(victim, signal.SIGKILL)
         if kills == 1:
             worker.wait_for_event("processes_ready", count=2)
@@ -122,19 +122,19 @@ def test_a_process_that_ends_again_and_again_stops_all(supervised: StartSupervis
     (line,) = worker.wait_for_event("restart_limit_reached")
     assert (line["process"], line["failures"]) == (0, 2)
     assert len(worker.wait_for_event("worker_stopped", status=0)) == 1
-    assert not any(map(_lives, victims))
+    assert not any(map(_alive, victims))
 
 
-def test_no_worker_outlives_its_supervisor(
+def test_no_worker_process_outlives_its_supervisor(
     supervised: StartSupervised, wait_until: Callable[..., None]
 ) -> None:
-    """Killed alone, it leaves nobody behind."""
+    """Not even when the supervisor alone is killed."""
     worker = supervised(DNF_PROCESSES="2")
     pids = worker.pids
-    assert all(map(_lives, pids))
+    assert all(map(_alive, pids))
     worker.process.kill()
     try:
-        wait_until(lambda: not any(map(_lives, pids)), "the workers are gone")
+        wait_until(lambda: not any(map(_alive, pids)), "the worker processes end")
     finally:
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -142,9 +142,13 @@ def test_no_worker_outlives_its_supervisor(
 
 
 def test_a_second_signal_to_the_supervisor_ends_its_workers_at_once(
-    supervised: StartSupervised, client: Client, stored_picture: str, wait_until: Callable[..., None]
+    supervised: StartSupervised,
+    client: Client,
+    stored_picture: str,
+    valkey: Valkey,
+    wait_until: Callable[..., None],
 ) -> None:
-    """Amid batches of ten minutes, and nothing is left in the hands of a dead process."""
+    """During batches of ten minutes; every check is requeued."""
     worker = supervised(
         DNF_PROCESSES="2",
         NULL_BATCH_SECONDS="600",
@@ -153,12 +157,12 @@ def test_a_second_signal_to_the_supervisor_ends_its_workers_at_once(
     )
     for _ in range(30):
         client.submit(client.settings.upload_bucket, stored_picture)
-    redis: Any = client._redis  # noqa: SLF001 - a look at the broker
-    wait_until(lambda: redis.hlen("unacked") == 16, "both have as many as they take")
-    worker.process.send_signal(signal.SIGTERM)
-    worker.wait_for_event("checks_requeued", count=2)
-    worker.process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    assert worker.process.wait(60 * PATIENCE) == 0
-    assert time.monotonic() - began < 10 * PATIENCE
-    assert (redis.hlen("unacked"), redis.llen("image-checks")) == (0, 30)
+    with redis.Redis.from_url(valkey.url) as broker:
+        wait_until(lambda: broker.hlen("unacked") == 16, "both take as many checks as they may")
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_for_event("checks_requeued", count=2)
+        worker.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert worker.process.wait(60 * PATIENCE) == 0
+        assert time.monotonic() - began < 10 * PATIENCE
+        assert (broker.hlen("unacked"), broker.llen("image-checks")) == (0, 30)

@@ -1,4 +1,4 @@
-"""One trace from submission to verdict, received as a collector of OpenTelemetry receives it."""
+"""One trace from submission to verdict, as an OpenTelemetry collector receives it."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ STAGES = ("fetch", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbn
 
 
 class Collector:
-    """A receiver of OTLP over HTTP that keeps spans by name."""
+    """A receiver of OTLP over HTTP that collects spans by name."""
 
     def __init__(self) -> None:
         self.spans: dict[str, list[Span]] = defaultdict(list)
@@ -48,14 +48,14 @@ class Collector:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """No-op: requests are not logged."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     @property
     def variables(self) -> dict[str, str]:
-        """The standard variables that send traces here, soon."""
+        """The standard variables that export traces to it, every 0.1 seconds."""
         endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
 
@@ -69,7 +69,7 @@ def collector() -> Iterator[Collector]:
     collector.server.server_close()
 
 
-def test_one_trace_leads_from_the_submitter_over_a_retry_to_the_event(  # noqa: PLR0917 - its fixtures
+def test_one_trace_leads_from_the_producer_through_a_retry_to_the_event(  # noqa: PLR0917 - its fixtures
     fleet: StartFleet,
     client: Client,
     collector: Collector,
@@ -78,7 +78,7 @@ def test_one_trace_leads_from_the_submitter_over_a_retry_to_the_event(  # noqa: 
     chaos_environment: dict[str, str],
     wait_until: Callable[..., None],
 ) -> None:
-    """`submit`, two tries of the check and every stage have one trace id, which event and logs carry too."""
+    """`submit`, both attempts, every stage, the event and the logs have one trace id."""
     with FaultProxy(free_ports(1)[0]) as store:
         endpoint = f"http://127.0.0.1:{store.port}"
         workers = fleet(1, DNF_S3_ENDPOINT_URL=endpoint, **collector.variables)
@@ -94,21 +94,21 @@ def test_one_trace_leads_from_the_submitter_over_a_retry_to_the_event(  # noqa: 
         workers.workers[0].wait_for_event("check_retried", check_id=check_id)
         store.target_port = int(services.s3_endpoint.rpartition(":")[2])
         event = client.wait_for(check_id)[check_id]
-        wait_until(lambda: {"submit", "check", *STAGES} <= collector.spans.keys(), "every span came")
+        wait_until(lambda: {"submit", "check", *STAGES} <= collector.spans.keys(), "every span is received")
     spans = collector.spans
     traces = {span.trace_id.hex() for name in ("submit", "check", *STAGES) for span in spans[name]}
     assert len(traces) == 1
     trace = traces.pop()
     assert len(spans["submit"]) == len(spans["publish"]) == 1
     checks = {span.span_id for span in spans["check"]}
-    assert len(checks) >= 2, "the first try, put off, and the one that succeeded"
+    assert len(checks) >= 2, "a retried attempt and one that succeeded"
     assert {span.parent_span_id for span in spans["check"]} == {spans["submit"][0].span_id}
     for stage in STAGES:
         assert {span.parent_span_id for span in spans[stage]} <= checks, stage
     attributes = {each.key: each.value.string_value for each in spans["check"][-1].attributes}
     assert attributes["dnf.check_id"] == check_id
     assert attributes["dnf.queue"] == "image-checks"
-    # NULL_BATCH_SECONDS is what the null detector takes beside a millisecond that it says of each network.
+    # The null detector reports one millisecond for each network.
     in_turn = [spans[stage][0] for stage in ("fetch", "decode", "dnf", "classify", "publish")]
     assert [span.start_time_unix_nano for span in in_turn] == sorted(s.start_time_unix_nano for s in in_turn)
     assert (event.envelope.traceparent or "")[:-3] == f"00-{trace}-{spans['publish'][0].span_id.hex()}"
@@ -117,14 +117,15 @@ def test_one_trace_leads_from_the_submitter_over_a_retry_to_the_event(  # noqa: 
     assert {line["trace_id"] for line in lines} == {trace}
 
 
-def test_a_worker_without_an_exporter_passes_a_trace_on(
+def test_a_worker_without_an_exporter_passes_the_trace_on(
     fleet: StartFleet, client: Client, services: EmbeddedServices, stored_picture: str, valkey: Valkey
 ) -> None:
-    """The event has the producer's own `traceparent`; without one, or with nonsense, it has none."""
+    """The event has the producer's `traceparent`; without a valid one it has none."""
     fleet(1)
     given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     checks = {
-        header: ImageCheck(bucket=services.bucket, key=stored_picture) for header in (given, None, "nonsense")
+        header: ImageCheck(bucket=services.bucket, key=stored_picture)
+        for header in (given, None, "malformed")
     }
     with redis.Redis.from_url(valkey.url) as broker:
         for header, check in checks.items():
@@ -132,12 +133,12 @@ def test_a_worker_without_an_exporter_passes_a_trace_on(
             broker.lpush("image-checks", encode(message, "image-checks", traceparent=header))
     events = client.wait_for(*(check.check_id for check in checks.values()))
     traces = {header: events[check.check_id].envelope.traceparent for header, check in checks.items()}
-    assert traces == {given: given, None: None, "nonsense": None}
+    assert traces == {given: given, None: None, "malformed": None}
     assert "traceparent" not in events[checks[None].check_id].raw
 
 
-def test_no_span_is_made_where_no_exporter_is_set() -> None:
-    """Nothing that exports is loaded either; an exporter of another kind is told not to be there."""
+def test_no_span_is_made_without_an_exporter() -> None:
+    """No exporter is imported either; an exporter that is not supported is logged."""
     program = (
         "import sys, worker.client\n"
         "from worker.telemetry.tracing import exported_traces, span, traceparent\n"

@@ -1,4 +1,4 @@
-"""What a real worker counts."""
+"""The metrics of a real worker."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from worker.embedded.startup import free_ports
 from worker.embedded.valkey import Valkey
 
 
-def test_a_worker_counts_what_it_did(  # noqa: PLR0917 - the fixtures that it needs
+def test_a_worker_counts_its_checks(  # noqa: PLR0917 - the fixtures that it needs
     fleet: StartFleet,
     client: Client,
     stored_picture: str,
@@ -25,7 +25,7 @@ def test_a_worker_counts_what_it_did(  # noqa: PLR0917 - the fixtures that it ne
     valkey: Valkey,
     wait_until: Callable[..., None],
 ) -> None:
-    """Verdicts by queue, a rejection, a retry, dead letters, batches, scores, stages and the model."""
+    """Verdicts by queue, a rejection, a retry, dead letters, batches, scores, stages, and the model."""
     served = Served(free_ports(1)[0])
     bucket = client.settings.upload_bucket
     store_port = int(services.s3_endpoint.rpartition(":")[2])
@@ -44,11 +44,11 @@ def test_a_worker_counts_what_it_did(  # noqa: PLR0917 - the fixtures that it ne
         check_ids = [first, client.submit(bucket, "no/such.jpg")]
         check_ids += [client.submit(bucket, stored_picture, queue="image-checks.urgent") for _ in range(5)]
         with redis.Redis.from_url(valkey.url) as broker:
-            broker.lpush("image-checks", "rubbish", encode({"check_id": "bare"}, "image-checks"))
+            broker.lpush("image-checks", "malformed", encode({"check_id": "bare"}, "image-checks"))
         client.wait_for(*check_ids, timeout_seconds=60)
         client.submit(bucket, stored_picture, check_id=first)
-        wait_until(lambda: served.figure("dnf_redeliveries_total") == 1, "a check that was begun before")
-        wait_until(lambda: served.figure("dnf_checks_in_flight") == 0, "all is done")
+        wait_until(lambda: served.figure("dnf_redeliveries_total") == 1, "a redelivered check")
+        wait_until(lambda: served.figure("dnf_checks_in_flight") == 0, "no check is in flight")
         samples = served.samples()
 
     def by(metric: str, /, **labels: str) -> float:
@@ -69,17 +69,15 @@ def test_a_worker_counts_what_it_did(  # noqa: PLR0917 - the fixtures that it ne
         assert by("dnf_stage_seconds_count", stage=stage) == 6, stage
     for stage in ("queue_wait", "fetch", "publish", "total"):
         assert by("dnf_stage_seconds_count", stage=stage) == 7, stage
-    # NULL_BATCH_SECONDS is a tenth of a second; every check waited for one batch at least.
+    # Each check waited for at least one batch of NULL_BATCH_SECONDS, 0.1 seconds.
     assert by("dnf_stage_seconds_sum", stage="total") >= 0.6
     model = {"name": "null", "version": "0", "digest": "0" * 64, "device": "none", "dtype": "none"}
     assert by("dnf_model_info", **model) == 1
     assert by("process_resident_memory_bytes") > 0
 
 
-def test_a_port_that_is_taken_is_a_mistake_that_is_told(
-    valkey: Valkey, chaos_environment: dict[str, str]
-) -> None:
-    """One line and status 1 from worker and exporter alike; nothing is loaded before."""
+def test_a_taken_port_is_reported_in_one_line(valkey: Valkey, chaos_environment: dict[str, str]) -> None:
+    """Worker and exporter exit with status 1, before the model is loaded."""
     environment: dict[str, Any] = {**chaos_environment, "DNF_HTTP_PORT": str(valkey.port)}
     for command in ("run", "exporter"):
         finished = subprocess.run(
