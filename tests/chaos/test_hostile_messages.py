@@ -137,7 +137,13 @@ def test_a_picture_that_kills_its_worker_costs_no_other_check_its_verdict(
     good = submit(client, [stored_picture], count=20)
     poisonous = client.submit(client.settings.upload_bucket, "chaos/poison.png")
     good |= submit(client, [stored_picture], count=40)
-    workers = fleet(1, DNF_MAX_ATTEMPTS=str(MAX_ATTEMPTS), NULL_POISON="yes")
+    workers = fleet(
+        1,
+        DNF_MAX_ATTEMPTS=str(MAX_ATTEMPTS),
+        DNF_VISIBILITY_TIMEOUT_SECONDS="5",
+        DNF_CHECK_DEADLINE_SECONDS="4",
+        NULL_POISON="yes",
+    )
     began = time.monotonic()
     outcome = wait_for_all(client, workers, good, seconds=120)
     took = time.monotonic() - began

@@ -39,7 +39,7 @@ def large_picture(store_object: StoreObject, make_picture: MakePicture) -> str:
 def test_no_upload_is_rejected_for_errors_delays_resets_and_an_outage_of_the_store(
     fleet: StartFleet, client: Client, large_picture: str, store_proxy: StoreProxy, report: Report
 ) -> None:
-    """A fifth of the requests fail, replies are cut or late, then nothing answers; every check has a verdict."""
+    """A fifth of the requests fail, replies are cut or late, then none comes; every check has a verdict."""
     workers = fleet(
         2,
         DNF_S3_ENDPOINT_URL=f"http://127.0.0.1:{store_proxy.port}",
