@@ -57,7 +57,7 @@ KINDS: list[Callable[[int, random.Random], bytes]] = [
     lambda number, _: _changed(number, "headers.eta", f"{3000 + number % 6000}-01-01T00:00:00+00:00"),
     lambda number, _: _changed(number, "headers.retries", {"number": number}),
     lambda number, _: _changed(number, "headers", number),
-    lambda number, _: _changed(number, "properties.delivery_tag", number),
+    lambda number, _: _changed(number, "properties", [number]),
     lambda number, _: _changed(number, "properties.body_encoding", f"rot{number}"),
     lambda number, _: _changed(number, "content-type", f"application/x-python-serialize-{number}"),
     lambda number, _: _changed(number, "body", f"% no base64 {number}"),
