@@ -3,34 +3,18 @@
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import redis
 
-from worker.broker.verdict_stream import VerdictStream
-from worker.client import Client, NoVerdictError, QueueFullError, QueueUnreachableError
+from tests.integration.client.conftest import Publish
+from worker.client import Client, NoVerdictError, QueueFullError, UnknownQueueError
 from worker.contract.envelope import decode
-from worker.contract.messages import ImageCheck, Rejection, RejectionEvent
-from worker.embedded.startup import free_ports
+from worker.contract.messages import ImageCheck
 from worker.settings import Settings
 
 URGENT = "image-checks.urgent"
-
-
-@pytest.fixture
-def settings(new_database: Callable[[], str]) -> Settings:
-    """Return settings on an empty database; a queue holds at most 1000 checks."""
-    return Settings(redis_url=new_database(), max_queue_length=1000)
-
-
-@pytest.fixture
-def broker(settings: Settings) -> Iterator[redis.Redis]:
-    """Provide a client of the database."""
-    with redis.Redis.from_url(settings.redis_url.get_secret_value()) as broker:
-        yield broker
 
 
 def _checks(count: int) -> list[ImageCheck]:
@@ -62,7 +46,7 @@ def test_many_checks_are_enqueued_in_order(settings: Settings, broker: redis.Red
 def test_submit_check_and_submit_many_enqueue_the_same_message(
     settings: Settings, broker: redis.Redis
 ) -> None:
-    """Celery writes the first, our own code the second."""
+    """One way writes both."""
     one, other = _checks(2)
     with Client(settings) as client:
         client.submit_check(one)
@@ -86,18 +70,17 @@ def test_a_full_queue_raises_an_error_that_names_the_limit(settings: Settings, b
     assert broker.llen("image-checks") == 1000
 
 
-@pytest.mark.usefixtures("no_back_off")
-def test_an_unreachable_broker_raises_an_error() -> None:
-    """After the retries, for one check and for many."""
-    settings = Settings(redis_url=f"redis://127.0.0.1:{free_ports(1)[0]}/0")
-    with Client(settings) as client, ThreadPoolExecutor(2) as threads:
-        one, many = (
-            threads.submit(client.submit, "uploads", "a.jpg"),
-            threads.submit(client.submit_many, _checks(2)),
-        )
-        for submitted in (one, many):
-            with pytest.raises(QueueUnreachableError):
-                submitted.result()
+@pytest.mark.parametrize("queue", ["image-check", "image-checks.urgnet", "celery"])
+def test_a_misspelt_queue_is_refused(settings: Settings, broker: redis.Redis, queue: Any) -> None:
+    """No worker would take from it; nothing is enqueued, however the check is submitted."""
+    with Client(settings) as client:
+        for submit in (
+            lambda: client.submit("uploads", "a.jpg", queue=queue),
+            lambda: client.submit_many(_checks(2), queue=queue),
+        ):
+            with pytest.raises(UnknownQueueError, match=f"There is no queue {queue}: .*image-checks"):
+                submit()
+    assert broker.keys("*") == []
 
 
 def test_a_check_without_an_event_is_submitted_again_under_its_id(
@@ -115,26 +98,11 @@ def test_a_check_without_an_event_is_submitted_again_under_its_id(
 
 
 def test_a_consumer_resumes_under_its_name_and_another_claims_its_pending_events(
-    settings: Settings, broker: redis.Redis
+    settings: Settings, broker: redis.Redis, publish: Publish
 ) -> None:
     """An unacknowledged event is delivered again: at once under the same name, later to another member."""
-    stream = VerdictStream.connect(settings)
     for number in range(4):
-        data = Rejection(
-            check_id=f"check-{number}",
-            policy="default",
-            durations_ms={"total": 1.0},
-            attempt=1,
-            worker="test",
-            metadata={},
-            reason="empty",
-            detail="The file is empty.",
-        )
-        stream.publish(
-            RejectionEvent(id=f"{number}", source="test", subject="s3://bucket/key", data=data),
-            message_id="m",
-        )
-    stream.close()
+        publish(f"check-{number}")
 
     def received(name: str, *, acknowledged: int) -> list[str]:
         with Client(settings) as client:
