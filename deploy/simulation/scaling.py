@@ -31,7 +31,7 @@ KEDA_FAILURE_THRESHOLD = 3
 class ScalingRule:
     """The values under `autoscaling` in the chart; times in seconds.
 
-    The defaults are the chart's, chosen by simulation (docs/explanation/capacity.md).
+    The defaults are the chart's, chosen by simulation (docs/explanation/capacity.md), but from zero.
     """
 
     min_replicas: int = 0

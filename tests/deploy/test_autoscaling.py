@@ -24,11 +24,10 @@ def _checks(count: float) -> Load:
 
 
 def test_the_chart_has_the_values_of_the_simulation() -> None:
-    """The target is the plan's recommendation for the default CPU worker."""
+    """The target is the plan's recommendation for the default CPU worker; the minimum is the chart's own."""
     chosen = yaml.safe_load(VALUES.read_text())["autoscaling"]
     rule = ScalingRule()
     assert {
-        "minReplicas": rule.min_replicas,
         "maxReplicas": rule.max_replicas,
         "pollingIntervalSeconds": rule.polling_interval_seconds,
         "cooldownPeriodSeconds": rule.cooldown_period_seconds,
@@ -37,6 +36,7 @@ def test_the_chart_has_the_values_of_the_simulation() -> None:
         "scaleDownStabilizationSeconds": rule.scale_down_stabilization_seconds,
         "fallbackReplicas": rule.fallback_replicas,
     }.items() <= chosen.items()
+    assert (chosen["minReplicas"], rule.min_replicas) == (1, 0)
     assert rule.checks_per_replica_target == recommended_target(WorkerModel(pictures_per_second=3))
 
 

@@ -1,6 +1,7 @@
 """The Helm chart, rendered by Helm's own library and validated by the schemas of Kubernetes and operators."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,23 +19,27 @@ KUBERNETES = ("1.30", "1.33", "1.37")
 
 VALUES: dict[str, dict[str, Any]] = {
     "default": {},
+    "scaled": {"autoscaling": {"enabled": True}, "monitoring": {"serviceMonitor": {"enabled": True}}},
     "gpu": {
         "worker": {
             "gpu": {"enabled": True, "count": 2, "runtimeClassName": "nvidia"},
-            "processes": 2,
             "nodeSelector": {"nvidia.com/gpu.product": "L4"},
             "tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}],
             "rollout": {"maxSurge": 0, "maxUnavailable": 1},
         }
     },
     "minimal": {
-        "autoscaling": {"enabled": False},
+        "podSecurityContext": None,
+        "s3": {"thumbnailBucket": ""},
         "networkPolicy": {"enabled": False},
         "serviceAccount": {"create": False},
         "worker": {"topologySpread": {"enabled": False}, "disruptionBudget": {"enabled": False}},
     },
     "tls": {"redis": {"tls": {"caSecretName": "dnf-redis", "caKey": "authority.pem"}}},
     "everything": {
+        "nameOverride": "moderation",
+        "commonLabels": {"team": "trust"},
+        "settings": {"verdict_retention_seconds": "86400", "log_level": "DEBUG"},
         "redis": {"tls": {"caConfigMapName": "authorities", "certificateSecretName": "dnf-client"}},
         "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": ["registry"]},
         "s3": {"secretName": "dnf-s3", "endpointUrl": "https://s3.example.org"},
@@ -48,14 +53,29 @@ VALUES: dict[str, dict[str, Any]] = {
         },
         "worker": {
             "settings": {"batch_size": "32", "batch_wait_seconds": "0.02"},
-            "extraEnv": [{"name": "OTEL_SERVICE_NAME", "value": "dnf-worker"}],
+            "extraEnv": [{"name": "AWS_CA_BUNDLE", "value": "/authority/ca.crt"}],
+            "extraVolumes": [{"name": "authority", "configMap": {"name": "store-authority"}}],
+            "extraVolumeMounts": [{"name": "authority", "mountPath": "/authority", "readOnly": True}],
             "priorityClassName": "batch",
             "podAnnotations": {"note": "of the platform"},
-            "podLabels": {"team": "trust"},
+            "podLabels": {"tier": "batch"},
             "affinity": {"nodeAffinity": {}},
         },
-        "exporter": {"settings": {"expected_checks_per_second": "40"}, "nodeSelector": {"kind": "small"}},
-        "autoscaling": {"prometheusBearerTokenSecret": "token", "metricSelector": 'namespace="prod"'},
+        "exporter": {
+            "settings": {"expected_checks_per_second": "40", "log_level": "INFO"},
+            "extraEnv": [{"name": "TZ", "value": "UTC"}],
+            "nodeSelector": {"kind": "small"},
+            "affinity": {"nodeAffinity": {}},
+            "priorityClassName": "monitoring",
+            "podAnnotations": {"note": "of the platform"},
+            "podLabels": {"tier": "monitoring"},
+        },
+        "autoscaling": {
+            "enabled": True,
+            "minReplicas": 0,
+            "prometheusBearerTokenSecret": "token",
+            "metricSelector": 'namespace="prod"',
+        },
         "monitoring": {
             "podMonitor": {"enabled": True},
             "serviceMonitor": {"enabled": True},
@@ -183,7 +203,7 @@ def test_every_container_runs_with_the_least_rights(
         assert spec["automountServiceAccountToken"] is False
         pod = spec["securityContext"]
         assert pod["runAsNonRoot"] is True
-        assert pod["runAsUser"] > 0
+        assert pod.get("runAsUser", 1) > 0
         assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in [*spec.get("initContainers", []), *spec["containers"]]:
             security = container["securityContext"]
@@ -308,14 +328,14 @@ def test_the_exporter_uses_the_cpu_image_without_gpus(
     assert [port["containerPort"] for port in worker["containers"][0]["ports"]] == [9100, 9101]
 
 
-def test_the_fleet_scales_from_zero_and_survives_missing_metrics(
+def test_the_fleet_scales_and_survives_missing_metrics(
     rendered: Callable[[str], list[Manifest]],
 ) -> None:
     """Both triggers are averages, as KEDA's fallback requires, and a missing metric is an error, not a zero.
 
     An infinite backlog is clamped, and the queries read metrics of the exporter.
     """
-    spec = one(rendered("default"), "ScaledObject")["spec"]
+    spec = one(rendered("scaled"), "ScaledObject")["spec"]
     values = read_yaml(CHART / "values.yaml")["autoscaling"]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (
         values["minReplicas"],
@@ -335,16 +355,151 @@ def test_the_fleet_scales_from_zero_and_survives_missing_metrics(
         assert trigger["metricType"] == "AverageValue"
         assert trigger["metadata"]["ignoreNullValues"] == "false"
         assert trigger["metadata"]["activationThreshold"] == "0"
-        read = {
-            word
-            for word in trigger["metadata"]["query"].replace("(", " ").replace(")", " ").split()
-            if "dnf_" in word
-        }
+        read = set(re.findall(r"\bdnf_[a-z_]+", trigger["metadata"]["query"]))
+        assert trigger["metadata"]["query"].count('{namespace="moderation",release="prod"}') == 2
         assert read
         assert read <= exported
     assert "clamp_max" in backlog["metadata"]["query"]
-    assert "replicas" not in one(rendered("default"), "Deployment", "worker")["spec"]
-    assert one(rendered("minimal"), "Deployment", "worker")["spec"]["replicas"] == 1
+    assert "replicas" not in one(rendered("scaled"), "Deployment", "worker")["spec"]
+
+
+def test_the_defaults_bring_up_a_worker_that_needs_neither_keda_nor_prometheus(
+    rendered: Callable[[str], list[Manifest]],
+) -> None:
+    """At least one, scaled or not; only `minReplicas: 0` waits for metrics, and the notes say for which."""
+    manifests = rendered("default")
+    assert one(manifests, "Deployment", "worker")["spec"]["replicas"] == 1
+    assert {m["apiVersion"].partition("/")[0] for m in manifests} == {
+        "v1",
+        "apps",
+        "policy",
+        "networking.k8s.io",
+    }
+    assert one(rendered("scaled"), "ScaledObject")["spec"]["minReplicaCount"] == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, ["Secret dnf-redis", "buckets uploads to read, and thumbnails to write", "1 workers"]),
+        ({"autoscaling": {"enabled": True, "minReplicas": 0}}, ["serviceMonitor", "no worker starts"]),
+        ({"autoscaling": {"enabled": True}}, ["serviceMonitor", "does not follow the load"]),
+    ],
+)
+def test_the_notes_say_what_is_missing(
+    chart: helm.Chart, values: dict[str, Any], expected: list[str]
+) -> None:
+    """The Secret, the buckets, and metrics that nobody scrapes."""
+    notes = chart.render(values, name="prod", namespace="moderation")["dnf-moderation/templates/NOTES.txt"]
+    assert all(text in notes for text in expected)
+    assert ("WARNING" in notes) == bool(values)
+
+
+def test_monitors_tell_fleets_apart(rendered: Callable[[str], list[Manifest]]) -> None:
+    """The release is a label of every scraped metric, as alerts and dashboard expect."""
+    for kind, endpoints in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
+        for endpoint in one(rendered("everything"), kind)["spec"][endpoints]:
+            assert {"targetLabel": "release", "replacement": "prod"} in endpoint["relabelings"]
+
+
+def test_a_pod_needs_no_fixed_ids(rendered: Callable[[str], list[Manifest]]) -> None:
+    """OpenShift's restricted-v2 refuses ids that are not the namespace's; without them it sets its own."""
+    for spec in pod_specs(rendered("minimal")):
+        assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    for spec in pod_specs(rendered("default")):
+        assert spec["securityContext"]["runAsUser"] == spec["securityContext"]["fsGroup"] == 10001
+
+
+def test_names_labels_and_placement_reach_every_object(rendered: Callable[[str], list[Manifest]]) -> None:
+    """`nameOverride`, `commonLabels`, and what a pod of the exporter can be given like one of the worker."""
+    manifests = rendered("everything")
+    for manifest in manifests:
+        assert manifest["metadata"]["name"].startswith("prod-moderation")
+        assert manifest["metadata"]["labels"]["app.kubernetes.io/name"] == "moderation"
+        assert manifest["metadata"]["labels"]["team"] == "trust"
+    for component, tier in (("worker", "batch"), ("exporter", "monitoring")):
+        template = one(manifests, "Deployment", component)["spec"]["template"]
+        labels = template["metadata"]["labels"]
+        assert (labels["team"], labels["tier"]) == ("trust", tier)
+        assert template["metadata"]["annotations"] == {"note": "of the platform"}
+        assert template["spec"]["affinity"] == {"nodeAffinity": {}}
+        assert template["spec"]["priorityClassName"] == tier
+
+
+def test_the_settings_of_the_fleet_reach_worker_and_exporter(
+    rendered: Callable[[str], list[Manifest]],
+) -> None:
+    """Both know the same stream and retention; a setting of one of them takes precedence."""
+    found = {
+        component: environment(
+            one(rendered("everything"), "Deployment", component)["spec"]["template"]["spec"]["containers"][0]
+        )
+        for component in ("worker", "exporter")
+    }
+    assert {each["DNF_VERDICT_RETENTION_SECONDS"] for each in found.values()} == {"86400"}
+    assert (found["worker"]["DNF_LOG_LEVEL"], found["exporter"]["DNF_LOG_LEVEL"]) == ("DEBUG", "INFO")
+
+
+def test_every_container_of_a_worker_has_the_extra_variables_and_mounts(
+    rendered: Callable[[str], list[Manifest]],
+) -> None:
+    """The containers that fetch bundles reach the same store, with the same CA."""
+    spec = one(rendered("everything"), "Deployment", "worker")["spec"]["template"]["spec"]
+    containers = [*spec["initContainers"], *spec["containers"]]
+    assert len(containers) == 3
+    for container in containers:
+        assert environment(container)["AWS_CA_BUNDLE"] == "/authority/ca.crt"
+        assert "/authority" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_thumbnails_are_kept_in_the_store(rendered: Callable[[str], list[Manifest]]) -> None:
+    """By default; an empty name keeps them in Redis."""
+    for name, bucket in (("default", "thumbnails"), ("minimal", None)):
+        (container,) = one(rendered(name), "Deployment", "worker")["spec"]["template"]["spec"]["containers"]
+        assert environment(container).get("DNF_THUMBNAIL_BUCKET") == bucket
+
+
+def test_a_pod_has_one_process_for_each_of_its_gpus(chart: helm.Chart) -> None:
+    """Unless `worker.processes` says otherwise; each has its port, monitor and network policy."""
+    for processes, expected in ((0, 3), (2, 2)):
+        values = {
+            "worker": {"gpu": {"enabled": True, "count": 3}, "processes": processes},
+            "autoscaling": {"enabled": True},
+            "monitoring": {"podMonitor": {"enabled": True}},
+        }
+        texts = chart.render(values, name="prod", namespace="moderation")
+        manifests = [m for p, t in texts.items() if p.endswith(".yaml") for m in yaml.safe_load_all(t) if m]
+        (container,) = one(manifests, "Deployment", "worker")["spec"]["template"]["spec"]["containers"]
+        assert environment(container)["DNF_PROCESSES"] == str(expected)
+        assert len(container["ports"]) == expected
+        assert len(one(manifests, "PodMonitor")["spec"]["podMetricsEndpoints"]) == expected
+        (rule,) = one(manifests, "NetworkPolicy", "worker")["spec"]["ingress"]
+        assert rule["ports"][0]["endPort"] == 9100 + expected - 1
+        query = one(manifests, "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+        assert f"/ {expected}, 1)" in query
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "ports", "expected"),
+    [
+        ("", [], {443}),
+        ("https://s3.example.org", [], {443}),
+        ("http://s3.example.org", [], {80}),
+        ("http://store:8333", [], {8333}),
+        ("https://[2001:db8::1]:9000/", [], {9000}),
+        ("https://[2001:db8::1]", [], {443}),
+        ("http://store:8333", [443, 9000], {443, 9000}),
+    ],
+)
+def test_the_network_policy_opens_the_port_of_the_endpoint(
+    chart: helm.Chart, endpoint: str, ports: list[int], expected: set[int]
+) -> None:
+    """The port of the URL or of its scheme, unless ports are given."""
+    values = {"s3": {"endpointUrl": endpoint}, "networkPolicy": {"s3Ports": ports}}
+    text = chart.render(values, name="prod", namespace="moderation")
+    manifests = list(yaml.safe_load_all(text["dnf-moderation/templates/networkpolicy.yaml"]))
+    egress = one(manifests, "NetworkPolicy", "worker")["spec"]["egress"]
+    assert {port["port"] for port in egress[2]["ports"]} == expected
 
 
 def test_the_chart_ships_the_alerts_and_the_dashboard_of_compose(
@@ -369,6 +524,8 @@ def test_the_chart_ships_the_alerts_and_the_dashboard_of_compose(
         {"worker": {"settings": {"batch_size": 32}}},
         {"worker": {"settings": {"redis_url": "redis://:secret@host/0"}}},
         {"autoscaling": {"maxReplicas": 0}},
+        {"autoscaling": {"enabled": True, "minReplicas": 30}},
+        {"commonLabels": {"team": 1}},
         {"autoscaling": {"backlogSecondsTarget": 0}},
         {"redis": {"secretName": ""}},
         {"redis": {"url": "redis://:secret@host/0"}},

@@ -185,7 +185,7 @@ def test_each_query_of_the_autoscaler_returns_one_number(
     Without a Prometheus on this machine: each metric that the queries read is on the exporter's page.
     """
     with helm.Chart.load(CHART) as chart:
-        texts = chart.render({}, name="prod", namespace="moderation")
+        texts = chart.render({"autoscaling": {"enabled": True}}, name="prod", namespace="moderation")
     (scaled,) = yaml.safe_load_all(texts["dnf-moderation/templates/scaledobject.yaml"])
     prometheus = observed.prometheus
     for trigger in scaled["spec"]["triggers"]:

@@ -1,9 +1,14 @@
+{{- define "dnf.name" -}}
+{{- .Values.nameOverride | default .Chart.Name -}}
+{{- end -}}
+
 {{- define "dnf.fullname" -}}
-{{- .Values.fullnameOverride | default (contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name)) | trunc 50 | trimSuffix "-" -}}
+{{- $name := include "dnf.name" . -}}
+{{- .Values.fullnameOverride | default (contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name)) | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "dnf.selector" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "dnf.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
@@ -12,6 +17,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "dnf.serviceAccount" -}}
@@ -32,10 +40,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{- define "dnf.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
-fsGroupChangePolicy: OnRootMismatch
+{{- if and .Values.podSecurityContext (not (.Capabilities.APIVersions.Has "security.openshift.io/v1")) }}
+{{ toYaml .Values.podSecurityContext }}
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}
@@ -116,6 +123,10 @@ capabilities:
 {{- end }}
 - name: DNF_ALLOWED_BUCKETS
   value: {{ join "," .Values.s3.allowedBuckets | quote }}
+{{- with .Values.s3.thumbnailBucket }}
+- name: DNF_THUMBNAIL_BUCKET
+  value: {{ . | quote }}
+{{- end }}
 {{- if .Values.s3.secretName }}
 - name: DNF_S3_ACCESS_KEY_ID
   valueFrom:
@@ -178,4 +189,24 @@ capabilities:
 {{/* Process number i of a pod serves on port + i. */}}
 {{- define "dnf.portName" -}}
 http{{ if gt (int .) 0 }}-{{ . }}{{ end }}
+{{- end -}}
+
+{{- define "dnf.processes" -}}
+{{- .Values.worker.processes | default (.Values.worker.gpu.enabled | ternary .Values.worker.gpu.count 1) -}}
+{{- end -}}
+
+{{- define "dnf.s3Ports" -}}
+{{- $url := urlParse (.Values.s3.endpointUrl | default "https://s3.amazonaws.com") -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (eq $url.scheme "http" | ternary "80" "443") -}}
+{{- toJson (.Values.networkPolicy.s3Ports | default (list (int $port))) -}}
+{{- end -}}
+
+{{/* The labels by which alerts, dashboard and autoscaler tell fleets apart; the Prometheus operator adds the namespace. */}}
+{{- define "dnf.fleetRelabelings" -}}
+- {targetLabel: release, replacement: {{ .Release.Name }}}
+{{- end -}}
+
+{{- define "dnf.metricSelector" -}}
+{{- $own := .Values.monitoring.serviceMonitor.enabled | ternary (printf "namespace=%q,release=%q" .Release.Namespace .Release.Name) "" -}}
+{{- with .Values.autoscaling.metricSelector | default $own }}{{ printf "{%s}" . }}{{ end -}}
 {{- end -}}
