@@ -12,11 +12,13 @@ from tests.conftest import NULL_WORKER, RunningWorker
 class Fleet:
     """Workers with a null detector; `supervise` restarts those that ended."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], size: int) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], size: int, module: str = NULL_WORKER
+    ) -> None:
         self.environment = dict(environment)
         self.deaths: list[int] = []
         self.workers = [
-            RunningWorker(self.environment, folder / f"worker-{number}-{id(self)}.log", NULL_WORKER)
+            RunningWorker(self.environment, folder / f"worker-{number}-{id(self)}.log", module)
             for number in range(size)
         ]
 

@@ -66,6 +66,8 @@ class FaultProxy:
             task.cancel()
 
     async def _reset(self) -> None:
+        for gate in self._gates:
+            gate.set()  # so that a frozen connection ends too
         for writer in list(self._writers):
             writer.transport.abort()
 
