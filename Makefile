@@ -33,9 +33,11 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
+# `make chaos SEEDS=1,2,3` injects the random faults of each seed, for five minutes each.
+SEEDS ?= 1
 chaos: setup
 	rm -f chaos.jsonl
-	DNF_CHAOS_SCALE=42 DNF_CHAOS_REPORT=chaos.jsonl $(BIN)/pytest tests/chaos --timeout=0 && $(BIN)/python -m tests.chaos.report chaos.jsonl docs/explanation/reliability.md
+	DNF_CHAOS_SCALE=42 DNF_CHAOS_SEEDS=$(SEEDS) DNF_CHAOS_SECONDS=300 DNF_CHAOS_REPORT=chaos.jsonl $(BIN)/pytest tests/chaos --timeout=0 && $(BIN)/python -m tests.chaos.report chaos.jsonl docs/explanation/reliability.md
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

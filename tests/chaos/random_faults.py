@@ -169,8 +169,11 @@ class RandomFaults:
         return True
 
     def _freeze_connections(self) -> bool:
-        self._broker_proxy.freeze()
-        return True
+        proxy = self._broker_proxy
+        if proxy in self._broken:
+            return False
+        proxy.freeze()
+        return self._break(proxy, self._random.uniform(0.5, 25.0), proxy.reset)
 
 
 class Producer(threading.Thread):
