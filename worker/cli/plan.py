@@ -129,8 +129,8 @@ def _table(result: Plan) -> Table:
     for name, size in result.redis.model_dump().items():
         table.add_row(f"Redis memory: {name.replace('_', ' ')}", _size(size))
     table.add_row(
-        "Events retained on the verdict stream at the peak",
-        f"{result.stream_retention_seconds_at_peak:,.1f} s",
+        "At the peak a consumer group may be away for",
+        f"{result.verdict_stream_full_after_seconds:,.0f} s, then workers pause",
     )
     table.add_row(
         "S3 reads and bytes per second at the peak",
@@ -139,6 +139,7 @@ def _table(result: Plan) -> Table:
     table.add_row(
         "S3 reads and bytes per day", f"{result.s3_reads_per_day:,.0f} and {_size(result.s3_bytes_per_day)}"
     )
+    table.add_row("S3 writes of thumbnails per day", f"{result.s3_writes_per_day:,.0f}")
     table.add_row("autoscaling.checksPerReplicaTarget", f"{result.checks_per_replica_target}")
     if result.cost_per_million_fully_busy is not None:
         table.add_row(

@@ -17,10 +17,13 @@ from worker.settings import Settings
 WAITING_BYTES = 1_090
 #: An unacknowledged check.
 UNACKED_BYTES = 1_300
-#: The record of a check kept for `publish_once_ttl_seconds`: its published mark and its attempt count.
-REMEMBERED_BYTES = 133 + 173
-#: An event on the stream with its 128-pixel thumbnail.
-EVENT_BYTES = 46_000
+#: What is kept of a check for `publish_once_ttl_seconds`: its compressed event and its attempt count.
+RECORD_BYTES = 1_000
+#: An event on the stream.
+EVENT_BYTES = 1_220
+#: A thumbnail of 128 x 128 pixels under its key, for `thumbnail_ttl_seconds` unless there is a bucket for it.
+THUMBNAIL_BYTES = 46_000
+THUMBNAIL_SIDE_PIXELS = 128
 #: A dead letter on its stream.
 DEAD_LETTER_BYTES = 900
 
@@ -33,9 +36,9 @@ TARGET_UTILISATION = 0.8
 HPA_SYNC_SECONDS = 15.0
 #: Time until a rising load leads to new pods: one scrape, then one HPA round.
 REACTION_SECONDS = 15.0 + HPA_SYNC_SECONDS
-#: A shorter retention of the stream would lose events while a consumer restarts.
-MIN_RETENTION_SECONDS = 600.0
-#: Below this size the memory for published marks needs no warning.
+#: A consumer group may be away for so long, to be restarted, before workers stop taking checks.
+MIN_ABSENCE_SECONDS = 600.0
+#: Below this size the memory for records or thumbnails needs no warning.
 NOTABLE_BYTES = 2e9
 
 
@@ -90,8 +93,9 @@ class RedisMemory(BaseModel):
 
     waiting: float
     unacknowledged: float
-    remembered: float
+    records: float
     verdict_stream: float
+    thumbnails: float
     dead_letters: float
     total: float
     per_server: float
@@ -109,9 +113,11 @@ class Plan(BaseModel):
     backlog_drain_seconds: float
     brokers: int
     redis: RedisMemory
-    stream_retention_seconds_at_peak: float
+    #: How long a consumer group may be away at the peak before the stream is full and workers pause.
+    verdict_stream_full_after_seconds: float
     s3_reads_per_second_at_peak: float
     s3_reads_per_day: float
+    s3_writes_per_day: float
     s3_bytes_per_second_at_peak: float
     s3_bytes_per_day: float
     checks_per_replica_target: int
@@ -135,7 +141,7 @@ def plan(demand: Demand, worker: WorkerModel, settings: Settings) -> Plan:
     brokers = max(1, ceil(peak / demand.checks_per_second_per_broker))
     price, hourly = demand.price_per_worker_hour, 3600 * worker.pictures_per_second
     redis = _redis_memory(demand, settings, waiting=waiting, workers=workers[2], brokers=brokers)
-    retention = brokers * settings.verdict_stream_max_length / peak
+    full_after = brokers * settings.verdict_stream_max_length / peak
     return Plan(
         mean_rate=mean,
         peak_rate=peak,
@@ -146,9 +152,10 @@ def plan(demand: Demand, worker: WorkerModel, settings: Settings) -> Plan:
         backlog_drain_seconds=waiting / spare if spare > 0 else 0.0,
         brokers=brokers,
         redis=redis,
-        stream_retention_seconds_at_peak=retention,
+        verdict_stream_full_after_seconds=full_after,
         s3_reads_per_second_at_peak=peak,
         s3_reads_per_day=demand.checks_per_day,
+        s3_writes_per_day=demand.checks_per_day if settings.thumbnail_bucket else 0,
         s3_bytes_per_second_at_peak=peak * demand.picture_bytes,
         s3_bytes_per_day=demand.checks_per_day * demand.picture_bytes,
         checks_per_replica_target=recommended_target(worker),
@@ -157,7 +164,7 @@ def plan(demand: Demand, worker: WorkerModel, settings: Settings) -> Plan:
             None if price is None else workers[2] * 24 * price / demand.checks_per_day * 1e6
         ),
         warnings=_warnings(
-            settings, waiting=waiting / brokers, brokers=brokers, redis=redis, retention=retention
+            settings, waiting=waiting / brokers, brokers=brokers, redis=redis, full_after=full_after
         ),
     )
 
@@ -174,23 +181,30 @@ def recommended_target(worker: WorkerModel) -> int:
 def _redis_memory(
     demand: Demand, settings: Settings, *, waiting: float, workers: int, brokers: int
 ) -> RedisMemory:
-    days = settings.publish_once_ttl_seconds / DAY_SECONDS
-    remembered = demand.checks_per_day * max(days, 1 / DAY_SECONDS)
-    if days < 1:
-        remembered *= demand.peak_factor
+    scale = (settings.thumbnail_side_pixels / THUMBNAIL_SIDE_PIXELS) ** 2
+    thumbnails = 0.0
+    if not settings.thumbnail_bucket:
+        thumbnails = _checks_within(demand, settings.thumbnail_ttl_seconds) * THUMBNAIL_BYTES * scale
     parts = {
         "waiting": waiting * WAITING_BYTES,
         "unacknowledged": workers * settings.threads * UNACKED_BYTES,
-        "remembered": remembered * REMEMBERED_BYTES,
+        "records": _checks_within(demand, settings.publish_once_ttl_seconds) * RECORD_BYTES,
         "verdict_stream": brokers * settings.verdict_stream_max_length * EVENT_BYTES,
+        "thumbnails": thumbnails,
         "dead_letters": brokers * settings.dead_letter_stream_max_length * DEAD_LETTER_BYTES,
     }
     total = sum(parts.values())
     return RedisMemory(**parts, total=total, per_server=total / brokers)
 
 
+def _checks_within(demand: Demand, seconds: float) -> float:
+    """Return the most checks that arrive within a time; within less than a day at the peak's rate."""
+    factor = demand.peak_factor if seconds < DAY_SECONDS else 1.0
+    return factor * demand.checks_per_day * seconds / DAY_SECONDS
+
+
 def _warnings(
-    settings: Settings, *, waiting: float, brokers: int, redis: RedisMemory, retention: float
+    settings: Settings, *, waiting: float, brokers: int, redis: RedisMemory, full_after: float
 ) -> list[str]:
     found = []
     if waiting > settings.max_queue_length:
@@ -198,18 +212,27 @@ def _warnings(
             f"While workers start, {waiting:,.0f} checks wait on each broker, more than"
             f" DNF_MAX_QUEUE_LENGTH={settings.max_queue_length:,}: producers would be refused."
         )
-    if retention < MIN_RETENTION_SECONDS:
-        needed = ceil(settings.verdict_stream_max_length * MIN_RETENTION_SECONDS / retention)
+    least = max(MIN_ABSENCE_SECONDS, settings.verdict_min_age_seconds)
+    if full_after < least:
+        needed = ceil(settings.verdict_stream_max_length * least / full_after)
         found.append(
-            f"At the peak the verdict stream retains {retention:,.0f} seconds of events: a consumer that is"
-            f" down for longer misses some. Ten minutes need DNF_VERDICT_STREAM_MAX_LENGTH={needed:,}"
+            f"At the peak the verdict stream is full after {full_after:,.0f} seconds, and events stay for"
+            f" DNF_VERDICT_MIN_AGE_SECONDS={settings.verdict_min_age_seconds}: workers would pause. Lower"
+            f" that to at least {MIN_ABSENCE_SECONDS:.0f}, or set DNF_VERDICT_STREAM_MAX_LENGTH={needed:,}"
             f" ({needed * EVENT_BYTES / 1e9:,.1f} GB per broker)."
         )
-    if redis.remembered > max(redis.total / 2, NOTABLE_BYTES):
+    if redis.thumbnails > NOTABLE_BYTES:
         found.append(
-            f"The records of published checks take {redis.remembered / 1e9:,.1f} GB of Redis memory."
+            f"Thumbnails take {redis.thumbnails / 1e9:,.1f} GB of Redis memory. Set DNF_THUMBNAIL_BUCKET to"
+            f" keep them in the object store, or shorten"
+            f" DNF_THUMBNAIL_TTL_SECONDS={settings.thumbnail_ttl_seconds}."
+        )
+    if redis.records > max((redis.total - redis.thumbnails) / 2, NOTABLE_BYTES):
+        found.append(
+            f"The records of published checks take {redis.records / 1e9:,.1f} GB of Redis memory."
             f" DNF_PUBLISH_ONCE_TTL_SECONDS={settings.publish_once_ttl_seconds} can be shortened to the"
-            " longest time after which a platform may submit the same check again."
+            " longest time after which a platform may submit the same check again; afterwards the check is"
+            " judged anew."
         )
     if brokers > 1:
         found.append(

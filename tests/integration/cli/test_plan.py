@@ -8,7 +8,8 @@ from click.testing import CliRunner, Result
 from worker.cli import main
 from worker.operations.capacity import (
     EVENT_BYTES,
-    REMEMBERED_BYTES,
+    RECORD_BYTES,
+    THUMBNAIL_BYTES,
     UNACKED_BYTES,
     WAITING_BYTES,
     Demand,
@@ -28,7 +29,9 @@ def _plan(*arguments: str) -> Result:
 def test_a_plan_counts_workers_memory_reads_and_money() -> None:
     """Ten checks per second, twenty at the peak, four per worker; computed by hand."""
     demand = Demand(checks_per_day=864_000, peak_factor=2, headroom=0.25, price_per_worker_hour=2.0)
-    settings = Settings.model_construct(threads=32, publish_once_ttl_seconds=86_400)
+    settings = Settings.model_construct(
+        threads=32, publish_once_ttl_seconds=86_400, thumbnail_ttl_seconds=43_200
+    )
     result = plan(demand, WorkerModel(4.0, start_seconds=90), settings)
     assert (result.mean_rate, result.peak_rate) == (10, 20)
     assert (result.workers_at_mean, result.workers_at_peak, result.workers_with_headroom) == (3, 5, 7)
@@ -37,9 +40,12 @@ def test_a_plan_counts_workers_memory_reads_and_money() -> None:
     assert result.backlog_drain_seconds == 120
     assert result.redis.waiting == 960 * WAITING_BYTES
     assert result.redis.unacknowledged == 7 * 32 * UNACKED_BYTES
-    assert result.redis.remembered == 864_000 * REMEMBERED_BYTES
-    assert result.redis.verdict_stream == 5000 * EVENT_BYTES
-    assert result.stream_retention_seconds_at_peak == 250
+    assert result.redis.records == 864_000 * RECORD_BYTES
+    assert result.redis.verdict_stream == 100_000 * EVENT_BYTES
+    # Half a day at the peak's rate.
+    assert result.redis.thumbnails == 864_000 * THUMBNAIL_BYTES
+    assert result.verdict_stream_full_after_seconds == 5000
+    assert result.s3_writes_per_day == 0
     assert result.s3_bytes_per_day == 864e9
     assert result.cost_per_million_fully_busy == pytest.approx(1e6 / 4 / 3600 * 2)
     assert result.cost_per_million_fixed_fleet == pytest.approx(7 * 24 * 2 / 0.864)
@@ -47,13 +53,28 @@ def test_a_plan_counts_workers_memory_reads_and_money() -> None:
 
 
 def test_a_plan_warns_where_the_settings_do_not_fit_the_load() -> None:
-    """A billion per day needs several brokers, a longer stream and a shorter memory of published checks."""
+    """A billion per day needs several brokers, a longer stream, shorter records and a bucket for thumbnails."""
     result = plan(Demand(checks_per_day=1e9), WorkerModel(100.0), Settings())
     assert result.brokers == 47
     assert any("47 brokers" in warning for warning in result.warnings)
     assert any("DNF_VERDICT_STREAM_MAX_LENGTH" in warning for warning in result.warnings)
     assert any("DNF_PUBLISH_ONCE_TTL_SECONDS" in warning for warning in result.warnings)
-    assert plan(Demand(checks_per_day=1e5), WorkerModel(3.0), Settings()).warnings == []
+    assert any("DNF_THUMBNAIL_BUCKET" in warning for warning in result.warnings)
+    with_bucket = Settings(thumbnail_bucket="thumbnails")  # type: ignore[call-arg]
+    small = plan(Demand(checks_per_day=1e5), WorkerModel(3.0), with_bucket)
+    assert small.warnings == []
+    assert (small.redis.thumbnails, small.s3_writes_per_day) == (0, 1e5)
+
+
+def test_a_stream_that_young_events_alone_would_fill_is_named() -> None:
+    """Events stay for an hour although every group has read them: at 1,250,000 a day that is the whole limit."""
+    fits, full = (
+        plan(Demand(checks_per_day=rate), WorkerModel(3.0), Settings(thumbnail_bucket="t"))  # type: ignore[call-arg]
+        for rate in (1.15e6, 1.25e6)
+    )
+    assert not any("workers would pause" in warning for warning in fits.warnings)
+    (warning,) = [warning for warning in full.warnings if "workers would pause" in warning]
+    assert "DNF_VERDICT_STREAM_MAX_LENGTH=104,167" in warning
 
 
 def test_the_recommended_target_is_one_batch_where_batches_have_a_fixed_cost() -> None:

@@ -17,6 +17,7 @@ from kombu import Consumer, Queue
 from detector.detector import Detector
 from detector.images.decode import decode
 from detector.images.thumbnail import dnf_thumbnail
+from worker.broker import keys
 from worker.broker.app import create_app
 from worker.broker.dead_letters import DeadLetters, dead_letter_of_check
 from worker.broker.verdict_stream import VerdictStream
@@ -144,20 +145,29 @@ def _event(check: ImageCheck, thumbnail: bytes) -> VerdictEvent:
     )
 
 
-def test_an_event_takes_the_planned_bytes(settings: Settings, memory: Memory, thumbnail: bytes) -> None:
-    """On the stream, with its thumbnail; its published mark is another row of the plan."""
-    results = VerdictStream.connect(settings)
-    for _ in range(EVENTS):
-        assert results.publish(_event(_check(), thumbnail), message_id="m", thumbnail=thumbnail)
-    results.close()
-    assert memory.of_one(EVENTS) == pytest.approx(capacity.EVENT_BYTES, rel=TOLERANCE)
+def test_an_event_and_its_thumbnail_take_the_planned_bytes(
+    settings: Settings, memory: Memory, server: Valkey, thumbnail: bytes
+) -> None:
+    """The event on the stream, the thumbnail under a key of its own; the check's record is another row."""
+    verdicts = VerdictStream.connect(settings)
+    events = [_event(_check(), thumbnail) for _ in range(EVENTS)]
+    for event in events:
+        assert verdicts.publish(event, message_id=str(uuid4()), thumbnail=thumbnail)
+    with redis.Redis.from_url(server.url) as broker:
+        broker.delete(*[keys.published(settings.verdict_stream, event.data.check_id) for event in events])
+        both = memory.of_one(EVENTS)
+        broker.delete(*[verdicts.thumbnail_key(event.id) for event in events])
+    verdicts.close()
+    alone = memory.of_one(EVENTS)
+    assert alone == pytest.approx(capacity.EVENT_BYTES, rel=TOLERANCE)
+    assert both - alone == pytest.approx(capacity.THUMBNAIL_BYTES, rel=TOLERANCE)
 
 
 def test_the_record_of_a_published_check_takes_the_planned_bytes(
     settings: Settings, memory: Memory, server: Valkey
 ) -> None:
-    """Its published mark and its attempt count remain when its event has left the stream."""
-    results = VerdictStream.connect(settings)
+    """The event, compressed, and the attempt count remain when the event has left the stream."""
+    verdicts = VerdictStream.connect(settings)
     with redis.Redis.from_url(server.url) as broker:
         attempts = Attempts(
             broker,
@@ -168,10 +178,10 @@ def test_the_record_of_a_published_check_takes_the_planned_bytes(
         for _ in range(CHECKS):
             check = _check()
             with attempts.start(check.check_id):
-                assert results.publish(_event(check, b""), message_id="m")
+                assert verdicts.publish(_event(check, b""), message_id=str(uuid4()))
         broker.delete(settings.verdict_stream)
-    results.close()
-    assert memory.of_one(CHECKS) == pytest.approx(capacity.REMEMBERED_BYTES, rel=TOLERANCE)
+    verdicts.close()
+    assert memory.of_one(CHECKS) == pytest.approx(capacity.RECORD_BYTES, rel=TOLERANCE)
 
 
 def test_a_dead_letter_takes_the_planned_bytes(settings: Settings, memory: Memory) -> None:
