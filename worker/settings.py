@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
@@ -185,8 +187,8 @@ class Settings(BaseSettings):
     )
     thumbnail_side_pixels: int = Field(default=128, ge=16, le=512, description="Side of the DNF thumbnail.")
     http_host: str = Field(
-        default="0.0.0.0",  # noqa: S104 - probes come from outside of a container  # nosec B104
-        description="Where probes and metrics are served.",
+        default="::",
+        description="Where probes and metrics are served; :: is every address, IPv4 too.",
     )
     http_port: int = Field(
         default=0,
@@ -302,6 +304,20 @@ class Settings(BaseSettings):
             if url := getattr(self, name):
                 values[name] = without_password(url.get_secret_value())
         return values
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return each variable that begins like a setting and is none, with a setting that it resembles.
+
+    Such a variable has no effect: "DNF_REDS_URL (DNF_REDIS_URL?)".
+    """
+    names = [f"DNF_{name.upper()}" for name in Settings.model_fields]
+    found = []
+    for variable in sorted(environment):
+        if variable.upper().startswith("DNF_") and variable.upper() not in names:
+            similar = get_close_matches(variable.upper(), names, n=1, cutoff=0.8)
+            found.append(f"{variable} ({similar[0]}?)" if similar else variable)
+    return found
 
 
 def without_password(url: str) -> str:

@@ -89,6 +89,6 @@ def test_a_taken_port_is_reported_in_one_line(valkey: Valkey, chaos_environment:
             check=False,
         )
         assert finished.returncode == 1
-        assert f"cannot listen on 0.0.0.0:{valkey.port}: Address already in use" in finished.stderr
+        assert f"cannot listen on [::]:{valkey.port}: Address already in use" in finished.stderr
         assert "Traceback" not in finished.stderr
         assert "model_loaded" not in finished.stderr

@@ -7,7 +7,7 @@ from pydantic import SecretStr, ValidationError
 
 from worker.broker.app import create_app
 from worker.broker.connection import connect
-from worker.settings import Settings, without_password
+from worker.settings import Settings, unknown_variables, without_password
 from worker.storage import Storage
 
 
@@ -154,3 +154,11 @@ def test_both_libraries_read_a_broker_that_the_settings_take(url: str) -> None:
     assert ours["host"] == theirs.hostname
     assert ours.get("port", 6379) == (theirs.port or 6379)
     assert int(ours.get("db", 0)) == int((theirs.virtual_host or "/").strip("/") or 0)
+
+
+def test_a_variable_that_is_no_setting_is_named_with_the_one_that_it_resembles() -> None:
+    """It would have no effect; other prefixes, and any case of a setting, are none of ours to name."""
+    environment = {
+        "DNF_REDS_URL": "", "DNF_SOMETHING_ELSE": "", "dnf_redis_url": "", "DNF_THREADS": "", "PATH": "",
+    }  # fmt: skip
+    assert unknown_variables(environment) == ["DNF_REDS_URL (DNF_REDIS_URL?)", "DNF_SOMETHING_ELSE"]

@@ -1,11 +1,13 @@
 """dnf-worker exporter: the metrics of queues, streams and fleet."""
 
+import os
 import signal
 import threading
 
 import click
 
 from worker.cli.errors import current_settings
+from worker.settings import unknown_variables
 
 DEFAULT_PORT = 9808
 
@@ -15,10 +17,12 @@ def exporter() -> None:
     """Serve /metrics of queues, streams and fleet on DNF_HTTP_PORT (default 9808) until SIGTERM."""
     from worker.operations.exporter import QueueCollector, exporter_registry
     from worker.telemetry.http import Answer, Endpoints, EndpointsUnavailableError
-    from worker.telemetry.logs import configure_logs
+    from worker.telemetry.logs import configure_logs, get_logger
 
     settings = current_settings()
     configure_logs(settings)
+    if unknown := unknown_variables(os.environ):
+        get_logger(__name__).warning("unknown_settings_ignored", variables=unknown)
     collector = QueueCollector(settings)
 
     def live() -> Answer:

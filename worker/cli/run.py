@@ -1,12 +1,13 @@
 """dnf-worker run: the worker processes of this machine."""
 
+import os
 import signal
 import sys
 
 import click
 
 from worker.cli.errors import current_settings
-from worker.settings import Settings
+from worker.settings import Settings, unknown_variables
 
 
 @click.command(epilog="\b\nExample:\n  DNF_HTTP_PORT=9100 dnf-worker run --processes 2")
@@ -22,10 +23,12 @@ def run(*, processes: int | None, unsupervised: bool, descriptor: int | None, bu
     The model is loaded and warmed up before the first check is taken. SIGTERM starts a graceful shutdown; a
     second one stops at once.
     """
-    from worker.telemetry.logs import configure_logs
+    from worker.telemetry.logs import configure_logs, get_logger
 
     settings = current_settings()
     configure_logs(settings)
+    if descriptor is None and (unknown := unknown_variables(os.environ)):
+        get_logger(__name__).warning("unknown_settings_ignored", variables=unknown)
     if descriptor is None and not unsupervised and not burst:
         from worker.process.supervisor import own_command, supervise
 

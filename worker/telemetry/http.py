@@ -37,12 +37,15 @@ class Endpoints:
     """Serves `/metrics` of a registry and probes by path, each request on a thread of its own.
 
     A probe has status 200 or 503 and a JSON object with `ok`, `reason` and its figures. Port 0 chooses a free
-    port. Raises `EndpointsUnavailableError`.
+    port; the host `::` is every address, IPv4 too. Raises `EndpointsUnavailableError`.
     """
 
     def __init__(
         self, host: str, port: int, registry: CollectorRegistry, probes: Mapping[str, Callable[[], Answer]]
     ) -> None:
+        # A machine without IPv6 has every address of IPv4.
+        host = "0.0.0.0" if host == "::" and not socket.has_dualstack_ipv6() else host  # noqa: S104  # nosec B104
+
         class Server(_Server):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
@@ -50,7 +53,7 @@ class Endpoints:
             self._server = Server((host, port), _Handler)
         except OSError as error:
             raise EndpointsUnavailableError(
-                f"cannot listen on {host}:{port}: {error.strerror or error}"
+                f"cannot listen on {f'[{host}]' if ':' in host else host}:{port}: {error.strerror or error}"
             ) from error
         self._server.set_app(_application(registry, probes))
         self._thread = threading.Thread(target=self._server.serve_forever, name="endpoints", daemon=True)
@@ -102,6 +105,12 @@ def _application(
 
 
 class _Server(ThreadingWSGIServer):
+    def server_bind(self) -> None:
+        """Bind; `::` takes IPv4 too, whatever the system's default is."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore a client that disconnects or sends nothing."""
 

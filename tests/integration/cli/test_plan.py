@@ -53,7 +53,7 @@ def test_a_plan_counts_workers_memory_reads_and_money() -> None:
 
 
 def test_a_plan_warns_where_the_settings_do_not_fit_the_load() -> None:
-    """A billion per day needs several brokers, a longer stream, shorter records and a bucket for thumbnails."""
+    """A billion per day needs brokers, a longer stream, shorter records and a bucket for thumbnails."""
     result = plan(Demand(checks_per_day=1e9), WorkerModel(100.0), Settings())
     assert result.brokers == 47
     assert any("47 brokers" in warning for warning in result.warnings)
@@ -67,7 +67,7 @@ def test_a_plan_warns_where_the_settings_do_not_fit_the_load() -> None:
 
 
 def test_a_stream_that_young_events_alone_would_fill_is_named() -> None:
-    """Events stay for an hour although every group has read them: at 1,250,000 a day that is the whole limit."""
+    """Events stay for an hour although every group has read them: at 1,250,000 a day that is the limit."""
     fits, full = (
         plan(Demand(checks_per_day=rate), WorkerModel(3.0), Settings(thumbnail_bucket="t"))  # type: ignore[call-arg]
         for rate in (1.15e6, 1.25e6)

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from tests.scraping import Served
+from worker.settings import Settings
 from worker.telemetry.http import Answer, Endpoints, EndpointsUnavailableError
 
 
@@ -30,6 +31,28 @@ def test_metrics_and_probes_are_served(endpoints: Endpoints) -> None:
     assert served.probe("/livez") == (200, {"ok": True, "reason": "alive", "seconds": 2})
     assert served.probe("/readyz") == (503, {"ok": False, "reason": "no broker"})
     assert served.get("/other") == (404, "paths: /metrics, /livez, /readyz\n")
+
+
+def test_every_address_is_served_by_default() -> None:
+    """IPv4 and, where the machine has it, IPv6: a cluster may have either."""
+    host = Settings().http_host
+    with Endpoints(
+        host, 0, CollectorRegistry(), {"/livez": lambda: Answer(ok=True, reason="alive", figures={})}
+    ) as served:
+        for address in ("127.0.0.1", *(["::1"] if socket.has_dualstack_ipv6() else [])):
+            with socket.create_connection((address, served.port), timeout=5) as connection:
+                connection.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+                assert b" 200 " in connection.recv(100)
+
+
+def test_a_machine_without_ipv6_serves_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default is every address that there is."""
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with (
+        Endpoints("::", 0, CollectorRegistry(), {}) as served,
+        socket.create_connection(("127.0.0.1", served.port), timeout=5),
+    ):
+        pass
 
 
 def test_an_idle_client_does_not_delay_others(endpoints: Endpoints) -> None:
