@@ -298,7 +298,7 @@ class GroupReader(threading.Thread):
                     received.ack()
                     if self._ended.is_set():
                         return
-            except redis.RedisError:
+            except (redis.RedisError, QueueUnreachableError):
                 pass
             time.sleep(0.1)
 

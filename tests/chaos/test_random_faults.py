@@ -218,7 +218,11 @@ def _wait_settled(
     """Wait until nothing is queued or unacknowledged, and every group has acknowledged everything."""
     deadline = time.monotonic() + (60 + SECONDS) * PATIENCE
     while waiting(client) or broker.hlen("unacked") or any(_behind(broker, reader) for reader in readers):
-        assert time.monotonic() < deadline, (waiting(client), broker.hlen("unacked"))
+        if time.monotonic() > deadline:
+            behind = [reader.group for reader in readers if _behind(broker, reader)]
+            pytest.fail(
+                f"{waiting(client)} queued, {broker.hlen('unacked')} unacknowledged, groups behind: {behind}"
+            )
         faults.tend()
         time.sleep(0.2)
 
