@@ -49,8 +49,8 @@ class BrokerWatch:
 
     def poll(self) -> None:
         """Poll once. A server that is away, or does not let this user ask, changes nothing."""
+        refusal = self._trim()
         try:
-            self._trim()
             found = server_faults(self._client) + stream_faults(self._client, self._settings)
         except redis.exceptions.NoPermissionError:
             return
@@ -65,17 +65,20 @@ class BrokerWatch:
         for name in self._known.keys() - faults.keys():
             log.info("broker_recovered", fault=name)
         self._known = faults
+        if refusal and not faults:
+            log.warning("trim_refused", error=str(refusal))
         self._pause_intake(sorted(faults.keys() & STOPS_INTAKE))
 
-    def _trim(self) -> None:
+    def _trim(self) -> redis.RedisError | None:
+        """Trim the verdict stream; return what keeps the broker from it, which its faults explain or not."""
         try:
             self._verdict_stream.trim(
                 min_age_seconds=self._settings.verdict_min_age_seconds,
                 retention_seconds=self._settings.verdict_retention_seconds,
             )
-        except redis.ResponseError as error:
-            if not str(error).startswith(("MISCONF", "READONLY", "OOM")):
-                raise
+        except redis.RedisError as error:
+            return error
+        return None
 
     def _pause_intake(self, causes: list[FaultName]) -> None:
         paused = bool(causes)
