@@ -5,6 +5,10 @@ cursor, change the title or forge a line. Every command prints through this modu
 """
 
 import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -45,6 +49,30 @@ class Console(rich.console.Console):
 def echo(line: str, *, err: bool = False) -> None:
     """Print one line, on standard error with `err`."""
     click.echo(escaped(line), err=err)
+
+
+def echo_record(heading: Sequence[str], body: Sequence[str]) -> None:
+    """Print one record of a list, with every id whole, so that it can be copied.
+
+    On a terminal the heading is one line and each text of the body follows, wrapped between words. Elsewhere
+    the record is one line: its fields separated by tabs, `-` for an empty one.
+    """
+    if not sys.stdout.isatty():
+        fields = (escaped(field.strip()) or "-" for field in [*heading, *body])
+        click.echo("\t".join(fields))
+        return
+    echo("  ".join(heading).rstrip())
+    width = shutil.get_terminal_size().columns
+    for text in filter(None, body):
+        for line in textwrap.wrap(
+            escaped(text),
+            width,
+            initial_indent="    ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        ):
+            click.echo(line)
 
 
 def echo_json(value: object, *, indent: int | None = None) -> None:

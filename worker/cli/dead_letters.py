@@ -6,14 +6,16 @@ from contextlib import closing, contextmanager
 from typing import Any, get_args
 
 import click
-from rich.table import Table
 
-from detector.terminal import Console, echo, echo_json, shown
+from detector.terminal import echo, echo_json, echo_record
+from worker.broker.connection import connect
 from worker.broker.dead_letters import DeadLetters, RedriveRefusedError, StoredDeadLetter
 from worker.cli.errors import current_settings, reported_errors
 from worker.contract.messages import DeadLetterReason
 
 _ENTRY_ID = r"\d{1,20}-\d{1,20}"
+# For each command to the broker.
+_LIMIT_SECONDS = 20.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -78,25 +80,30 @@ def dead_letters() -> None:
 @dead_letters.command("list", epilog="\b\nExample:\n  dnf-worker dead-letters list --reason model_failed")
 @_filters
 def list_dead_letters(*, as_json: bool, **filters: Any) -> None:
-    """List dead letters, oldest first."""
-    table = Table("Id", "Age", "Reason", "Attempts", "Check", "Detail")
+    """List dead letters, oldest first.
+
+    In a pipe each one is a line: id, time, reason, attempts, check id and detail, separated by tabs.
+    """
+    found = False
     with _stream() as stream:
         for stored in _filtered(stream, **filters):
+            found = True
             if as_json:
                 echo_json(_json(stored))
             elif (dead_letter := stored.dead_letter) is None:
-                table.add_row(stored.entry_id, _age(stored), "", "", "", "unreadable entry")
+                echo_record([stored.entry_id, "", "unreadable entry", ""], ["", ""])
             else:
-                table.add_row(
-                    stored.entry_id,
-                    _age(stored),
-                    dead_letter.reason,
-                    str(dead_letter.attempts),
-                    shown(dead_letter.check_id or ""),
-                    shown(dead_letter.detail),
+                echo_record(
+                    [
+                        stored.entry_id,
+                        f"{dead_letter.time:%Y-%m-%dT%H:%M:%SZ}",
+                        dead_letter.reason,
+                        str(dead_letter.attempts),
+                    ],
+                    [dead_letter.check_id or "", dead_letter.detail],
                 )
-    if not as_json:
-        Console().print(table if table.row_count else "No dead letters.")
+    if not found and not as_json:
+        echo("No dead letters.", err=True)
 
 
 @dead_letters.command(epilog="\b\nExample:\n  dnf-worker dead-letters show 1764000000000-0")
@@ -167,8 +174,11 @@ def drop(*, as_json: bool, **selection: Any) -> None:
 @contextmanager
 def _stream() -> Iterator[DeadLetters]:
     """Open the stream that the settings name."""
-    with reported_errors(), closing(DeadLetters.connect(current_settings())) as stream:
-        yield stream
+    with reported_errors():
+        settings = current_settings()
+        client = connect(settings.broker, within_seconds=_LIMIT_SECONDS)
+        with closing(DeadLetters.connect(settings, client=client)) as stream:
+            yield stream
 
 
 def _filtered(
@@ -210,11 +220,3 @@ def _report(
 def _json(stored: StoredDeadLetter) -> dict[str, object]:
     dead_letter = stored.dead_letter.model_dump(mode="json") if stored.dead_letter else None
     return {"id": stored.entry_id, "age_seconds": round(stored.age_seconds, 1), "dead_letter": dead_letter}
-
-
-def _age(stored: StoredDeadLetter) -> str:
-    seconds = max(0.0, stored.age_seconds)
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

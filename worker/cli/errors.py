@@ -10,6 +10,9 @@ from pydantic import ValidationError
 from worker.contract.messages import first_fault
 from worker.settings import Settings
 
+# For finding out why the broker cannot be reached.
+_DIAGNOSIS_SECONDS = 4.0
+
 
 class WrongUsageError(click.ClickException):
     """A mistake in the arguments or the environment: exit status 2."""
@@ -30,17 +33,14 @@ def current_settings() -> Settings:
 @contextmanager
 def reported_errors() -> Iterator[None]:
     """Report errors of the network and of the user's input in one line: exit status 1 or 2."""
-    from worker.broker.faults import connection_fault
-    from worker.client import QueueFullError, QueueUnreachableError
+    from worker.client.errors import QueueFullError, QueueUnreachableError, unreachable
     from worker.storage import StorageRejectedError, StorageUnavailableError
 
     try:
         yield
     except redis.RedisError as error:
-        detail = str(
-            connection_fault(error, current_settings().broker) or f"Redis cannot be reached: {error}"
-        )
-        raise click.ClickException(detail) from error
+        detail = unreachable(error, current_settings().broker, seconds=_DIAGNOSIS_SECONDS)
+        raise click.ClickException(str(detail)) from error
     except (QueueUnreachableError, QueueFullError, StorageUnavailableError, StorageRejectedError) as error:
         raise click.ClickException(str(error)) from error
     except ValidationError as error:

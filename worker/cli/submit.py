@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 from pydantic import JsonValue
-from rich.table import Table
 
-from detector.terminal import Console, echo, echo_json, shown
+from detector.terminal import echo, echo_json, echo_record
 from worker.broker.verdict_stream import Event
 from worker.cli.errors import WrongUsageError, current_settings, reported_errors
+from worker.cli.verdicts import outcome
 from worker.contract.messages import QUEUES, QueueName, RejectionEvent
 from worker.telemetry.tracing import exported_traces
 
@@ -41,6 +41,9 @@ def submit(
 ) -> None:
     """Enqueue pictures; local files are uploaded first. Prints the check ids, or with --wait the verdicts.
 
+    In a pipe each verdict is a line: outcome, score, time, check id, picture and reason of a rejection,
+    separated by tabs.
+
     Exit status: 0 when every picture has a verdict, 1 when one was rejected or has none, 2 for wrong usage.
     """
     from worker.client import Client, NoVerdictError
@@ -48,7 +51,6 @@ def submit(
     extra = _metadata(metadata)
     sources = [_source(name) for name in pictures]
     with reported_errors(), exported_traces(), Client(current_settings()) as client:
-        since = client.position()
         names = {
             client.submit_file(source, queue=queue, metadata=extra)
             if isinstance(source, Path)
@@ -60,14 +62,16 @@ def submit(
                 echo(check_id)
             return
         try:
-            events, failure = client.wait_for(*names, timeout_seconds=timeout_seconds, since=since), None
+            events, failure = client.wait_for(*names, timeout_seconds=timeout_seconds), None
         except NoVerdictError as error:
             events, failure = dict(error.found), error
     _show(
         [(name, events[check_id]) for check_id, name in names.items() if check_id in events], as_json=as_json
     )
     if failure:
-        raise click.ClickException(f"{failure}.{' Is a worker running?' if failure.missing else ''}")
+        # A check that a worker retried was seen by one.
+        unseen = failure.missing - failure.retries.keys()
+        raise click.ClickException(f"{failure}.{' Is a worker running?' if unseen else ''}")
     sys.exit(int(any(isinstance(event.envelope, RejectionEvent) for event in events.values())))
 
 
@@ -102,12 +106,7 @@ def _show(events: list[tuple[str, Event]], *, as_json: bool) -> None:
         for _, event in events:
             echo_json(json.loads(event.raw))
         return
-    table = Table("Picture", "Verdict", "Score", "Milliseconds")
     for name, event in events:
-        data = event.envelope.data
-        total = f"{data.durations_ms['total']:.0f}"
-        if isinstance(event.envelope, RejectionEvent):
-            table.add_row(shown(name), f"rejected: {event.envelope.data.reason}", "", total)
-        else:
-            table.add_row(shown(name), event.envelope.data.verdict, f"{event.envelope.data.score:.3f}", total)
-    Console().print(table)
+        result, score, reason = outcome(event)
+        milliseconds = f"{event.envelope.data.durations_ms['total']:.0f} ms"
+        echo_record([f"{result:<9}", f"{score:<5}", milliseconds, event.check_id], [name, reason])

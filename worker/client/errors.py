@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 
+import redis
+
 from worker.broker.faults import connection_fault
 from worker.broker.verdict_stream import Event
 from worker.contract.messages import DeadLetter
@@ -83,5 +85,9 @@ class NoVerdictError(Exception):
 def unreachable(error: BaseException, broker: BrokerSettings, *, seconds: float) -> QueueUnreachableError:
     """Return the error for a caller; finding its cause takes `seconds` at most."""
     # A connection and a handshake.
-    fault = connection_fault(error, broker, seconds=seconds / 2)
-    return QueueUnreachableError(str(fault or f"Redis cannot be reached: {error}"))
+    if fault := connection_fault(error, broker, seconds=seconds / 2):
+        return QueueUnreachableError(str(fault))
+    encrypted = broker.url.get_secret_value().startswith("rediss:")
+    silent = isinstance(error, redis.TimeoutError | TimeoutError)
+    hint = " (a port without TLS needs a redis:// URL)" if encrypted and silent else ""
+    return QueueUnreachableError(f"Redis cannot be reached: {error}{hint}")

@@ -266,7 +266,7 @@ def test_an_operator_lists_shows_redrives_and_drops_dead_letters(
     cli: Cli, dead_letters: DeadLetters, broker: redis.Redis
 ) -> None:
     """Each command prints the outcome of each dead letter, as text or JSON, and fails if one failed."""
-    assert "No dead letters." in cli("list").stdout
+    assert "No dead letters." in cli("list").stderr
     one, two, three = (dead_letters.write(_dead_letter(name)) for name in ("one", "two", "three"))
     broken = dead_letters.write(_dead_letter("broken", "malformed_message"))
     listed = cli("list", "--reason", "model_failed", "--newer-than", "1h")

@@ -14,7 +14,7 @@ import redis
 from tests.conftest import PATIENCE, MakePicture, RunningWorker, StartWorker
 
 HOSTILE = "\x1b]0;owned\x07\x9b2J\u202egpj"
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
 
 Command = Callable[..., str]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import NULL_WORKER, StartWorker
 from worker.embedded.startup import free_ports
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -57,14 +58,18 @@ def test_submit_and_wait_shows_the_verdicts(cli: Cli, pictures: list[Path]) -> N
     assert finished.returncode == 0, finished.stderr
     for picture in pictures[:2]:
         assert picture.name in finished.stdout
-    assert sum(finished.stdout.count(word) for word in (" real ", " review ", " generated ")) == 2
+    outcomes = [line.split("\t")[0] for line in finished.stdout.splitlines()]
+    assert len(outcomes) == 2
+    assert set(outcomes) <= {"real", "review", "generated"}
 
 
 def test_submit_and_wait_reports_a_rejection(cli: Cli, pictures: list[Path]) -> None:
     """The reason is shown, the others are judged, and the exit status is 1."""
     finished = cli("submit", "--wait", *pictures)
     assert finished.returncode == 1
-    assert "rejected: not_an_image" in finished.stdout
+    rejected = finished.stdout.splitlines()[2].split("\t")
+    assert rejected[0] == "rejected"
+    assert rejected[4:] == [str(pictures[2]), "not_an_image"]
 
 
 def test_submit_prints_the_check_ids_of_the_verdicts(cli: Cli, pictures: list[Path]) -> None:
@@ -86,7 +91,7 @@ def test_an_object_in_the_store_is_submitted_by_its_uri(cli: Cli) -> None:
     """A missing object is rejected by the worker, not by the command."""
     finished = cli("submit", "--wait", "s3://test-uploads/nothing/here.jpg")
     assert finished.returncode == 1
-    assert "rejected: missing" in finished.stdout
+    assert finished.stdout.rstrip("\n").endswith("\ts3://test-uploads/nothing/here.jpg\tmissing")
 
 
 def test_a_group_sees_each_event_once(cli: Cli, pictures: list[Path]) -> None:
@@ -159,6 +164,23 @@ def test_without_a_worker_waiting_times_out(
     finished = cli("submit", "--wait", "--timeout", "1", pictures[0], DNF_REDIS_URL=unserved)
     assert finished.returncode == 1
     assert "Is a worker running?" in finished.stderr
+
+
+def test_waiting_in_vain_names_the_store_when_it_is_down(
+    cli: Cli, worker_process: StartWorker, new_database: Callable[[], str]
+) -> None:
+    """The worker noted it when it retried the check: nobody is asked whether a worker runs."""
+    broken = {
+        "DNF_REDIS_URL": new_database(),
+        "DNF_S3_ENDPOINT_URL": f"http://127.0.0.1:{free_ports(1)[0]}",
+    }
+    worker = worker_process(broken, module=NULL_WORKER)
+    finished = cli("submit", "--wait", "--timeout", "5", "s3://test-uploads/a.jpg", **broken)
+    assert finished.returncode == 1
+    assert "no verdict in time, retried for storage_unavailable: s3://test-uploads/a.jpg" in finished.stderr
+    assert "Is a worker running?" not in finished.stderr
+    assert len(finished.stderr.strip().splitlines()) == 1
+    worker.kill()
 
 
 def test_config_shows_every_setting_and_no_secret(cli: Cli, service_environment: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Waiting for events, in a thread and in an event loop: from where, for how many, and what an error says."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import redis
 
 from tests.conftest import PATIENCE
-from tests.integration.client.conftest import Publish
+from tests.integration.client.conftest import Publish, rejection
 from worker.broker import keys
 from worker.broker.dead_letters import DeadLetters, dead_letter_of_check
 from worker.broker.verdict_stream import Event
@@ -17,6 +18,7 @@ from worker.checks.attempts import Attempts
 from worker.client import AsyncClient, Client, NoVerdictError
 from worker.contract.messages import ImageCheck, InvalidMessageError
 from worker.settings import Settings
+from worker.telemetry.metrics import ENTRIES_SKIPPED
 
 #: Waits with one of the two clients for checks that it submits itself, after a block ran.
 Wait = Callable[..., dict[str, Event]]
@@ -192,3 +194,71 @@ def test_one_thread_waits_for_thousands_of_checks(
     assert {name for each in found for name in each} == names
     assert blocking < 20 * PATIENCE
     assert time.monotonic() - started < 30 * PATIENCE
+
+
+def test_events_of_later_versions_are_consumed_or_skipped_and_counted(
+    settings: Settings, broker: redis.Redis, publish: Publish
+) -> None:
+    """New fields do not matter; an event of a new type is skipped, and acknowledged for the group."""
+    later = json.loads(rejection("later").model_dump_json())
+    later["data"]["added"] = later["added"] = 1
+    broker.xadd(settings.verdict_stream, {"event": json.dumps(later), "added": "1"})
+    broker.xadd(settings.verdict_stream, {"event": json.dumps({**later, "type": "image.scanned.v1"})})
+    publish("last")
+    unknown = ENTRIES_SKIPPED.labels("unknown_type")
+    before = unknown._value.get()  # noqa: SLF001 - the library has no other way to read one
+
+    async def consumed() -> list[str]:
+        async with AsyncClient(settings) as client:
+            found = []
+            async for delivered in client.verdicts("asyncio", follow=False):
+                found.append(delivered.event.check_id)
+                await delivered.renew()
+                await delivered.ack()
+            assert [event.check_id async for event in client.events(follow=False)] == found
+            return found
+
+    assert asyncio.run(consumed()) == ["later", "last"]
+    with Client(settings) as client:
+        assert [event.check_id for event in client.events(follow=False)] == ["later", "last"]
+    assert unknown._value.get() - before == 3  # noqa: SLF001 - the same
+    assert broker.xpending(settings.verdict_stream, "asyncio")["pending"] == 0  # type: ignore[index]
+
+
+def test_a_member_in_an_event_loop_resumes_claims_and_survives_the_loss_of_its_group(
+    settings: Settings, broker: redis.Redis, publish: Publish, wait_until: Callable[..., None]
+) -> None:
+    """As in a thread: unacknowledged events again at once under its name, later to another member."""
+    publish("one")
+    publish("two")
+
+    async def received(name: str, *, acknowledged: bool = False) -> list[str]:
+        async with AsyncClient(settings) as client:
+            found = []
+            async for each in client.verdicts("g", consumer=name, follow=False, claim_after_seconds=0.2):
+                found.append(each.event.check_id)
+                if acknowledged:
+                    await each.ack()
+            return found
+
+    assert asyncio.run(received("first")) == ["one", "two"]
+    assert asyncio.run(received("first")) == ["one", "two"]
+    claimed: list[str] = []
+
+    def claim() -> bool:
+        claimed.extend(asyncio.run(received("second", acknowledged=True)))
+        return len(claimed) == 2
+
+    wait_until(claim, "another member claims both")
+    assert claimed == ["one", "two"]
+
+    async def lose_the_group() -> str:
+        async with AsyncClient(settings) as client:
+            members = client.verdicts("g", consumer="first")
+            following = asyncio.create_task(anext(members))
+            await asyncio.sleep(0.1)
+            broker.delete(settings.verdict_stream)
+            await asyncio.to_thread(publish, "three")
+            return (await asyncio.wait_for(following, 30)).event.check_id
+
+    assert asyncio.run(lose_the_group()) == "three"

@@ -1,13 +1,24 @@
 """The messages of the contract, and their schemas."""
 
+import json
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from deploy.generators.schemas import MESSAGES, message_schema
-from worker.contract.messages import MAX_METADATA_BYTES, ImageCheck, event_id
+from worker.contract.messages import (
+    MAX_METADATA_BYTES,
+    ImageCheck,
+    Rejection,
+    RejectionEvent,
+    UnknownEventTypeError,
+    event_id,
+    read_dead_letter,
+    read_event,
+)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -96,3 +107,52 @@ def test_messages_are_immutable() -> None:
     check = ImageCheck(bucket="uploads", key="a")
     with pytest.raises(ValidationError):
         check.key = "b"
+
+
+def _later_rejection(**changes: object) -> dict[str, Any]:
+    """Return an event as a later version may write it: with fields, a stage and a reason of its own."""
+    event = {
+        "specversion": "1.0",
+        "type": "image.rejected.v1",
+        "id": "1",
+        "source": "later",
+        "subject": "s3://uploads/a.jpg",
+        "time": "2026-11-28T00:00:00Z",
+        "datacontenttype": "application/json",
+        "severity": 3,
+        "data": {
+            "check_id": "c-1",
+            "policy": "default",
+            "durations_ms": {"total": 1.0, "virus_scan": 2.0},
+            "attempt": 1,
+            "worker": "w",
+            "metadata": {"own": {"kept": True}},
+            "reason": "infected",
+            "detail": "It has a virus.",
+            "scanner": {"name": "s"},
+        },
+    }
+    return {**event, **changes}
+
+
+def test_a_reader_ignores_what_a_later_version_added() -> None:
+    """Fields at any depth; a reason and a stage are kept as text, metadata as it is."""
+    event = read_event(json.dumps(_later_rejection()))
+    assert isinstance(event.data, Rejection)
+    assert event.data.reason == "infected"
+    assert event.data.durations_ms == {"total": 1.0, "virus_scan": 2.0}
+    assert event.data.metadata == {"own": {"kept": True}}
+    letter = read_dead_letter(
+        json.dumps({"message": "", "reason": "later", "detail": "d", "attempts": 1, "more": 1})
+    )
+    assert (letter.reason, letter.detail) == ("later", "d")
+
+
+def test_a_writer_is_held_to_the_schema() -> None:
+    """The same document is refused as an event of ours, and an unknown type even to a reader."""
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        RejectionEvent.model_validate(_later_rejection())
+    with pytest.raises(UnknownEventTypeError):
+        read_event(json.dumps(_later_rejection(type="image.scanned.v1")))
+    with pytest.raises(ValueError, match="check_id"):
+        read_event(json.dumps(_later_rejection(data={"reason": "empty"})))
