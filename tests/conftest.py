@@ -71,13 +71,23 @@ class RunningWorker:
         self.launch()
         self.wait_ready()
 
-    def launch(self) -> None:
+    def run_burst(self) -> None:
+        """Run the worker until its queues are empty and every message is acknowledged."""
+        self.launch("--burst")
+        assert self.guarded is not None
+        try:
+            status = self.process.wait(WORKER_START_SECONDS)
+        finally:
+            self.guarded.kill()
+        assert status == 0, self.guarded.tail(40)
+
+    def launch(self, *options: str) -> None:
         """Start the process."""
         self._launched_at_line = len(self.log_lines())
         # One thread for the numerics: the tests share their cores with the services.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("DNF_")}
         self.guarded = GuardedProcess(
-            [sys.executable, "-m", self.module, "run"],
+            [sys.executable, "-m", self.module, "run", *options],
             log=self.log,
             environment={**inherited, "OMP_NUM_THREADS": "1", **self.environment},
         )
@@ -143,9 +153,12 @@ class StartWorker(Protocol):
     """Starts workers, which end with the module."""
 
     def __call__(
-        self, environment: Mapping[str, str] | None = None, *, module: str = "worker.cli"
+        self, environment: Mapping[str, str] | None = None, *, module: str = "worker.cli", burst: bool = False
     ) -> RunningWorker:
-        """Return a worker that consumes; `environment` takes precedence over `service_environment`."""
+        """Return a worker that consumes, or with `burst` one that has consumed everything and ended.
+
+        `environment` takes precedence over `service_environment`.
+        """
 
 
 class MakePicture(Protocol):
@@ -208,13 +221,15 @@ def worker_process(
     """Provide a function that starts workers on the module's database, by default with the tiny bundle."""
     started: list[RunningWorker] = []
 
-    def start(environment: Mapping[str, str] | None = None, *, module: str = "worker.cli") -> RunningWorker:
+    def start(
+        environment: Mapping[str, str] | None = None, *, module: str = "worker.cli", burst: bool = False
+    ) -> RunningWorker:
         log = tmp_path_factory.mktemp("worker") / "worker.log"
         # A worker with a null detector must not wait for the bundle to be made.
         bundle = {"DNF_BUNDLE": str(request.getfixturevalue("tiny_bundle"))} if module == "worker.cli" else {}
         worker = RunningWorker({**service_environment, **bundle, **(environment or {})}, log, module)
         started.append(worker)
-        worker.start()
+        worker.run_burst() if burst else worker.start()
         return worker
 
     yield start

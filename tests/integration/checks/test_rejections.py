@@ -232,9 +232,9 @@ def test_a_check_is_retried_and_dead_lettered_when_the_store_is_unreachable(
         "DNF_S3_ENDPOINT_URL": f"http://127.0.0.1:{free_ports(1)[0]}",
         "DNF_MAX_RETRIES": "2",
     }
-    worker = worker_process(environment, module=NULL_WORKER)
     with Client(settings_of({**service_environment, **environment})) as client:
         check_id = client.submit(client.settings.upload_bucket, GOOD, queue="image-checks.urgent")
+        worker = worker_process(environment, module=NULL_WORKER, burst=True)
         with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
         dead_letter = failed.value.dead_letters[check_id]
@@ -243,7 +243,6 @@ def test_a_check_is_retried_and_dead_lettered_when_the_store_is_unreachable(
     retried = worker.wait_for_event("check_retried", count=2, check_id=check_id)
     assert [line["retry"] for line in retried] == [1, 2]
     assert all("StorageUnavailableError" in line["error"] for line in retried)
-    assert worker.stop() == 0
 
 
 def test_a_check_is_dead_lettered_when_the_keys_of_the_store_are_wrong(
@@ -257,9 +256,9 @@ def test_a_check_is_dead_lettered_when_the_keys_of_the_store_are_wrong(
         "DNF_S3_SECRET_ACCESS_KEY": "not-the-right-one",
         "DNF_MAX_RETRIES": "0",
     }
-    worker = worker_process(environment, module=NULL_WORKER)
     with Client(settings_of({**service_environment, **environment})) as client:
         check_id = client.submit(client.settings.upload_bucket, GOOD)
+        worker = worker_process(environment, module=NULL_WORKER, burst=True)
         with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
     assert failed.value.dead_letters[check_id].reason == "storage_unavailable"
@@ -281,14 +280,13 @@ def test_a_check_is_dead_lettered_when_the_score_is_not_a_number(
     save_file(ruined, broken / "classifier.safetensors")
     write_manifest(broken, open_bundle(tiny_bundle).manifest)
     environment = {"DNF_REDIS_URL": new_database(), "DNF_BUNDLE": str(broken)}
-    worker = worker_process(environment)
     with Client(settings_of({**service_environment, **environment})) as client:
         check_id = client.submit(client.settings.upload_bucket, GOOD)
+        worker_process(environment, burst=True)
         with pytest.raises(NoVerdictError) as failed:
             client.wait_for(check_id, timeout_seconds=60)
     dead_letter = failed.value.dead_letters[check_id]
     assert (dead_letter.reason, dead_letter.attempts) == ("model_failed", 3)
-    assert worker.stop() == 0
 
 
 def test_the_schema_of_dead_letters_lists_every_reason() -> None:
