@@ -1,6 +1,7 @@
 """dnf-worker doctor: diagnose settings, services and hardware before workers rely on them."""
 
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -27,11 +28,14 @@ def doctor(*, as_json: bool) -> None:
 
     settings = current_settings()
     mask = SecretMask(settings.secrets())
-    # A network error may quote an address with its password.
-    diagnoses = [
-        diagnosis.model_copy(update={"problem": mask.masked(diagnosis.problem)})
-        for diagnosis in diagnose(settings)
-    ]
+    progress = Console(stderr=True)
+    diagnoses: list[Diagnosis] = []
+    with progress.status("Diagnosing…") if progress.is_terminal else nullcontext() as status:
+        for diagnosis in diagnose(settings):
+            # A network error may quote an address with its password.
+            diagnoses.append(diagnosis.model_copy(update={"problem": mask.masked(diagnosis.problem)}))
+            if status:
+                status.update(f"{len(diagnoses)} diagnosed, last {shown(diagnosis.name)}")
     worst = _worst(diagnoses)
     if as_json:
         report = {"outcome": worst, "diagnoses": [diagnosis.model_dump() for diagnosis in diagnoses]}

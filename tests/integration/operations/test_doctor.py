@@ -15,6 +15,7 @@ from tests.broken_broker import full_disk, valkey_on_a_small_disk
 from tests.conftest import settings_of
 from worker.broker.dead_letters import DeadLetters, dead_letter_of_check
 from worker.broker.faults import BrokerRefusedError, verify_trust
+from worker.broker.keys import WORKERS_ALIVE
 from worker.cli import main
 from worker.client import Client
 from worker.contract.messages import InvalidMessageError
@@ -56,6 +57,7 @@ def test_without_a_fault_every_diagnosis_is_ok(environment: dict[str, str]) -> N
     report = json.loads(finished.stdout)
     assert {each["name"]: each["outcome"] for each in report["diagnoses"]} == dict.fromkeys(
         [
+            "variables",
             "visibility timeout",
             "retries",
             "socket timeouts",
@@ -69,11 +71,15 @@ def test_without_a_fault_every_diagnosis_is_ok(environment: dict[str, str]) -> N
             "eviction",
             "memory",
             "broker clock",
+            "workers",
             "queues",
+            "other queues",
             "verdict stream",
+            "consumer groups",
             "dead letters",
             "other applications",
             "storage: test-uploads",
+            "thumbnails",
             "storage clock",
             "bundle",
             "device",
@@ -207,12 +213,13 @@ def _refuses_even_a_ping(broker: redis.Redis) -> bool:
 def test_queues_streams_and_other_applications_raise_warnings(
     environment: dict[str, str], new_database: Callable[[], str]
 ) -> None:
-    """Dead letters, queues near their limit and a young full stream are warnings; the exit status is 0."""
+    """Dead letters, queues near their limit without a worker, another application: the status is 0."""
     url = new_database()
-    changes = {"DNF_REDIS_URL": url, "DNF_MAX_QUEUE_LENGTH": "2", "DNF_VERDICT_STREAM_MAX_LENGTH": "1"}
+    changes = {"DNF_REDIS_URL": url, "DNF_MAX_QUEUE_LENGTH": "2", "DNF_VERDICT_STREAM_MAX_LENGTH": "6"}
     settings = settings_of({**environment, **changes})
     with redis.Redis.from_url(url) as broker:
-        broker.xadd(settings.verdict_stream, {"event": "{}"})
+        for _ in range(5):
+            broker.xadd(settings.verdict_stream, {"event": "{}"})
     with Client(settings) as client:
         client.submit("uploads", "a.jpg")
         client.submit("uploads", "b.jpg")
@@ -223,9 +230,107 @@ def test_queues_streams_and_other_applications_raise_warnings(
         other.send_task("theirs")
     found = _diagnoses(environment, **changes)
     warned = {name for name, each in found.items() if each.outcome == "warning"}
-    assert warned == {"queues", "verdict stream", "dead letters", "other applications"}
+    assert warned == {
+        "workers",
+        "queues",
+        "other queues",
+        "verdict stream",
+        "dead letters",
+        "other applications",
+    }
     assert "celery" in found["other applications"].observed
+    assert "2 checks wait" in found["workers"].observed
+    assert "queue=" in found["other queues"].remedy
     assert _doctor(environment, **changes).exit_code == 0
+
+
+def test_limits_at_which_workers_pause_are_faults(
+    environment: dict[str, str], new_database: Callable[[], str]
+) -> None:
+    """A full stream names its remedy by the age of its events: young ones stay whatever groups do."""
+    url = new_database()
+    changes = {
+        "DNF_REDIS_URL": url,
+        "DNF_VERDICT_STREAM_MAX_LENGTH": "1",
+        "DNF_DEAD_LETTER_STREAM_MAX_LENGTH": "1",
+    }
+    with redis.Redis.from_url(url) as broker:
+        broker.xadd("verdicts", {"event": "{}"})
+        broker.xadd("dead-letters", {"letter": "{}"})
+    found = _diagnoses(environment, **changes)
+    assert {name for name, each in found.items() if each.outcome == "fault"} == {
+        "verdict stream",
+        "dead letters",
+    }
+    assert "DNF_VERDICT_MIN_AGE_SECONDS" in found["verdict stream"].remedy
+    found = _diagnoses(environment, **changes, DNF_VERDICT_MIN_AGE_SECONDS="0")
+    assert "slowest group" in found["verdict stream"].remedy
+
+
+def test_a_group_that_is_about_to_lose_events_is_named(
+    environment: dict[str, str], new_database: Callable[[], str]
+) -> None:
+    """A warning from half of the retention, a fault near its end; a prompt group is only shown."""
+    url = new_database()
+    with redis.Redis.from_url(url) as broker:
+        now: Any = broker.time()
+        broker.xadd("verdicts", {"event": "{}"}, id=f"{(int(now[0]) - 6000) * 1000}-1")
+        broker.xgroup_create("verdicts", "away", id="0")
+        broker.xgroup_create("verdicts", "prompt", id="0")
+        read: Any = broker.xreadgroup("prompt", "member", {"verdicts": ">"})
+        broker.xack("verdicts", "prompt", read[0][1][0][0])
+    for retention, outcome in ((20_000, "ok"), (10_000, "warning"), (6_100, "fault")):
+        groups = _diagnoses(environment, DNF_REDIS_URL=url, DNF_VERDICT_RETENTION_SECONDS=str(retention))
+        assert groups["consumer groups"].outcome == outcome
+        assert "away" in groups["consumer groups"].observed
+        assert ("prompt" in groups["consumer groups"].observed) == (outcome == "ok")
+
+
+def test_a_misspelt_queue_and_a_misspelt_variable_are_found(
+    environment: dict[str, str], new_database: Callable[[], str]
+) -> None:
+    """Each with the name that was meant; lists of a priority and of others are not ours to name."""
+    url = new_database()
+    with redis.Redis.from_url(url) as broker:
+        for name in ("image-check", "image-checks\x06\x163", "sessions"):
+            broker.lpush(name, "{}")
+    found = _diagnoses(environment, DNF_REDIS_URL=url)
+    assert (found["other queues"].outcome, found["other queues"].observed) == ("warning", "image-check")
+    assert "image-checks" in found["other queues"].remedy
+    report = json.loads(_doctor(environment, "--json", DNF_REDS_URL=url).stdout)
+    (variables,) = [each for each in report["diagnoses"] if each["name"] == "variables"]
+    assert (variables["outcome"], variables["observed"]) == ("warning", "DNF_REDS_URL (DNF_REDIS_URL?)")
+
+
+def test_living_workers_are_counted(environment: dict[str, str], new_database: Callable[[], str]) -> None:
+    """Those that took checks within the last seconds, by the broker's clock."""
+    url = new_database()
+    with redis.Redis.from_url(url) as broker:
+        now: Any = broker.time()
+        broker.zadd(WORKERS_ALIVE, {"one": int(now[0]), "two": int(now[0]), "silent": int(now[0]) - 60})
+        assert _diagnoses(environment, DNF_REDIS_URL=url)["workers"].observed.startswith("2 took checks")
+
+
+def test_a_bucket_for_thumbnails_must_take_them(
+    environment: dict[str, str], services: EmbeddedServices
+) -> None:
+    """Nothing is written to find out."""
+    s3 = services.seaweedfs.client()
+    for bucket in ("thumbnails-open", "thumbnails-closed"):
+        s3.create_bucket(Bucket=bucket)
+    denied = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:PutObject",
+        "Resource": "arn:aws:s3:::thumbnails-closed/*",
+    }
+    policy = {"Version": "2012-10-17", "Statement": [denied]}
+    s3.put_bucket_policy(Bucket="thumbnails-closed", Policy=json.dumps(policy))
+    taken = _diagnoses(environment, DNF_THUMBNAIL_BUCKET="thumbnails-open")["thumbnails"]
+    assert (taken.outcome, "thumbnails-open" in taken.observed) == ("ok", True)
+    assert "Contents" not in s3.list_objects_v2(Bucket="thumbnails-open")
+    refused = _diagnoses(environment, DNF_THUMBNAIL_BUCKET="thumbnails-closed")["thumbnails"]
+    assert (refused.outcome, refused.observed) == ("fault", "thumbnails-closed: AccessDenied")
 
 
 def test_missing_permissions_are_told_from_wrong_keys(
@@ -297,3 +402,4 @@ class _Clock:
 
     def __init__(self, real: Callable[[], float], ahead: float) -> None:
         self.time = lambda: real() + ahead
+        self.monotonic = real

@@ -1,33 +1,39 @@
 """Diagnose the broker: authentication, version, persistence, memory, clock, and what waits on it."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from typing import Any
 
 import redis
 
 from worker.broker.connection import connect
-from worker.broker.faults import FaultName, connection_fault, server_faults
+from worker.broker.consumer_groups import consumer_groups
+from worker.broker.faults import MEMORY_LIMIT, FaultName, connection_fault, server_faults
+from worker.broker.keys import WORKERS_ALIVE
 from worker.contract.messages import QUEUES
+from worker.operations.capacity import EVENT_BYTES
 from worker.operations.doctor.diagnosis import Diagnosis, fault, ok, warning
+from worker.process.heartbeat import ALIVE_SECONDS
 from worker.settings import Settings
 
 # The first version with XAUTOCLAIM, which consumers use.
 _MIN_VERSION = (6, 2)
 
-# Size of an event without its thumbnail, and of a thumbnail of 128 x 128 pixels.
-_EVENT_BYTES, _THUMBNAIL_BYTES, _THUMBNAIL_SIDE = 3_000, 20_000, 128
-
 _CLOCK_WARNING_SECONDS = 2.0
-# A full stream should retain events for at least this long, so that consumers can pause.
-_MIN_RETENTION_SECONDS = 3600
-_QUEUE_WARNING_SHARE = 0.8
+# Share of a limit beyond which it is near.
+_NEAR_SHARE = 0.8
+# Shares of the retention: an event that waits for longer needs attention, and is about to be deleted.
+_WAITING_SHARE, _EXPIRING_SHARE = 0.5, 0.9
 
 # kombu stores the bindings of an exchange under this prefix; each of our queues has an exchange of its name.
 _BINDINGS_PREFIX = "_kombu.binding."
-# Only this many bindings are read, so that a large database is not scanned to its end.
-_MAX_BINDINGS = 1000
+# A scan of the key space ends after it; a large database is then seen in part.
+_SCAN_SECONDS = 10.0
+# Where Celery puts tasks that name no queue.
+_CELERYS_QUEUE = "celery"
+# How alike two names of queues are, 0..1, when one may be the other misspelt.
+_LIKENESS = 0.75
 
 _SYNCHRONISE = "Synchronise both clocks (NTP)."
 
@@ -101,17 +107,16 @@ def _eviction(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
 def _memory(name: str, client: redis.Redis, settings: Settings) -> Diagnosis:
     facts = _memory_facts(client)
     limit = int(facts["maxmemory"]) or int(facts["total_system_memory"])
-    thumbnail = _THUMBNAIL_BYTES * (settings.thumbnail_side_pixels / _THUMBNAIL_SIDE) ** 2
-    needed = int(settings.verdict_stream_max_length * (_EVENT_BYTES + thumbnail))
-    observed = f"{settings.verdict_stream_max_length} events need {_mib(needed)} of {_mib(limit)}"
-    longest = int(limit / 2 / (_EVENT_BYTES + thumbnail))
-    remedy = f"Set DNF_VERDICT_STREAM_MAX_LENGTH to at most {longest}, or add memory."
-    if full := _server_fault(name, client, {"memory_full": observed}):
+    needed = settings.verdict_stream_max_length * EVENT_BYTES
+    observed = f"{_mib(int(facts['used_memory']))} of {_mib(limit)} used; {_mib(needed)} for a full stream"
+    usable = MEMORY_LIMIT * limit
+    remedy = f"Set DNF_VERDICT_STREAM_MAX_LENGTH to at most {int(usable / 2 / EVENT_BYTES)}, or add memory."
+    if full := _server_fault(name, client, {"memory_full": observed, "memory_low": observed}):
         return full
-    if needed > limit:
-        return fault(name, observed, "The broker refuses verdicts before the stream is full.", remedy)
-    if needed > limit / 2:
-        return warning(name, observed, "Little memory is left for waiting checks.", remedy)
+    if needed > usable:
+        return fault(name, observed, "Workers take no checks before the verdict stream is full.", remedy)
+    if needed > usable / 2:
+        return warning(name, observed, "Little memory is left for checks and records.", remedy)
     return ok(name, observed)
 
 
@@ -140,7 +145,7 @@ def _queues(name: str, client: redis.Redis, settings: Settings) -> Diagnosis:
     unacknowledged = _integer(client.hlen("unacked"))
     observed = ", ".join(f"{queue} {length}" for queue, length in lengths.items())
     observed += f"; {unacknowledged} unacknowledged"
-    if max(lengths.values()) > _QUEUE_WARNING_SHARE * settings.max_queue_length:
+    if max(lengths.values()) > _NEAR_SHARE * settings.max_queue_length:
         return warning(
             name,
             observed,
@@ -150,40 +155,103 @@ def _queues(name: str, client: redis.Redis, settings: Settings) -> Diagnosis:
     return ok(name, observed)
 
 
-def _verdict_stream(name: str, client: redis.Redis, settings: Settings) -> Diagnosis:
-    length = _integer(client.xlen(settings.verdict_stream))
-    if length < settings.verdict_stream_max_length:
-        return ok(name, f"{length} of {settings.verdict_stream_max_length} events")
-    oldest: Any = client.xrange(settings.verdict_stream, count=1)
-    retention = time.time() - int(oldest[0][0].partition(b"-")[0]) / 1000
-    observed = f"full with {length} events; the oldest is {retention:.0f} s old"
-    if retention < _MIN_RETENTION_SECONDS:
+def _workers(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
+    now: Any = client.time()
+    alive = _integer(client.zcount(WORKERS_ALIVE, int(now[0]) - ALIVE_SECONDS, "+inf"))
+    waiting = sum(_integer(client.llen(queue)) for queue in QUEUES)
+    if alive:
+        return ok(name, f"{alive} took checks within {ALIVE_SECONDS} s")
+    if waiting:
         return warning(
             name,
-            observed,
-            "A consumer that pauses for longer misses verdicts; they are not published a second time.",
-            "Raise DNF_VERDICT_STREAM_MAX_LENGTH if memory allows, and make consumers keep up.",
+            f"none, and {waiting} checks wait",
+            "No check is answered.",
+            "Start workers (`dnf-worker run`), or read the end of their logs. A worker whose model hangs does"
+            " not count.",
         )
-    return ok(name, observed)
+    return ok(name, "none, and no check waits")
+
+
+def _other_queues(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
+    # kombu's list of a priority has the queue's name before two control characters.
+    lists = {key.partition("\x06")[0] for key in _scan(client, type_of="list")} - {*QUEUES}
+    misspelt = {
+        found: similar[0]
+        for found in sorted(lists)
+        if (similar := get_close_matches(found, QUEUES, n=1, cutoff=_LIKENESS))
+    }
+    if misspelt:
+        return warning(
+            name,
+            ", ".join(found[:100] for found in misspelt),
+            f"Their tasks are never taken: {', '.join(QUEUES)} are the queues.",
+            f"Let the producer send to {next(iter(misspelt.values()))}.",
+        )
+    if _CELERYS_QUEUE in lists:
+        return warning(
+            name,
+            _CELERYS_QUEUE,
+            "Tasks that name no queue are there; if they are checks, they are never taken.",
+            f'Let the producer name the queue: send_task(..., queue="{QUEUES[0]}").',
+        )
+    return ok(name, "none that look like ours")
+
+
+def _verdict_stream(name: str, client: redis.Redis, settings: Settings) -> Diagnosis:
+    length, limit = _integer(client.xlen(settings.verdict_stream)), settings.verdict_stream_max_length
+    observed = f"{length} of {limit} events"
+    if length < _NEAR_SHARE * limit:
+        return ok(name, observed)
+    oldest: Any = client.xrange(settings.verdict_stream, count=1)
+    now: Any = client.time()
+    age = max(0.0, int(now[0]) - int(oldest[0][0].partition(b"-")[0]) / 1000)
+    observed += f"; the oldest is {_duration(age)} old"
+    remedy = "Let the slowest group catch up, or remove it: see `consumer groups`."
+    if age < settings.verdict_min_age_seconds:
+        remedy = (
+            "Raise DNF_VERDICT_STREAM_MAX_LENGTH, or lower"
+            f" DNF_VERDICT_MIN_AGE_SECONDS={settings.verdict_min_age_seconds}: younger events always stay."
+        )
+    if length >= limit:
+        return fault(name, observed, "Workers take no checks.", remedy)
+    return warning(name, observed, "When it is full, workers take no checks.", remedy)
+
+
+def _consumer_groups(name: str, client: redis.Redis, settings: Settings) -> Diagnosis:
+    seconds, _ = client.time()
+    groups = consumer_groups(client, settings.verdict_stream)
+    ages = {
+        group.name: max(0.0, int(seconds) - group.waiting_since) if group.waiting_since else 0.0
+        for group in groups
+    }
+    retention = settings.verdict_retention_seconds
+    late = {group: age for group, age in ages.items() if age > _WAITING_SHARE * retention}
+    if not late:
+        waits = [f"{group} {_duration(age)}" if age else f"{group} none" for group, age in ages.items()]
+        return ok(name, f"oldest event without acknowledgement: {', '.join(waits)}" if waits else "none")
+    observed = ", ".join(f"{group} leaves an event for {_duration(age)}" for group, age in late.items())
+    report = fault if max(late.values()) > _EXPIRING_SHARE * retention else warning
+    return report(
+        name,
+        observed,
+        f"After {_duration(retention)} (DNF_VERDICT_RETENTION_SECONDS) it is deleted, acknowledged or not.",
+        "Start members of the group, raise that setting, or remove the group with XGROUP DESTROY.",
+    )
 
 
 def _dead_letters(name: str, client: redis.Redis, settings: Settings) -> Diagnosis:
-    length = _integer(client.xlen(settings.dead_letter_stream))
+    length, limit = _integer(client.xlen(settings.dead_letter_stream)), settings.dead_letter_stream_max_length
+    remedy = "Run `dnf-worker dead-letters list`, then redrive or drop them."
+    if length >= limit:
+        return fault(name, f"{length}; the limit is {limit}", "Workers take no checks.", remedy)
     if length:
-        return warning(
-            name,
-            f"{length} on the stream",
-            "Their checks have no verdict.",
-            "Run `dnf-worker dead-letters list`, then redrive or drop them.",
-        )
+        return warning(name, f"{length} on the stream", "Their checks have no verdict.", remedy)
     return ok(name, "none")
 
 
 def _other_applications(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
-    keys: Iterable[bytes] = islice(client.scan_iter(f"{_BINDINGS_PREFIX}*", count=1000), _MAX_BINDINGS)
-    exchanges = sorted(
-        {key.decode(errors="replace").removeprefix(_BINDINGS_PREFIX) for key in keys} - {*QUEUES}
-    )
+    bindings = _scan(client, match=f"{_BINDINGS_PREFIX}*")
+    exchanges = sorted({key.removeprefix(_BINDINGS_PREFIX) for key in bindings} - {*QUEUES})
     if exchanges:
         return warning(
             name,
@@ -203,6 +271,19 @@ def _server_fault(name: str, client: redis.Redis, observed: dict[FaultName, str]
     return None
 
 
+def _scan(client: redis.Redis, *, match: str | None = None, type_of: str | None = None) -> set[str]:
+    """Return the keys of a pattern or type, as far as `_SCAN_SECONDS` lead."""
+    until = time.monotonic() + _SCAN_SECONDS
+    found: set[str] = set()
+    cursor = 0
+    while True:
+        reply: Any = client.scan(cursor, match=match, count=1000, _type=type_of)
+        cursor, keys = reply
+        found.update(key.decode(errors="replace") for key in keys)
+        if not cursor or time.monotonic() > until:
+            return found
+
+
 def _memory_facts(client: redis.Redis) -> dict[str, Any]:
     facts: Any = client.info("memory")
     return dict(facts)
@@ -210,6 +291,14 @@ def _memory_facts(client: redis.Redis) -> dict[str, Any]:
 
 def _integer(reply: Any) -> int:
     return int(reply)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in its largest whole unit, for people."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _mib(size: int) -> str:
@@ -223,8 +312,11 @@ _DIAGNOSTICS: dict[str, Callable[[str, redis.Redis, Settings], Diagnosis]] = {
     "eviction": _eviction,
     "memory": _memory,
     "broker clock": _clock,
+    "workers": _workers,
     "queues": _queues,
+    "other queues": _other_queues,
     "verdict stream": _verdict_stream,
+    "consumer groups": _consumer_groups,
     "dead letters": _dead_letters,
     "other applications": _other_applications,
 }

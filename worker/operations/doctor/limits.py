@@ -1,10 +1,11 @@
-"""Diagnose the settings alone: time limits against one another, threads against the batch size."""
+"""Diagnose the settings alone: variables that are none, time limits against one another, threads."""
 
+import os
 from collections.abc import Iterator
 
 from worker.broker.app import create_app
 from worker.operations.doctor.diagnosis import Diagnosis, fault, ok, warning
-from worker.settings import Settings
+from worker.settings import Settings, unknown_variables
 
 # Lost checks are looked for every 5 seconds, and publishing may wait 10 seconds for the server.
 _VISIBILITY_MARGIN_SECONDS = 15
@@ -15,12 +16,25 @@ _STORAGE_WAITS = 4
 
 def diagnose_limits(settings: Settings) -> Iterator[Diagnosis]:
     """Yield the diagnoses."""
+    yield _variables()
     yield _visibility_timeout(settings)
     yield _retries(settings)
     yield _socket_timeouts(settings)
     yield _storage_timeout(settings)
     yield _publish_once(settings)
     yield _threads(settings)
+
+
+def _variables() -> Diagnosis:
+    name = "variables"
+    if unknown := unknown_variables(os.environ):
+        return warning(
+            name,
+            ", ".join(unknown),
+            "No setting has such a name, so these have no effect.",
+            "Correct or unset them; `dnf-worker config` lists every setting.",
+        )
+    return ok(name, "every DNF_ variable is a setting")
 
 
 def _visibility_timeout(settings: Settings) -> Diagnosis:

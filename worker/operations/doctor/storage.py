@@ -21,7 +21,7 @@ _SYNCHRONISE = "Synchronise both clocks (NTP)."
 
 
 def diagnose_storage(settings: Settings) -> Iterator[Diagnosis]:
-    """Yield a diagnosis of each allowed bucket or prefix, and one of the store's clock."""
+    """Yield a diagnosis of each allowed bucket or prefix, of the thumbnails, and of the store's clock."""
     storage = Storage(settings.storage)
     date: str | None = None
     for allowed in settings.allowed_buckets:
@@ -35,8 +35,34 @@ def diagnose_storage(settings: Settings) -> Iterator[Diagnosis]:
             "Every check would be rejected.",
             "List the buckets of the uploads in DNF_ALLOWED_BUCKETS.",
         )
+    yield _thumbnails(storage, settings)
     if date:
         yield _clock(date)
+
+
+def _thumbnails(storage: Storage, settings: Settings) -> Diagnosis:
+    """Ask to write an object on a condition that no object fulfils."""
+    name = "thumbnails"
+    bucket = settings.thumbnail_bucket
+    if not bucket:
+        return ok(name, f"in Redis for {settings.thumbnail_ttl_seconds} s")
+    key = f"thumbnails/dnf-doctor-{uuid4()}"
+    try:
+        storage.client.put_object(Bucket=bucket, Key=key, Body=b"", IfMatch='"none"')
+        # This store knows no conditions.
+        storage.client.delete_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code not in {"PreconditionFailed", "NoSuchKey", "NotImplemented"}:
+            return fault(
+                name,
+                f"{bucket}: {code}",
+                "No thumbnail can be stored, so that every check is retried.",
+                f"Create the bucket and grant s3:PutObject for {bucket}/thumbnails/* to the keys ({_KEYS}).",
+            )
+    except (BotoCoreError, StorageUnavailableError) as error:
+        return fault(name, "no answer", str(error), "Set DNF_S3_ENDPOINT_URL to a store that answers.")
+    return ok(name, f"in the bucket {bucket}, which can be written")
 
 
 def _readable(storage: Storage, allowed: str) -> tuple[Diagnosis, str | None]:
