@@ -116,7 +116,7 @@ def test_the_javascript_client_never_sends_a_password_of_a_rediss_url_in_the_cle
     assert "must begin with redis://" in submit_in_javascript("http://127.0.0.1:1").stderr
 
 
-@pytest.mark.parametrize("kind", ["py", "sh", "mjs"])
+@pytest.mark.parametrize("kind", ["py", "sh", "mjs", "celery"])
 def test_the_examples_submit_a_check_and_consume_its_verdict(
     *,
     kind: str,
@@ -136,7 +136,10 @@ def test_the_examples_submit_a_check_and_consume_its_verdict(
     }
 
     def run(name: str, *arguments: str) -> str:
-        command = [*programs[kind], str(EXAMPLES / f"{name}.{kind}"), *arguments]
+        # Plain Celery submits; consuming is not Celery's.
+        suffix = kind if kind in programs else "py"
+        stem = f"{name}_{kind}" if kind not in programs and name == "submit" else name
+        command = [*programs[suffix], str(EXAMPLES / f"{stem}.{suffix}"), *arguments]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=60 * PATIENCE, check=False
         )

@@ -1,6 +1,8 @@
 """The structure of the two packages: every import points to a lower floor, and heavy libraries load late."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -107,3 +109,13 @@ def test_the_detector_knows_nothing_of_queues_and_the_wheel_nothing_of_the_repos
                 name = node.module or "" if isinstance(node, ast.ImportFrom) else ""
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [name]
                 assert not any(each.split(".")[0] in packages for each in names), module
+
+
+def test_a_platform_that_imports_the_client_loads_no_heavy_library() -> None:
+    """Neither those of the model nor Celery; the store's is loaded when a file is uploaded."""
+    heavy = {"PIL", "boto3", "botocore", "celery", "diffusers", "kombu", "numpy", "torch"}
+    program = f"import sys, worker.client; sys.stdout.write(str(sorted({heavy} & sys.modules.keys())))"
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    assert finished.stdout == "[]"

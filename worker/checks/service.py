@@ -25,7 +25,10 @@ from worker.checks.verdict_cache import VerdictCache
 from worker.contract.messages import Model
 from worker.settings import Settings
 from worker.storage import Storage
+from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import counted_batches
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,14 @@ class Service:
 
         Raises `BundleError`.
         """
-        detector = detector or Detector.load(
-            resolve(settings.bundle, digest=settings.bundle_digest),
-            device=settings.device,
-            dtype=settings.dtype,
-        )
+        if detector is None:
+            log.info("model_load_started", bundle=settings.bundle, device=settings.device)
+            detector = Detector.load(
+                resolve(settings.bundle, digest=settings.bundle_digest),
+                device=settings.device,
+                dtype=settings.dtype,
+            )
+        log.info("warm_up_started", batch_size=settings.batch_size)
         detector.warm_up(settings.batch_size)
         # Pillow loads its formats with the first picture, which should not wait for that.
         Image.init()

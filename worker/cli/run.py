@@ -8,6 +8,7 @@ import click
 
 from worker.cli.errors import current_settings
 from worker.settings import Settings, unknown_variables
+from worker.telemetry.logs import configure_logs, get_logger
 
 
 @click.command(epilog="\b\nExample:\n  DNF_HTTP_PORT=9100 dnf-worker run --processes 2")
@@ -23,8 +24,6 @@ def run(*, processes: int | None, unsupervised: bool, descriptor: int | None, bu
     The model is loaded and warmed up before the first check is taken. SIGTERM starts a graceful shutdown; a
     second one stops at once.
     """
-    from worker.telemetry.logs import configure_logs, get_logger
-
     settings = current_settings()
     configure_logs(settings)
     if descriptor is None and (unknown := unknown_variables(os.environ)):
@@ -40,6 +39,8 @@ def run(*, processes: int | None, unsupervised: bool, descriptor: int | None, bu
 def _run_process(settings: Settings, descriptor: int | None, *, burst: bool) -> int:
     # Until `run_worker` handles the signals, the first process of a container would ignore SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Importing the libraries of the model takes seconds, minutes on a busy machine.
+    get_logger(__name__).info("worker_started", pid=os.getpid())
     from detector.bundle.files import BundleError
     from worker.broker.faults import BrokerRefusedError
     from worker.process.run import run_worker

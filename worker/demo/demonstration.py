@@ -32,8 +32,8 @@ from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import EmbeddedServiceError
 from worker.settings import Settings
 
-WORKER_READY_SECONDS = 180.0
-VERDICTS_SECONDS = 180.0
+#: For so long the worker may log nothing: a slow machine has all the time that it makes progress in.
+QUIET_SECONDS = 180.0
 INTERRUPTED = 130
 
 
@@ -127,7 +127,7 @@ def _receive(
     """Return the event of each awaited check id; call `advance` for each one."""
     results = VerdictStream.connect(settings)
     received: dict[str, Event] = {}
-    deadline = time.monotonic() + VERDICTS_SECONDS
+    progress = Progressing(worker.process)
     for event in results.tail(block_seconds=0.5):
         if event and event.check_id in awaited and event.check_id not in received:
             received[event.check_id] = event
@@ -135,11 +135,7 @@ def _receive(
         if len(received) == len(awaited):
             break
         worker.check()
-        if time.monotonic() > deadline:
-            raise DemoFailedError(
-                f"{len(received)} of {len(awaited)} verdicts within {VERDICTS_SECONDS:.0f} seconds. "
-                f"{worker.log_tail()}"
-            )
+        progress.check(f"{len(received)} of {len(awaited)} verdicts had come")
     results.close()
     return received
 
@@ -175,14 +171,33 @@ def _sheet(client: Client, received: list[tuple[_Upload, Event]]) -> ContactShee
 
 
 def _wait_until_ready(worker: "_Worker") -> None:
-    deadline = time.monotonic() + WORKER_READY_SECONDS
+    progress = Progressing(worker.process)
     while '"worker_ready"' not in worker.process.log.read_text(encoding="utf-8", errors="replace"):
         worker.check()
-        if time.monotonic() > deadline:
-            raise DemoFailedError(
-                f"The worker was not ready within {WORKER_READY_SECONDS:.0f} seconds.\n{worker.log_tail()}"
-            )
+        progress.check("the model was not loaded yet")
         time.sleep(0.1)
+
+
+class Progressing:
+    """A limit that starts anew with each line of a worker's log."""
+
+    def __init__(self, process: GuardedProcess, quiet_seconds: float = QUIET_SECONDS) -> None:
+        self._process = process
+        self._quiet_seconds = quiet_seconds
+        self._bytes = 0
+        self._latest = time.monotonic()
+
+    def check(self, state: str) -> None:
+        """Raise `DemoFailedError`, with the state and a remedy, after `quiet_seconds` without a new line."""
+        size = self._process.log.stat().st_size
+        if size > self._bytes:
+            self._bytes, self._latest = size, time.monotonic()
+        if time.monotonic() - self._latest > self._quiet_seconds:
+            raise DemoFailedError(
+                f"The worker has logged nothing for {self._quiet_seconds:.0f} seconds; {state}. The machine"
+                " may be too busy or short of memory: end other programs, or set DNF_BATCH_SIZE=1 for a"
+                f" shorter warm-up, and start again.\nThe end of its log:\n{self._process.tail(15)}"
+            )
 
 
 def _progress(console: Console) -> Progress:
