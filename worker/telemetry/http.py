@@ -44,7 +44,8 @@ class Endpoints:
         self, host: str, port: int, registry: CollectorRegistry, probes: Mapping[str, Callable[[], Answer]]
     ) -> None:
         # A machine without IPv6 has every address of IPv4.
-        host = "0.0.0.0" if host == "::" and not socket.has_dualstack_ipv6() else host  # noqa: S104
+        if host == "::" and not socket.has_dualstack_ipv6():
+            host = "0.0.0.0"  # noqa: S104  # nosec B104
 
         class Server(_Server):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
