@@ -82,7 +82,6 @@ def check_image(
         except (StorageRejectedError, ImageRejectedError) as rejected:
             return _publish_rejection(service, check, attempt, timings, rejected, message_id=message_id)
         verdict = decide(judgement.score, service.thresholds)
-        envelope = _envelope(service, check)
         data = Verdict(
             check_id=check.check_id,
             policy=check.policy,
@@ -95,14 +94,14 @@ def check_image(
             thresholds=service.thresholds,
             model=service.model,
             picture=judgement.picture,
-            thumbnail=_stored_thumbnail(service, judgement, envelope["id"]),
+            thumbnail=_stored_thumbnail(service, judgement, _event_id(service, check)),
             batch_size=batch_size,
             cached=cached,
             shadow=None if cached else service.shadow.compare(pending_shadow, judgement.score, verdict),
         )
         with timings.stage("publish"):
             published = service.verdict_stream.publish(
-                VerdictEvent(**envelope, data=data),
+                VerdictEvent(**_envelope(service, check), data=data),
                 message_id=message_id,
                 thumbnail=judgement.thumbnail if data.thumbnail.redis_key else None,
             )
@@ -249,9 +248,14 @@ def _publish_rejection(
     return CheckOutcome(data, published, timings.read())
 
 
+def _event_id(service: "Service", check: ImageCheck) -> str:
+    return event_id(check.check_id, service.model.digest, check.policy)
+
+
 def _envelope(service: "Service", check: ImageCheck) -> dict[str, Any]:
+    """Return the attributes of an event; its `traceparent` names the span that is current."""
     return {
-        "id": event_id(check.check_id, service.model.digest, check.policy),
+        "id": _event_id(service, check),
         "source": service.settings.source,
         "subject": check.uri,
         "traceparent": tracing.traceparent(),
