@@ -94,8 +94,15 @@ def test_one_trace_leads_from_the_producer_through_a_retry_to_the_event(  # noqa
         workers.workers[0].wait_for_event("check_retried", check_id=check_id)
         store.target_port = int(services.s3_endpoint.rpartition(":")[2])
         event = client.wait_for(check_id)[check_id]
-        wait_until(lambda: {"submit", "check", *STAGES} <= collector.spans.keys(), "every span is received")
-    spans = collector.spans
+        spans = collector.spans
+
+        def complete() -> bool:
+            # The span of the last attempt ends after those of its stages.
+            attempts = {span.span_id for span in spans["check"]}
+            stages = [spans[stage] for stage in ("submit", *STAGES)]
+            return all(stages) and spans["publish"][0].parent_span_id in attempts
+
+        wait_until(complete, "every span is received")
     traces = {span.trace_id.hex() for name in ("submit", "check", *STAGES) for span in spans[name]}
     assert len(traces) == 1
     trace = traces.pop()
