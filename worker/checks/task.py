@@ -168,13 +168,14 @@ def _prepared(service: "Service", upload: "Upload", timings: Timings) -> _Prepar
         with timings.stage("prepare"):
             views = service.detector.prepare(picture.pixels)
         pending_shadow = service.shadow.submit(picture.pixels)
-    facts = PictureFacts(
-        sha256=upload.sha256,
-        width=picture.width,
-        height=picture.height,
-        format=picture.format,
-        bytes=upload.size,
-    )
+        facts = PictureFacts(
+            sha256=upload.sha256,
+            width=picture.width,
+            height=picture.height,
+            format=picture.format,
+            bytes=upload.size,
+        )
+        del picture  # before its memory is given back
     return _Prepared(views, facts, pending_shadow)
 
 
