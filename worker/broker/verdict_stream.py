@@ -36,28 +36,33 @@ redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 return id
 """
 
-# KEYS: stream; ARGV: the seconds for which every event stays, and those after which none does. What a group
-# has not acknowledged stays too. Returns the groups that lose events now.
+# KEYS: stream; ARGV: the seconds for which every event stays, those after which none does, and the length
+# from which young events go too. What a group has not acknowledged stays. Returns the groups that lose
+# events.
 _TRIM = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
 local now = tonumber(redis.call('TIME')[1]) * 1000
 local last, oldest = now - tonumber(ARGV[1]) * 1000, now - tonumber(ARGV[2]) * 1000
-local losing = {}
-for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+local acknowledged, losing = now, {}
+local groups = redis.call('XINFO', 'GROUPS', KEYS[1])
+for _, group in ipairs(groups) do
   local facts = {}
   for i = 1, #group, 2 do facts[group[i]] = group[i + 1] end
   local pending = redis.call('XPENDING', KEYS[1], facts['name'])
   local position = pending[1] > 0 and pending[2] or facts['last-delivered-id']
   local reached = tonumber(string.match(position, '^%d+'))
-  if reached < last then last = reached end
+  if reached < acknowledged then acknowledged = reached end
   if reached < oldest then
     local from = pending[1] > 0 and position or '(' .. position
     local first = redis.call('XRANGE', KEYS[1], from, string.format('%.0f', oldest), 'COUNT', 1)
     if #first > 0 then losing[#losing + 1] = facts['name'] end
   end
 end
-if last < oldest then last = oldest end
-redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', last))
+redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', math.max(oldest, math.min(last, acknowledged))))
+if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[3]) then
+  if #groups > 0 then redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', acknowledged))
+  else redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[3]) end
+end
 return losing
 """
 
@@ -142,13 +147,14 @@ class VerdictStream:
         arguments: list[str | bytes] = [text, _record(message_id, text), f"{message_id}\n"]
         return self._redis.eval(_PUBLISH_AGAIN, len(names), *names, *arguments) is not None
 
-    def trim(self, *, min_age_seconds: int, retention_seconds: int) -> None:
+    def trim(self, *, min_age_seconds: int, retention_seconds: int, spare_length: int) -> None:
         """Delete the events that are older than `min_age_seconds` and acknowledged by every group.
 
-        After `retention_seconds` an event is deleted in any case; a group that loses one is named in the log.
+        From `spare_length` events on, younger ones that every group has acknowledged are deleted too. After
+        `retention_seconds` an event is deleted in any case; a group that loses one is named in the log.
         Raises redis.RedisError.
         """
-        losing = self._redis.eval(_TRIM, 1, self._stream, min_age_seconds, retention_seconds)
+        losing = self._redis.eval(_TRIM, 1, self._stream, min_age_seconds, retention_seconds, spare_length)
         for group in losing:
             log.error("events_given_up", group=_text(group), retention_seconds=retention_seconds)
 

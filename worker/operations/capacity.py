@@ -212,13 +212,12 @@ def _warnings(
             f"While workers start, {waiting:,.0f} checks wait on each broker, more than"
             f" DNF_MAX_QUEUE_LENGTH={settings.max_queue_length:,}: producers would be refused."
         )
-    least = max(MIN_ABSENCE_SECONDS, settings.verdict_min_age_seconds)
-    if full_after < least:
-        needed = ceil(settings.verdict_stream_max_length * least / full_after)
+    if full_after < MIN_ABSENCE_SECONDS:
+        needed = ceil(settings.verdict_stream_max_length * MIN_ABSENCE_SECONDS / full_after)
         found.append(
-            f"At the peak the verdict stream is full after {full_after:,.0f} seconds, and events stay for"
-            f" DNF_VERDICT_MIN_AGE_SECONDS={settings.verdict_min_age_seconds}: workers would pause. Lower"
-            f" that to at least {MIN_ABSENCE_SECONDS:.0f}, or set DNF_VERDICT_STREAM_MAX_LENGTH={needed:,}"
+            f"At the peak the verdict stream is full {full_after:,.0f} seconds after a consumer group has"
+            " stopped, and workers pause. For"
+            f" {MIN_ABSENCE_SECONDS:.0f} seconds set DNF_VERDICT_STREAM_MAX_LENGTH={needed:,}"
             f" ({needed * EVENT_BYTES / 1e9:,.1f} GB per broker)."
         )
     if redis.thumbnails > NOTABLE_BYTES:

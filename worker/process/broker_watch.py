@@ -75,6 +75,7 @@ class BrokerWatch:
             self._verdict_stream.trim(
                 min_age_seconds=self._settings.verdict_min_age_seconds,
                 retention_seconds=self._settings.verdict_retention_seconds,
+                spare_length=max(1, self._settings.verdict_stream_max_length * 3 // 4),
             )
         except redis.RedisError as error:
             return error

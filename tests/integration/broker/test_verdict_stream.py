@@ -122,7 +122,7 @@ def test_an_event_that_a_group_has_not_acknowledged_is_not_trimmed(
     """The slowest group decides, whether it has read the event or not; without a group, the age does."""
     for age in (90, 80, 70, 5):
         _age(broker, f"aged-{age}", age)
-    ages = {"min_age_seconds": 10, "retention_seconds": 3600}
+    ages = {"min_age_seconds": 10, "retention_seconds": 3600, "spare_length": 100}
     broker.xgroup_create("verdicts", "quick", id="$")
     broker.xgroup_create("verdicts", "slow", id="0")
     stream.trim(**ages)
@@ -139,6 +139,22 @@ def test_an_event_that_a_group_has_not_acknowledged_is_not_trimmed(
     assert [event.check_id for event in _until_idle(stream.tail(block_seconds=0.01))] == ["aged-5"]
 
 
+def test_young_events_go_before_the_stream_is_full(stream: VerdictStream, broker: redis.Redis) -> None:
+    """Those that every group has acknowledged; without a group, the oldest beyond the length."""
+    limits = {"min_age_seconds": 3600, "retention_seconds": 7200, "spare_length": 4}
+    for age in (50, 40, 30, 20, 10):
+        _age(broker, f"aged-{age}", age)
+    stream.trim(**limits)
+    assert next(event.check_id for event in _until_idle(stream.tail(block_seconds=0.01))) == "aged-40"
+    broker.xgroup_create("verdicts", "slow", id="0")
+    stream.trim(**limits)
+    assert broker.xlen("verdicts") == 4
+    ((_, entries),) = broker.xreadgroup("slow", "one", {"verdicts": ">"})  # type: ignore[misc]
+    broker.xack("verdicts", "slow", *[entry_id for entry_id, _ in entries[:3]])
+    stream.trim(**limits)
+    assert [event.check_id for event in _until_idle(stream.tail(block_seconds=0.01))] == ["aged-10"]
+
+
 def test_a_group_that_loses_events_to_the_retention_is_named(
     stream: VerdictStream, broker: redis.Redis
 ) -> None:
@@ -148,8 +164,8 @@ def test_a_group_that_loses_events_to_the_retention_is_named(
     broker.xgroup_create("verdicts", "away", id="0")
     broker.xgroup_create("verdicts", "here", id="$")
     with capture_logs() as lines:
-        stream.trim(min_age_seconds=10, retention_seconds=60)
-        stream.trim(min_age_seconds=10, retention_seconds=60)
+        stream.trim(min_age_seconds=10, retention_seconds=60, spare_length=100)
+        stream.trim(min_age_seconds=10, retention_seconds=60, spare_length=100)
     assert [(line["event"], line["group"]) for line in lines] == [("events_given_up", "away")]
     assert broker.xlen("verdicts") == 1
 

@@ -66,15 +66,15 @@ def test_a_plan_warns_where_the_settings_do_not_fit_the_load() -> None:
     assert (small.redis.thumbnails, small.s3_writes_per_day) == (0, 1e5)
 
 
-def test_a_stream_that_young_events_alone_would_fill_is_named() -> None:
-    """Events stay for an hour although every group has read them: at 1,250,000 a day that is the limit."""
+def test_a_stream_that_ten_minutes_of_events_fill_is_named() -> None:
+    """A group that stops for so long pauses the workers: at 7,200,000 checks a day that is the limit."""
     fits, full = (
         plan(Demand(checks_per_day=rate), WorkerModel(3.0), Settings(thumbnail_bucket="t"))  # type: ignore[call-arg]
-        for rate in (1.15e6, 1.25e6)
+        for rate in (7.1e6, 7.3e6)
     )
-    assert not any("workers would pause" in warning for warning in fits.warnings)
-    (warning,) = [warning for warning in full.warnings if "workers would pause" in warning]
-    assert "DNF_VERDICT_STREAM_MAX_LENGTH=104,167" in warning
+    assert not any("workers pause" in warning for warning in fits.warnings)
+    (warning,) = [warning for warning in full.warnings if "workers pause" in warning]
+    assert "DNF_VERDICT_STREAM_MAX_LENGTH=101,389" in warning
 
 
 def test_the_recommended_target_is_one_batch_where_batches_have_a_fixed_cost() -> None:

@@ -75,6 +75,7 @@ def test_a_fault_is_logged_once_with_its_remedy_and_once_when_it_ends(
 def test_checks_are_not_taken_while_a_stream_is_full(settings: Settings, broker: redis.Redis) -> None:
     """The limit of either stream pauses the intake; a shorter stream resumes it."""
     broker.flushdb()
+    broker.xgroup_create("verdicts", "away", id="0", mkstream=True)
     limits = {"verdict_stream_max_length": 3, "dead_letter_stream_max_length": 2}
     unacknowledged = UnacknowledgedMessages()
     watch = BrokerWatch(settings.model_copy(update=limits), unacknowledged)

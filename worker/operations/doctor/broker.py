@@ -207,11 +207,6 @@ def _verdict_stream(name: str, client: redis.Redis, settings: Settings) -> Diagn
     age = max(0.0, int(now[0]) - int(oldest[0][0].partition(b"-")[0]) / 1000)
     observed += f"; the oldest is {_duration(age)} old"
     remedy = "Let the slowest group catch up, or remove it: see `consumer groups`."
-    if age < settings.verdict_min_age_seconds:
-        remedy = (
-            "Raise DNF_VERDICT_STREAM_MAX_LENGTH, or lower"
-            f" DNF_VERDICT_MIN_AGE_SECONDS={settings.verdict_min_age_seconds}: younger events always stay."
-        )
     if length >= limit:
         return fault(name, observed, "Workers take no checks.", remedy)
     return warning(name, observed, "When it is full, workers take no checks.", remedy)
