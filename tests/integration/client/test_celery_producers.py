@@ -53,7 +53,7 @@ def _decoded(app: Celery, broker: redis.Redis, task: str = "check_image", **opti
         {"time_limit": 1, "soft_time_limit": 1, "retry": False, "ignore_result": True},
         {"task_id": "my-own"},
     ],
-    ids=str,
+    ids=lambda options: " ".join(options) or "none",
 )
 def test_celerys_options_that_a_check_takes(
     app: Celery, broker: redis.Redis, options: dict[str, Any]
