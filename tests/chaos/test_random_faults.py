@@ -133,8 +133,8 @@ def test_random_faults_lose_and_double_no_honest_check(
     report.add(
         f"seed {seed}, {SECONDS:.0f} s: {faults.injected.total()} faults"
         f" ({', '.join(f'{count} {kind}' for kind, count in sorted(faults.injected.items()))});"
-        f" a worker's clock one hour ahead; {len(producer.submitted_again)} honest checks submitted again after an"
-        f" error; {len(producer.hostile_entries)} hostile messages,"
+        f" a worker's clock one hour ahead; {len(producer.submitted_again)} honest checks submitted again"
+        f" after an error; {len(producer.hostile_entries)} hostile messages,"
         f" {len(producer.hostile)} hostile pictures ({outcome.hostile_answers})",
         "one verdict for each honest check in each of two groups, one slow; no dead letter of an honest one"
         f" ({len(outcome.honest_letters)}); every key expires; memory flat (broker {used >> 10:+} KiB, worker"
