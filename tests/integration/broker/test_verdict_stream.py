@@ -239,13 +239,16 @@ def test_a_slow_member_keeps_its_events_from_the_others(stream: VerdictStream) -
 def test_a_dead_members_events_are_found_behind_those_of_a_busy_one(
     stream: VerdictStream, broker: redis.Redis
 ) -> None:
-    """The search for pending events goes on where it ended, past a thousand that are not to be had yet."""
-    for number in range(1100):
+    """The search for pending events goes on where it ended, past a hundred that cannot be claimed yet.
+
+    XAUTOCLAIM looks at ten pending events in a call.
+    """
+    for number in range(120):
         stream.publish(_event(f"pending-{number}"), message_id="m")
     broker.xgroup_create("verdicts", "readers", id="0")
-    broker.xreadgroup("readers", "busy", {"verdicts": ">"}, count=1000)
-    broker.xreadgroup("readers", "dead", {"verdicts": ">"}, count=100)
-    dead = broker.xpending_range("verdicts", "readers", "-", "+", 100, consumername="dead")
+    broker.xreadgroup("readers", "busy", {"verdicts": ">"}, count=100)
+    broker.xreadgroup("readers", "dead", {"verdicts": ">"}, count=20)
+    dead = broker.xpending_range("verdicts", "readers", "-", "+", 20, consumername="dead")
     broker.xclaim(
         "verdicts", "readers", "dead", 0, [each["message_id"] for each in dead], idle=60_000, justid=True
     )
@@ -254,9 +257,9 @@ def test_a_dead_members_events_are_found_behind_those_of_a_busy_one(
         if event is not None:
             found.append(event.check_id)
             stream.acknowledge("readers", event)
-        if len(found) == 100:
+        if len(found) == 20:
             break
-    assert Counter(found) == Counter(f"pending-{number}" for number in range(1000, 1100))
+    assert Counter(found) == Counter(f"pending-{number}" for number in range(100, 120))
 
 
 def test_a_group_that_vanished_is_made_again(stream: VerdictStream, broker: redis.Redis) -> None:
