@@ -71,6 +71,7 @@ def test_checks_that_cannot_run_isolated_in_time_are_answered_before_the_queue_b
         DNF_THREADS=str(threads),
         DNF_BATCH_SIZE=str(threads),
         DNF_CHECK_DEADLINE_SECONDS=str(2.1 * PATIENCE),
+        DNF_VISIBILITY_TIMEOUT_SECONDS=str(int(20 * PATIENCE)),
         NULL_BATCH_SECONDS=str(0.6 * PATIENCE),
     )
     outcome = wait_for_all(client, workers, isolated | behind, seconds=90, supervise=False)

@@ -14,6 +14,7 @@ import redis
 from tests.conftest import NULL_WORKER, MakePicture, StartWorker, StoreObject, settings_of
 from worker.broker.dead_letters import DeadLetters
 from worker.client import Client
+from worker.contract.envelope import encode
 from worker.contract.messages import QUEUES, ImageCheck
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.valkey import Valkey, valkey_program
@@ -83,7 +84,8 @@ def test_each_user_can_do_its_whole_job(  # noqa: PLR0917 - fixtures
         admin.hset("unacked", "lost", b"[" + entry + b',"","image-checks"]')
         admin.zadd("unacked_index", {"lost": 1})
         admin.lpush("image-checks", b"no JSON")
-        admin.lpush("image-checks", entry.replace(b'"check_image"', b'"another"'))
+        foreign = encode({"check_id": "foreign"}, "image-checks")
+        admin.lpush("image-checks", foreign.replace(b'"check_image"', b'"another"'))
         worker = worker_process(
             {"DNF_REDIS_URL": _url(server, "worker"), "DNF_VERDICT_CACHE_TTL_SECONDS": "60"},
             module=NULL_WORKER,

@@ -1,6 +1,7 @@
 """dnf-worker doctor finds the faults of real services and says how to fix them."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,13 @@ WRONG_KEYS = {"DNF_S3_SECRET_ACCESS_KEY": "hidden-and-wrong"}
 def environment(service_environment: dict[str, str], tiny_bundle: Path) -> dict[str, str]:
     """Return DNF_ variables without any fault, with an unused database."""
     return {**service_environment, "DNF_BUNDLE": str(tiny_bundle), "DNF_DEVICE": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _no_variables_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the variables that control the tests, which are no settings."""
+    for name in [name for name in os.environ if name.startswith("DNF_")]:
+        monkeypatch.delenv(name)
 
 
 def _diagnoses(environment: Mapping[str, str], **changes: str) -> dict[str, Diagnosis]:
