@@ -345,7 +345,8 @@ class Channel(stock.Channel):
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        lists = [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]
+        # Every list of a queue comes before the next queue: Celery's priorities order checks within a queue.
+        lists = [(self._q_for_pri(queue, step), queue) for queue in queues for step in self.priority_steps]
         ends = [f"{_NOTE_MIDDLE.decode()}{dumps(queue)}]" for _, queue in lists]
         keys = [self.unacked_key, self.unacked_index_key, *(name for name, _ in lists)]
         connection = self.client.connection

@@ -532,6 +532,20 @@ def test_urgent_messages_are_taken_first(app: Celery, broker: redis.Redis) -> No
     assert order == ["image-checks.urgent"] * 2 + ["image-checks"] * 2 + ["image-checks.bulk"] * 2
 
 
+def test_a_priority_of_celery_orders_checks_within_their_queue(app: Celery, broker: redis.Redis) -> None:
+    """It puts them into a list of their own, which is read before the next queue."""
+    for name in ("image-checks.bulk", "image-checks.urgent\x06\x169", "image-checks.urgent"):
+        queue = name.partition("\x06")[0]
+        _push(broker, encode({"n": name}, queue), queue=name)
+    with _taker(app) as taker:
+        taker.take(3)
+        assert [_number(message) for message in taker.taken] == [
+            "image-checks.urgent",
+            "image-checks.urgent\x06\x169",
+            "image-checks.bulk",
+        ]
+
+
 def test_other_applications_in_the_process_keep_kombus_transport(app: Celery, valkey: Valkey) -> None:
     """A platform may import the client and run Celery tasks of its own."""
     other = Celery("other", broker=valkey.url)
