@@ -27,10 +27,11 @@ $(READY): requirements.lock torch.lock torch-cpu.lock pyproject.toml
 demo: setup
 	$(BIN)/dnf-worker demo
 
-# Most tests wait for servers and workers; a file stays in one process, so that its tests share a worker.
+# Most tests wait for servers and workers, so there is one process more than there are cores. A file stays in one
+# process, so that its tests share a worker.
 test: setup
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist loadfile
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 # `make chaos SEEDS=1,2,3` injects the random faults of each seed, for five minutes each.
