@@ -26,17 +26,21 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self.certificate, self._key = self._made("authority", "basicConstraints=critical,CA:TRUE")
+        self.certificate, self._key = self._made(
+            "authority", ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"]
+        )
 
     def issue(self, name: str, *, host: str = f"IP:{HOST}") -> Certificate:
         """Return a certificate for a host, such as `IP:127.0.0.1` or `DNS:localhost`."""
         signed_by = ["-CA", str(self.certificate), "-CAkey", str(self._key)]
-        return self._made(name, f"subjectAltName={host}", *signed_by)
+        return self._made(name, ["basicConstraints=critical,CA:FALSE", f"subjectAltName={host}"], *signed_by)
 
-    def _made(self, name: str, extension: str, *options: str) -> Certificate:
+    def _made(self, name: str, extensions: list[str], *options: str) -> Certificate:
         made = Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-        command += ["-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", extension, *options]
+        command += ["-nodes", "-days", "2", "-subj", f"/CN={name}", *options]
+        for extension in extensions:
+            command += ["-addext", extension]
         subprocess.run(
             [*command, "-out", str(made.certificate), "-keyout", str(made.key)],
             check=True,
