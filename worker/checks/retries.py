@@ -16,7 +16,7 @@ from worker.checks.batching import ModelFailedError, OutOfMemoryError
 from worker.contract.messages import DeadLetterReason, InvalidMessageError
 from worker.storage import StorageUnavailableError
 from worker.telemetry.logs import get_logger
-from worker.telemetry.metrics import RETRIES, RetryReason
+from worker.telemetry.metrics import RETRIES
 
 if TYPE_CHECKING:
     from celery.app.task import Task
@@ -35,16 +35,16 @@ def retry_or_dead_letter(task: "Task[Any, None]", service: "Service", message: s
         _requeue(error)
     if isinstance(error, redis.RedisError):
         # Redis cannot be told any outcome: the check is retried for as long as that takes.
-        _retry(task, service, error)
+        _retry(task, service, error, "broker")
     reason, retries = _fault(error, service.settings.max_retries)
     if reason == "internal_error":
         log.error("check_failed", exc_info=error)
     if task.request.retries < retries:
-        _retry(task, service, error)
+        _retry(task, service, error, reason)
     try:
         _write_dead_letter(task, service, message, reason, error)
     except redis.RedisError as unreachable:
-        _retry(task, service, unreachable)
+        _retry(task, service, unreachable, "broker")
 
 
 def retry_delay(retries: int, longest_seconds: float) -> float:
@@ -77,9 +77,8 @@ def _requeue(timeout: LockTimeoutError) -> NoReturn:
     raise Reject(str(timeout), requeue=True) from timeout
 
 
-def _retry(task: "Task[Any, None]", service: "Service", error: Exception) -> NoReturn:
+def _retry(task: "Task[Any, None]", service: "Service", error: Exception, reason: str) -> NoReturn:
     retries = task.request.retries
-    reason = _retry_reason(error)
     RETRIES.labels(reason).inc()
     seconds = retry_delay(retries, service.settings.longest_retry_seconds)
     log.warning(
@@ -102,20 +101,6 @@ def _retry(task: "Task[Any, None]", service: "Service", error: Exception) -> NoR
         time.sleep(REFUSED_SECONDS)
         raise Reject(str(unsent), requeue=True) from error
     raise AssertionError("unreachable: retry raises")
-
-
-def _retry_reason(error: Exception) -> RetryReason:
-    match error:
-        case redis.RedisError():
-            return "broker"
-        case StorageUnavailableError():
-            return "storage_unavailable"
-        case ModelFailedError():
-            return "model_failed"
-        case MemoryError():
-            return "out_of_memory"
-        case _:
-            return "internal_error"
 
 
 def _write_dead_letter(
