@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("gpu", "otel")
+EXTRAS = ("gpu", "otel", "review")
 # Parts of PyTorch that the Dockerfile removes.
 DROPPED = ("torch/include/", "torch/test/", "torch/share/", "torch/bin/")
 KEPT = "torch/bin/torch_shm_manager"
