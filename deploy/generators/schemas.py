@@ -153,8 +153,8 @@ def asyncapi() -> dict[str, Any]:
         "verdicts": {
             "address": settings.verdict_stream,
             "description": "A stream, read with XREAD or in groups with XREADGROUP and XACK. An entry has the"
-            " fields `event`, JSON, and for a verdict `thumbnail`, the PNG of the feature. Each check has one"
-            f" event; about {settings.verdict_stream_max_length} events are kept.",
+            " field `event`, JSON. Each check has one event;"
+            f" about {settings.verdict_stream_max_length} events are kept.",
             "messages": {
                 name: {"$ref": f"#/components/messages/{name}"}
                 for name in ("image-verdict-v1", "image-rejected-v1")

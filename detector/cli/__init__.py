@@ -20,7 +20,7 @@ from detector.cli.evaluate import evaluate
 from detector.cli.train import train
 from detector.detector import Detector, Dtype
 from detector.images.decode import ImageRejectedError, decode
-from detector.images.thumbnail import dnf_picture, dnf_thumbnail, saved_picture
+from detector.images.thumbnail import SUFFIX, dnf_picture, dnf_thumbnail, saved_picture
 from detector.terminal import Console, Group, echo, echo_json, escaped, shown
 
 _COLOURS = {"real": "green", "review": "yellow", "generated": "red"}
@@ -72,7 +72,7 @@ Examples:
     "--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write path and score here."
 )
 @click.option(
-    "--thumbnails", type=click.Path(path_type=Path, file_okay=False), help="Write each DNF as PNG here."
+    "--thumbnails", type=click.Path(path_type=Path, file_okay=False), help="Write each DNF as a picture here."
 )
 def check(
     paths: tuple[Path, ...],
@@ -118,7 +118,7 @@ def check(
             if thumbnails and isinstance(result, CheckedFile):
                 thumbnails.mkdir(parents=True, exist_ok=True)
                 # Numbered, because files in different folders can have the same name.
-                thumbnail = thumbnails / f"{index:05d}-{result.path.stem}.png"
+                thumbnail = thumbnails / f"{index:05d}-{result.path.stem}{SUFFIX}"
                 thumbnail.write_bytes(dnf_thumbnail(result.finding.dnf))
             progress.advance(task)
     if not as_json:

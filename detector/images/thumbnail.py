@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+#: The media type of a thumbnail, the suffix of its file, and its first bytes.
+CONTENT_TYPE, SUFFIX, SIGNATURE = "image/jpeg", ".jpg", b"\xff\xd8\xff"
+
 
 def dnf_picture(dnf: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Render a signed feature (C, H, W), C >= 3, as (H, W, 3) uint8 from -4 to 4 deviations; zero is grey.
@@ -25,8 +28,9 @@ def saved_picture(dnf: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def dnf_thumbnail(dnf: NDArray[np.float32], side: int = 128) -> bytes:
-    """Return `dnf_picture` of a feature (C, H, W) as a PNG file of `side` x `side` pixels."""
+    """Return `dnf_picture` of a feature (C, H, W) as a JPEG file of `side` x `side` pixels."""
     image = Image.fromarray(dnf_picture(dnf)).resize((side, side), Image.Resampling.LANCZOS)
     file = BytesIO()
-    image.save(file, "PNG", optimize=True)
+    # Colours at full resolution: halved, as lossy WebP stores them too, they lose most of the noise.
+    image.save(file, "JPEG", quality=90, subsampling="4:4:4")
     return file.getvalue()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 import redis
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from detector.images.thumbnail import SIGNATURE
 from worker.broker import keys
 from worker.broker.connection import connect
 from worker.contract.messages import PictureFacts, first_fault
@@ -24,8 +25,6 @@ log = get_logger(__name__)
 _TIMEOUT_SECONDS = 1.0
 _PAUSE_SECONDS = 10.0
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-
 
 class Judgement(BaseModel):
     """What the model says of a picture."""
@@ -37,7 +36,7 @@ class Judgement(BaseModel):
     #: Calibrated probability of *generated*, 0..1.
     score: float = Field(ge=0, le=1)
     picture: PictureFacts
-    #: PNG of the Diffusion Noise Feature.
+    #: File of the Diffusion Noise Feature, as `dnf_thumbnail` makes it.
     thumbnail: bytes
     #: Its width and height in pixels.
     thumbnail_side: int = Field(ge=1)
@@ -129,8 +128,8 @@ class VerdictCache:
             return "its picture has more pixels than are allowed now"
         if judgement.thumbnail_side != self._thumbnail_side:
             return "its thumbnail has another size than is set now"
-        if not judgement.thumbnail.startswith(_PNG):
-            return "its thumbnail is not a PNG"
+        if not judgement.thumbnail.startswith(SIGNATURE):
+            return "its thumbnail is in another format"
         return None
 
     def _pause(self, error: redis.RedisError) -> None:

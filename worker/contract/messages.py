@@ -48,6 +48,7 @@ DeadLetterReason = Literal[
     "internal_error",
     "too_many_attempts",
 ]
+ThumbnailType = Literal["image/jpeg", "image/png"]
 DeadLetterForm = Literal["check", "entry", "entry_base64"]
 Stage = Literal[
     "queue_wait", "fetch", "cache", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail", "total"
@@ -155,7 +156,9 @@ class PictureFacts(_Contract):
 class Thumbnail(_Contract):
     """The picture of the Diffusion Noise Feature: at `uri`, or in Redis under `redis_key`."""
 
-    content_type: Literal["image/png"] = "image/png"
+    content_type: Annotated[ThumbnailType, _ReadableUnknown] = Field(
+        default="image/jpeg", description="Media type: `image/png` of workers before 0.2."
+    )
     uri: str | None = Field(default=None, description="s3://bucket/key, if the object store has it.")
     redis_key: str | None = Field(default=None, description="Its key in the events' database, which expires.")
     width: int = Field(description="Pixels.")

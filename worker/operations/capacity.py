@@ -22,7 +22,7 @@ RECORD_BYTES = 1_000
 #: An event on the stream.
 EVENT_BYTES = 1_220
 #: A thumbnail of 128 x 128 pixels under its key, for `thumbnail_ttl_seconds` unless there is a bucket for it.
-THUMBNAIL_BYTES = 46_000
+THUMBNAIL_BYTES = 22_000
 THUMBNAIL_SIDE_PIXELS = 128
 #: A dead letter on its stream.
 DEAD_LETTER_BYTES = 900

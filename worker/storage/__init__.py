@@ -16,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from detector.images.decode import starts_like_a_picture
+from detector.images.thumbnail import CONTENT_TYPE, SUFFIX
 from worker.contract.messages import ImageCheck
 from worker.storage.exchange import Exchange, current_exchange, limit_exchanges, limited_exchange
 from worker.storage.refusals import StorageRejectedError, StorageUnavailableError, translated
@@ -144,10 +145,10 @@ class Storage:
 
         Raises `StorageUnavailableError`.
         """
-        bucket, key = str(self._settings.thumbnail_bucket), f"thumbnails/{sha256[:2]}/{sha256}.png"
+        bucket, key = str(self._settings.thumbnail_bucket), f"thumbnails/{sha256[:2]}/{sha256}{SUFFIX}"
         check = ImageCheck(bucket=bucket, key=key)
         with self._exchange(check):
-            self._s3.put_object(Bucket=bucket, Key=key, Body=data, ContentType="image/png")
+            self._s3.put_object(Bucket=bucket, Key=key, Body=data, ContentType=CONTENT_TYPE)
         return check.uri
 
     def read_thumbnail(self, bucket: str, key: str) -> bytes | None:

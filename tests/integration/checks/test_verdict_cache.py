@@ -97,7 +97,7 @@ def _judgement(data: bytes, settings: Settings) -> Judgement:
     return Judgement(
         score=0.25,
         picture=facts,
-        thumbnail=b"\x89PNG\r\n\x1a\n\xff\xfe",
+        thumbnail=b"\xff\xd8\xff\xe0\x00\xfe",
         thumbnail_side=settings.thumbnail_side_pixels,
     )
 
@@ -144,7 +144,7 @@ VALUES: dict[str, Callable[[Judgement], bytes | str]] = {
     "other bytes": lambda judgement: judgement.model_dump_json().replace(judgement.picture.sha256, "0" * 64),
     "too many pixels": lambda judgement: judgement.model_dump_json().replace("70", "70000000"),
     "another thumbnail size": lambda judgement: judgement.model_dump_json().replace(":128", ":64"),
-    "a thumbnail that is not PNG": lambda judgement: judgement.model_copy(
+    "a thumbnail in another format": lambda judgement: judgement.model_copy(
         update={"thumbnail": b"<svg onload=alert(1)>"}
     ).model_dump_json(),
 }

@@ -75,7 +75,7 @@ def test_the_stability_check_keeps_the_scores_and_the_reasons(folder: Path, tiny
 def test_the_table_the_csv_and_the_thumbnails_are_written(
     folder: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """A table on standard output, path and score in the CSV file, and one PNG per checked picture."""
+    """A table on standard output, path and score in the CSV file, and one thumbnail per checked picture."""
     result = run(
         "check", "--bundle", tiny_bundle, "--csv", tmp_path / "s.csv", "--thumbnails", tmp_path / "t", folder
     )
@@ -84,7 +84,7 @@ def test_the_table_the_csv_and_the_thumbnails_are_written(
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["path", "score"]
     assert [bool(row["score"]) for row in rows] == [True, True, False]
-    assert len(list((tmp_path / "t").glob("*.png"))) == 2
+    assert len(list((tmp_path / "t").glob("*.jpg"))) == 2
 
 
 @pytest.mark.parametrize(
