@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
@@ -59,6 +60,36 @@ class StorageSettings:
     connections: int
     #: Texts that no error may quote.
     secrets: frozenset[str]
+
+
+@dataclass(frozen=True)
+class WebSettings:
+    """Where the page for moderators listens, and who may come in."""
+
+    host: str
+    port: int
+    #: Origin under which browsers reach it; None: that of each request.
+    public_url: str | None
+    #: Networks whose identity headers are believed.
+    trusted_proxies: tuple[str, ...]
+    user_header: str
+    name_header: str
+    groups_header: str
+    #: A JWK set, as path or https:// URL; None: no JWT is asked for.
+    jwt_keys: str | None
+    jwt_header: str
+    jwt_issuer: str
+    jwt_audience: str
+    jwt_groups_claim: str
+    #: Each role with its groups.
+    roles: Mapping[str, frozenset[str]]
+    #: Claims that one person may make in a minute.
+    claims_per_minute: int
+    #: Requests that one person may make in a minute.
+    requests_per_minute: int
+
+
+ROLES = ("moderator", "senior", "auditor", "admin")
 
 
 class Settings(BaseSettings):
@@ -196,6 +227,51 @@ class Settings(BaseSettings):
         le=65535,
         description="Port of /livez, /readyz, /startupz and /metrics; 0 serves nothing.",
     )
+    web_host: str = Field(
+        default="::", description="Where the page for moderators is served; :: is every address, IPv4 too."
+    )
+    web_port: int = Field(default=8080, ge=0, le=65535, description="Its port; 0 chooses a free one.")
+    web_public_url: str | None = Field(
+        default=None,
+        description="https://HOST under which browsers reach the page; unset: the host that they name.",
+    )
+    web_trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Addresses or networks of the reverse proxies whose identity headers are believed.",
+    )
+    web_user_header: str = Field(
+        default="X-Forwarded-User", min_length=1, description="The proxy's header with the person's id."
+    )
+    web_name_header: str = Field(
+        default="X-Forwarded-Preferred-Username",
+        min_length=1,
+        description="The proxy's header with the name to show.",
+    )
+    web_groups_header: str = Field(
+        default="X-Forwarded-Groups",
+        min_length=1,
+        description="The proxy's header with the person's groups, with commas.",
+    )
+    web_jwt_keys: str | None = Field(
+        default=None,
+        description="JWK set as path or https:// URL; with it, people come with a JWT that is verified.",
+    )
+    web_jwt_header: str = Field(
+        default="Authorization", min_length=1, description="The header with that JWT, with or without Bearer."
+    )
+    web_jwt_issuer: str = Field(default="", description="Its `iss`.")
+    web_jwt_audience: str = Field(default="", description="The `aud` that it must name.")
+    web_jwt_groups_claim: str = Field(default="groups", description="Its claim with the person's groups.")
+    web_roles: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=tuple(f"{role}={role}" for role in ROLES),
+        description=f"GROUP=ROLE, with commas or as JSON; roles: {', '.join(ROLES)}.",
+    )
+    web_claims_per_minute: int = Field(
+        default=60, ge=1, description="Claims of one person in a minute, in each process."
+    )
+    web_requests_per_minute: int = Field(
+        default=1200, ge=1, description="Requests of one person or token in a minute, in each process."
+    )
     expected_checks_per_second: float = Field(
         default=3.0,
         gt=0,
@@ -207,9 +283,9 @@ class Settings(BaseSettings):
         default="auto", description="auto: console on a terminal, JSON elsewhere."
     )
 
-    @field_validator("allowed_buckets", mode="before")
+    @field_validator("allowed_buckets", "web_trusted_proxies", "web_roles", mode="before")
     @classmethod
-    def _list_of_buckets(cls, value: object) -> object:
+    def _list_of_names(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         if value.lstrip().startswith("["):
@@ -248,6 +324,50 @@ class Settings(BaseSettings):
                 raise ValueError(f"{entry!r} is neither BUCKET nor BUCKET/PREFIX/, which ends in a slash")
         return value
 
+    @field_validator("web_trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            try:
+                ip_network(entry)
+            except ValueError as error:
+                raise ValueError(
+                    f"{entry!r} is neither an address nor a network such as 10.0.0.0/8"
+                ) from error
+        return value
+
+    @field_validator("web_roles")
+    @classmethod
+    def _group_and_role(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            group, _, role = entry.rpartition("=")
+            if not group or role not in ROLES:
+                raise ValueError(f"{entry!r} is not GROUP=ROLE with one of the roles {', '.join(ROLES)}")
+        return value
+
+    @field_validator("web_public_url")
+    @classmethod
+    def _origin(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        parts = _parts(SecretStr(value), "http", "https")
+        if not parts.hostname or parts.path not in {"", "/"} or parts.query or parts.fragment:
+            raise ValueError("must be an origin, such as https://review.example.org")
+        return f"{parts.scheme}://{parts.netloc}".lower()
+
+    @field_validator("web_jwt_keys")
+    @classmethod
+    def _keys(cls, value: str | None) -> str | None:
+        if value and "://" in value:
+            _parts(SecretStr(value), "https")
+        return value or None
+
+    @model_validator(mode="after")
+    def _complete_jwt(self) -> "Settings":
+        if self.web_jwt_keys and not (self.web_jwt_issuer and self.web_jwt_audience):
+            raise ValueError("web_jwt_keys needs web_jwt_issuer and web_jwt_audience")
+        return self
+
     @model_validator(mode="after")
     def _deadline_below_visibility(self) -> "Settings":
         if self.check_deadline_seconds >= self.visibility_timeout_seconds:
@@ -279,6 +399,32 @@ class Settings(BaseSettings):
             max_bytes=self.max_bytes,
             connections=self.threads,
             secrets=self.secrets(),
+        )
+
+    @property
+    def web(self) -> WebSettings:
+        """The page for moderators."""
+        return WebSettings(
+            host=self.web_host,
+            port=self.web_port,
+            public_url=self.web_public_url,
+            trusted_proxies=self.web_trusted_proxies,
+            user_header=self.web_user_header,
+            name_header=self.web_name_header,
+            groups_header=self.web_groups_header,
+            jwt_keys=self.web_jwt_keys,
+            jwt_header=self.web_jwt_header,
+            jwt_issuer=self.web_jwt_issuer,
+            jwt_audience=self.web_jwt_audience,
+            jwt_groups_claim=self.web_jwt_groups_claim,
+            roles={
+                role: frozenset(
+                    entry.removesuffix(f"={role}") for entry in self.web_roles if entry.endswith(f"={role}")
+                )
+                for role in ROLES
+            },
+            claims_per_minute=self.web_claims_per_minute,
+            requests_per_minute=self.web_requests_per_minute,
         )
 
     @property

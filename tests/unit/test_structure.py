@@ -16,6 +16,7 @@ FLOORS = {
     "worker": [
         ["cli"],
         ["demo"],
+        ["web"],
         ["operations"],
         ["process"],
         ["client"],

@@ -1,0 +1,76 @@
+"""Site: what one process of the page holds while it runs, and what an endpoint asks it for."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from worker.client import Client
+from worker.settings import Settings
+from worker.web.identity import Identities, OneTimeLinks, Person, Role
+from worker.web.problems import ProblemError
+from worker.web.security import RateLimit
+
+
+@dataclass(frozen=True)
+class Site:
+    """The parts that endpoints work with."""
+
+    settings: Settings
+    #: Reviews, decisions and all else that lasts.
+    database: Any
+    #: Broker and object store.
+    client: Client
+    identities: Identities
+    #: For a page on this machine alone; otherwise absent.
+    links: OneTimeLinks | None
+    claims: RateLimit
+    requests: RateLimit
+
+
+def site(request: Request) -> Site:
+    """Return the parts of this process."""
+    parts: Site = request.app.state.site
+    return parts
+
+
+CurrentSite = Annotated[Site, Depends(site)]
+
+
+def person(request: Request, parts: CurrentSite) -> Person:
+    """Return who sends the request. Raises `IdentityError`, and `ProblemError` for too many requests."""
+    found = parts.identities.person(
+        request.headers, request.cookies, request.client.host if request.client else None
+    )
+    within_rate(parts.requests, found.subject)
+    return found
+
+
+CurrentPerson = Annotated[Person, Depends(person)]
+
+
+def require(*roles: Role) -> Callable[[Person], Person]:
+    """Return a dependency that lets only people with one of these roles pass."""
+
+    def allowed(current: CurrentPerson) -> Person:
+        if not current.may(*roles):
+            raise ProblemError(
+                403, "not_allowed", f"This needs the role {' or '.join(roles)}, which {current.name} has not."
+            )
+        return current
+
+    return allowed
+
+
+def within_rate(limit: RateLimit, key: str) -> None:
+    """Count an action. Raises `ProblemError` 429 with `Retry-After` when it comes too early."""
+    if wait := limit.wait_seconds(key):
+        seconds = math.ceil(wait)
+        raise ProblemError(
+            429,
+            "too_many_requests",
+            f"Too many requests; the next one is accepted in {seconds} s.",
+            headers={"Retry-After": str(seconds)},
+        )
