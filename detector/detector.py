@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from detector.acceleration.memory import to_device
 from detector.bundle.files import Bundle, BundleError, resolve
 from detector.bundle.manifest import needs_unet
-from detector.images.views import SQUASHED_BYTES, crops, network_input, squashed
+from detector.images.views import (
+    SQUASHED_BYTES,
+    PreparedPicture,
+    Rectangle,
+    crop_places,
+    crops,
+    network_input,
+    squashed,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +35,18 @@ _VIEWS_AT_ONCE_ON_CPU, _VIEWS_AT_ONCE = 4, 64
 
 
 @dataclass(frozen=True)
+class ScoredView:
+    """The detector's result for one view of a picture."""
+
+    #: Where it is in the picture.
+    place: Rectangle
+    #: Its logit; positive means *generated*.
+    logit: float
+    #: The calibrated probability of *generated* if this were all of the picture, 0..1.
+    probability: float
+
+
+@dataclass(frozen=True)
 class Finding:
     """The detector's result for one picture."""
 
@@ -34,7 +54,12 @@ class Finding:
     logit: float
     #: Calibrated probability of *generated*, 0..1.
     probability: float
-    #: Unquantised feature (C, S, S) of the view with the highest logit; for a baseline, the network's input.
+    #: Every view, in the order of `crop_places`; a squashed picture has one, which is all of it.
+    views: tuple[ScoredView, ...]
+    #: Index of the view with the highest logit.
+    strongest: int
+    #: Unquantised feature (C, H, W) of that view, without what was mirrored beyond the edges of a small
+    #: picture; for a baseline, the network's input.
     dnf: NDArray[np.float32]
     #: Milliseconds in which the feature of the whole batch was computed.
     dnf_ms: float
@@ -124,14 +149,19 @@ class Detector:
         grey = np.full((size, size, 3), 128, dtype=np.uint8)
         self.examine([self.prepare(grey)] * batch_size)
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Turn pixels (H, W, 3) uint8 into the U-Net's input (views, 3, S, S) float32 in -1..1."""
+    def prepare(self, pixels: NDArray[np.uint8]) -> PreparedPicture:
+        """Cut the views of a picture (H, W, 3) uint8, which is the right way up."""
         preprocessing = self.bundle.manifest.preprocessing
+        height, width = pixels.shape[:2]
+        size = preprocessing.size
         if preprocessing.mode == "squash":
-            return squashed(pixels, preprocessing.size)
-        return network_input(crops(pixels, preprocessing.size, preprocessing.views))
+            return PreparedPicture(squashed(pixels, size), (Rectangle(0, 0, width, height),))
+        return PreparedPicture(
+            network_input(crops(pixels, size, preprocessing.views)),
+            crop_places(height, width, size, preprocessing.views),
+        )
 
-    def examine(self, prepared: Sequence[NDArray[np.float32]]) -> list[Finding]:
+    def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
         """Examine prepared pictures as one batch; the findings are in the order of the pictures."""
         import torch
 
@@ -144,7 +174,9 @@ class Detector:
         logits: list[float] = []
         dnf_ms = classify_ms = 0.0
         with torch.inference_mode():
-            all_views = torch.from_numpy(np.concatenate(prepared))  # (N, 3, S, S) in -1..1
+            all_views = torch.from_numpy(
+                np.concatenate([picture.views for picture in prepared])
+            )  # (N, 3, S, S) in -1..1
             for views in all_views.split(_VIEWS_AT_ONCE_ON_CPU if self.device == "cpu" else _VIEWS_AT_ONCE):
                 started = self._clock_ms()
                 dnf = self.feature(views)  # (n, C, S, S)
@@ -158,13 +190,38 @@ class Detector:
         findings: list[Finding] = []
         first = 0
         for picture in prepared:
-            own = slice(first, first + len(picture))
-            logit = float(np.mean(logits[own]))
-            probability = manifest.calibration.probability(logit)
-            strongest = features[own][int(np.argmax(logits[own]))][: self._dnf_channels]
-            findings.append(Finding(logit, probability, strongest, dnf_ms, classify_ms))
+            own = slice(first, first + len(picture.places))
+            findings.append(self._finding(picture, logits[own], features[own], dnf_ms, classify_ms))
             first = own.stop
         return findings
+
+    def _finding(
+        self,
+        picture: PreparedPicture,
+        logits: list[float],
+        features: list[NDArray[np.float32]],
+        dnf_ms: float,
+        classify_ms: float,
+    ) -> Finding:
+        manifest = self.bundle.manifest
+        probability = manifest.calibration.probability
+        logit, strongest = float(np.mean(logits)), int(np.argmax(logits))
+        dnf = features[strongest][: self._dnf_channels]
+        if manifest.preprocessing.mode == "crop":
+            place = picture.places[strongest]
+            dnf = dnf[:, : place.height, : place.width]
+        return Finding(
+            logit=logit,
+            probability=probability(logit),
+            views=tuple(
+                ScoredView(place, logit, probability(logit))
+                for place, logit in zip(picture.places, logits, strict=True)
+            ),
+            strongest=strongest,
+            dnf=dnf,
+            dnf_ms=dnf_ms,
+            classify_ms=classify_ms,
+        )
 
     def feature(self, views: "torch.Tensor") -> "torch.Tensor":
         """Compute the feature of views (B, 3, S, S) in -1..1: (B, C, S, S) float32 on this device."""

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detector.bundle.calibration import PlattScaling
 from detector.bundle.files import Bundle
 from detector.bundle.manifest import DnfConfig, Manifest, Preprocessing, ResNetConfig, UnetSource
 from detector.bundle.thresholds import Thresholds
-from detector.detector import Detector, Finding
+from detector.detector import Detector, Finding, ScoredView
+from detector.images.views import PreparedPicture
 
 
 class NullDetector(Detector):
@@ -44,10 +44,23 @@ class NullDetector(Detector):
     def warm_up(self, batch_size: int) -> None:
         """Do nothing."""
 
-    def examine(self, prepared: Sequence[NDArray[np.float32]]) -> list[Finding]:
+    def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
         """Return findings by brightness."""
         time.sleep(self._batch_seconds)
         return [
-            Finding(0.0, float(np.clip(views.mean() / 2 + 0.5, 0, 1)), views[0], 1.0, 1.0)
-            for views in prepared
+            null_finding(picture, float(np.clip(picture.views.mean() / 2 + 0.5, 0, 1)))
+            for picture in prepared
         ]
+
+
+def null_finding(picture: PreparedPicture, probability: float) -> Finding:
+    """Return the finding with a probability, and the first view as its feature."""
+    return Finding(
+        logit=0.0,
+        probability=probability,
+        views=tuple(ScoredView(place, 0.0, probability) for place in picture.places),
+        strongest=0,
+        dnf=picture.views[0],
+        dnf_ms=1.0,
+        classify_ms=1.0,
+    )

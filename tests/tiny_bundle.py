@@ -14,8 +14,12 @@ from detector.networks.resnet import ResNet
 from detector.networks.unet import save_unet
 from detector.training.unet import build_unet
 
+ONE_CROP = Preprocessing(mode="crop", size=64, views=1)
 
-def make_tiny_bundle(folder: Path, *, name: str = "tiny", seed: int = 7) -> Path:
+
+def make_tiny_bundle(
+    folder: Path, *, name: str = "tiny", seed: int = 7, preprocessing: Preprocessing = ONE_CROP
+) -> Path:
     """Write the bundle to `folder` and return the folder; the weights depend on the seed."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -26,7 +30,7 @@ def make_tiny_bundle(folder: Path, *, name: str = "tiny", seed: int = 7) -> Path
         name=name,
         version="0",
         created="2026-01-01T00:00:00Z",
-        preprocessing=Preprocessing(mode="crop", size=64, views=1),
+        preprocessing=preprocessing,
         dnf=DnfConfig(),
         unet=UnetSource(folder="unet"),
         classifier=classifier,

@@ -86,11 +86,12 @@ def examine_picture(detector: Detector, path: Path, *, generated: bool) -> Exami
         size = manifest.preprocessing.size
         size *= 2 if min(pixels.shape[:2]) >= 2 * size else 1
         middle = crops(pixels, size, 1)[0]
-        prepared = network_input(middle[None])
+        views = network_input(middle[None])
     else:
-        middle = np.clip((prepared[0].transpose(1, 2, 0) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+        views = prepared.views
+        middle = np.clip((views[0].transpose(1, 2, 0) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
     with torch.inference_mode():
-        dnf = detector.feature(torch.from_numpy(prepared))[0, :3].cpu().numpy()
+        dnf = detector.feature(torch.from_numpy(views))[0, :3].cpu().numpy()
     stem = path.stem.removeprefix("generated-" if generated else "real-").replace("-", " ").replace("_", " ")
     return ExaminedPicture(
         name=stem if len(stem) <= _MAX_NAME_LENGTH else f"{stem[:_MAX_NAME_LENGTH]}…",

@@ -26,6 +26,7 @@ from worker.contract.messages import (
     Thumbnail,
     Verdict,
     VerdictEvent,
+    ViewScore,
     event_id,
 )
 from worker.settings import Settings
@@ -109,6 +110,11 @@ def examples() -> dict[str, Any]:
         **outcome,
         verdict="review",
         score=0.62,
+        views=(
+            ViewScore(x=0, y=0, width=512, height=512, score=0.31),
+            ViewScore(x=512, y=256, width=512, height=512, score=0.87),
+        ),
+        strongest_view=1,
         thresholds=Thresholds(review_from=0.5, generated_from=0.9),
         model=Model(name="default", version="1", digest=_DIGEST),
         picture=PictureFacts(sha256=_DIGEST, width=1024, height=768, format="JPEG", bytes=184_221),

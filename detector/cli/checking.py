@@ -4,16 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from detector.detector import Detector, Finding
 from detector.evaluation.stability import stable_verdict
 from detector.images.decode import PICTURE_SUFFIXES, ImageReason, ImageRejectedError, Picture, decode
 from detector.policy import VerdictName, decide
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 FileReason = Literal[ImageReason, "unreadable"]
 
@@ -72,7 +68,7 @@ def check_files(
 def _check_batch(detector: Detector, paths: list[Path]) -> Iterator[CheckedFile | RejectedFile]:
     read = [_read(path) for path in paths]
     pictures = [item for item in read if isinstance(item, Picture)]
-    prepared: list[NDArray[np.float32]] = [detector.prepare(picture.pixels) for picture in pictures]
+    prepared = [detector.prepare(picture.pixels) for picture in pictures]
     findings = iter(detector.examine(prepared))
     thresholds = detector.bundle.manifest.thresholds
     for path, item in zip(paths, read, strict=True):

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detector.corpus.corpus import Sample
 from detector.detector import Detector
 from detector.evaluation.conditions import Rewrite, as_is
 from detector.images.decode import decode
+from detector.images.views import PreparedPicture
 
 _BATCH = 16
 _READERS = min(8, os.cpu_count() or 1)
@@ -66,7 +66,7 @@ def score_samples(
     finite, and `ImageRejectedError` for a picture that cannot be decoded.
     """
 
-    def prepare(sample: Sample) -> NDArray[np.float32]:
+    def prepare(sample: Sample) -> PreparedPicture:
         return detector.prepare(rewrite(decode(sample.path.read_bytes()).pixels, sample))
 
     batches = [samples[start : start + _BATCH] for start in range(0, len(samples), _BATCH)]

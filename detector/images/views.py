@@ -1,21 +1,55 @@
 """Square views of a picture, and the U-Net's input made from them."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def crops(pixels: NDArray[np.uint8], size: int, views: int) -> NDArray[np.uint8]:
-    """Cut `views` squares (1, 4, 9 or 16) in an even grid, at the picture's own scale; one from the middle.
+@dataclass(frozen=True)
+class Rectangle:
+    """A part of a picture, in pixels from its upper left corner, the right way up."""
 
-    `pixels` is (H, W, 3); returns (views, size, size, 3). A picture smaller than `size` is mirrored at its
-    edges, because resizing would blur the detail that the feature measures.
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class PreparedPicture:
+    """A picture as the networks take it."""
+
+    #: (V, 3, S, S) float32 in -1..1.
+    views: NDArray[np.float32]
+    #: Where each view is in the picture.
+    places: tuple[Rectangle, ...]
+
+
+def crop_places(height: int, width: int, size: int, views: int) -> tuple[Rectangle, ...]:
+    """Return the places of `views` squares (1, 4, 9 or 16) in an even grid; a single one is in the middle.
+
+    Rows come from top to bottom. A side is `size` pixels, or the picture's own where that is smaller.
     """
     count = math.isqrt(views)
-    tops, lefts = (_offsets(max(side - size, 0), count) for side in pixels.shape[:2])
-    cut = [pixels[top : top + size, left : left + size] for top in tops for left in lefts]
-    return np.stack([mirrored(view, size) for view in cut])
+    tops, lefts = (_offsets(max(side - size, 0), count) for side in (height, width))
+    return tuple(Rectangle(left, top, min(size, width), min(size, height)) for top in tops for left in lefts)
+
+
+def crops(pixels: NDArray[np.uint8], size: int, views: int) -> NDArray[np.uint8]:
+    """Cut the squares at `crop_places` at the picture's own scale.
+
+    `pixels` is (H, W, 3); returns (views, size, size, 3). A picture smaller than `size` is mirrored at its
+    right and lower edge, because resizing would blur the detail that the feature measures.
+    """
+    height, width = pixels.shape[:2]
+    return np.stack(
+        [
+            mirrored(pixels[place.y : place.y + place.height, place.x : place.x + place.width], size)
+            for place in crop_places(height, width, size, views)
+        ]
+    )
 
 
 def mirrored(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -41,7 +41,7 @@ def detector(bundle: Bundle) -> Detector:
 def test_the_input_agrees_with_the_authors(network: str, detector: Detector) -> None:
     """The squashed input equals the golden one within 1e-4."""
     arrays = golden_arrays(network)
-    prepared = np.concatenate([detector.prepare(picture) for picture in golden_pictures(arrays)])
+    prepared = np.concatenate([detector.prepare(picture).views for picture in golden_pictures(arrays)])
     size = detector.bundle.manifest.preprocessing.size
     assert prepared.shape[1:] == (3, size, size)
     if arrays["model_input"].size:  # stored for the small network only
@@ -53,7 +53,7 @@ def test_the_feature_the_saved_picture_and_the_logit_agree(network: str, detecto
     arrays = golden_arrays(network)
     prepared = [detector.prepare(picture) for picture in golden_pictures(arrays)]
     with torch.inference_mode():
-        raw = detector.feature(torch.from_numpy(np.concatenate(prepared)))
+        raw = detector.feature(torch.from_numpy(np.concatenate([picture.views for picture in prepared])))
     assert np.abs(raw.numpy() - arrays["dnf"]).max() < TOLERANCE
     saved = (quantised(raw) * 255).round().numpy().transpose(0, 2, 3, 1)
     difference = np.abs(saved - arrays["saved_picture"].astype(np.float32))

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 import worker.checks.service
 from detector.acceleration.memory import free_memory_after
 from detector.detector import Finding
+from detector.images.views import PreparedPicture
 from tests.null_detector import NullDetector
 from worker.cli import main
 
@@ -31,15 +33,16 @@ class FailingModel(NullDetector):
         super().warm_up(batch_size)
         free_memory_after(MemoryError())
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def prepare(self, pixels: NDArray[np.uint8]) -> PreparedPicture:
         """Return views that hold the picture's width."""
         if pixels.shape[1] == PROGRAM_ERROR:
             raise ZeroDivisionError("an error of the program")
-        return np.full_like(super().prepare(pixels), pixels.shape[1])
+        prepared = super().prepare(pixels)
+        return replace(prepared, views=np.full_like(prepared.views, pixels.shape[1]))
 
-    def examine(self, prepared: Sequence[NDArray[np.float32]]) -> list[Finding]:
+    def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
         """Fail, wait or score."""
-        widths = {int(views.flat[0]) for views in prepared}
+        widths = {int(picture.views.flat[0]) for picture in prepared}
         if RAISES in widths:
             raise ValueError("the networks raise")
         if NO_MEMORY in widths:

@@ -21,13 +21,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
 from celery import Celery
-from numpy.typing import NDArray
 
 import worker.checks.service
 import worker.process.run
 from detector.detector import Finding
+from detector.images.views import PreparedPicture
 from tests.null_detector import NullDetector
 from worker.broker.app import create_app
 from worker.cli import main
@@ -53,9 +52,9 @@ class FaultyDetector(NullDetector):
         time.sleep(LOAD_SECONDS)
         return cls(batch_seconds=BATCH_SECONDS)
 
-    def examine(self, prepared: Sequence[NDArray[np.float32]]) -> list[Finding]:
+    def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
         """Score by brightness, unless a poisonous picture is in the batch."""
-        if POISON and any(float(views.min()) == 1.0 for views in prepared):
+        if POISON and any(float(picture.views.min()) == 1.0 for picture in prepared):
             os.kill(os.getpid(), signal.SIGSEGV)
             time.sleep(60)
         if HANGS:

@@ -5,8 +5,6 @@ import socket
 from dataclasses import dataclass, field
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from detector.acceleration.memory import free_memory_after
@@ -14,6 +12,7 @@ from detector.bundle.files import resolve
 from detector.bundle.thresholds import Thresholds
 from detector.detector import Detector, Finding
 from detector.images.memory import MemoryBudget
+from detector.images.views import PreparedPicture
 from worker.broker.connection import connect
 from worker.broker.dead_letters import DeadLetters
 from worker.broker.transport import UnacknowledgedMessages
@@ -39,7 +38,7 @@ class Service:
     #: The serving detector, warm.
     detector: Detector
     #: Batches the views of many checks into one forward pass of the detector.
-    batcher: MicroBatcher[NDArray[np.float32], Finding]
+    batcher: MicroBatcher[PreparedPicture, Finding]
     #: Fetches pictures.
     storage: Storage
     #: Takes the events.

@@ -21,6 +21,7 @@ from worker.telemetry.metrics import SHADOW_DIFFERENCE, SHADOW_DISAGREEMENTS, SH
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from detector.images.views import PreparedPicture
     from worker.settings import Settings
 
 log = get_logger(__name__)
@@ -46,7 +47,7 @@ class Shadow:
         self._detector = detector
         self._configured = configured or detector is not None
         self._timeout = timeout_seconds
-        self._batcher: MicroBatcher[NDArray[np.float32], Finding] | None = None
+        self._batcher: MicroBatcher[PreparedPicture, Finding] | None = None
         if detector:
             manifest = detector.bundle.manifest
             self._model = Model(name=manifest.name, version=manifest.version, digest=detector.bundle.digest)

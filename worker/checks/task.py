@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from detector.images.decode import ImageLimits, ImageRejectedError, open_picture
 from detector.images.thumbnail import dnf_thumbnail
+from detector.images.views import PreparedPicture
 from detector.policy import decide
 from worker.checks.batching import ModelFailedError
 from worker.checks.observation import CheckOutcome, Observation, check_observed
@@ -25,6 +26,7 @@ from worker.contract.messages import (
     Thumbnail,
     Verdict,
     VerdictEvent,
+    ViewScore,
     event_id,
     first_fault,
 )
@@ -35,16 +37,17 @@ from worker.telemetry.timings import Timings
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    import numpy as np
     from celery import Celery
     from celery.app.task import Task
-    from numpy.typing import NDArray
 
-    from detector.detector import Finding
+    from detector.detector import Finding, ScoredView
     from worker.checks.attempts import Attempt
     from worker.checks.batching import Batched
     from worker.checks.service import Service
     from worker.storage import Upload
+
+# Enough for a picture of the scores; every digit is in each event nine times.
+_VIEW_SCORE_DIGITS = 4
 
 
 def check_image(
@@ -91,6 +94,8 @@ def check_image(
             metadata=check.metadata,
             verdict=verdict,
             score=judgement.score,
+            views=judgement.views,
+            strongest_view=judgement.strongest_view,
             thresholds=service.thresholds,
             model=service.model,
             picture=judgement.picture,
@@ -149,7 +154,7 @@ def _cached(service: "Service", check: ImageCheck, upload: "Upload", timings: Ti
 class _Prepared:
     """What is left of an upload once its views are cut."""
 
-    views: "NDArray[np.float32]"
+    views: PreparedPicture
     facts: PictureFacts
     pending_shadow: "Future[Batched[Finding]] | None"
 
@@ -179,7 +184,7 @@ def _prepared(service: "Service", upload: "Upload", timings: Timings) -> _Prepar
     return _Prepared(views, facts, pending_shadow)
 
 
-def _examined(service: "Service", views: "NDArray[np.float32]", timings: Timings) -> "Batched[Finding]":
+def _examined(service: "Service", views: PreparedPicture, timings: Timings) -> "Batched[Finding]":
     """Wait for the model, until the check's deadline. Raises `ModelFailedError`."""
     try:
         waiting = service.batcher.submit(views, timeout_seconds=_remaining_seconds(service, timings))
@@ -206,7 +211,25 @@ def _judgement(service: "Service", facts: PictureFacts, finding: "Finding", timi
     side = service.settings.thumbnail_side_pixels
     with timings.stage("thumbnail"):
         thumbnail = dnf_thumbnail(finding.dnf, side)
-    return Judgement(score=finding.probability, picture=facts, thumbnail=thumbnail, thumbnail_side=side)
+    return Judgement(
+        score=finding.probability,
+        views=tuple(_view_score(view) for view in finding.views),
+        strongest_view=finding.strongest,
+        picture=facts,
+        thumbnail=thumbnail,
+        thumbnail_side=side,
+    )
+
+
+def _view_score(view: "ScoredView") -> ViewScore:
+    place = view.place
+    return ViewScore(
+        x=place.x,
+        y=place.y,
+        width=place.width,
+        height=place.height,
+        score=round(view.probability, _VIEW_SCORE_DIGITS),
+    )
 
 
 def _stored_thumbnail(service: "Service", judgement: Judgement, event_id: str) -> Thumbnail:

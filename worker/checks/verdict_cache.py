@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from detector.images.thumbnail import SIGNATURE
 from worker.broker import keys
 from worker.broker.connection import connect
-from worker.contract.messages import PictureFacts, first_fault
+from worker.contract.messages import MAX_VIEWS, PictureFacts, ViewScore, first_fault
 from worker.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ class Judgement(BaseModel):
 
     #: Calibrated probability of *generated*, 0..1.
     score: float = Field(ge=0, le=1)
+    views: tuple[ViewScore, ...] = Field(min_length=1, max_length=MAX_VIEWS)
+    #: Index of the view whose feature the thumbnail shows.
+    strongest_view: int = Field(ge=0)
     picture: PictureFacts
     #: File of the Diffusion Noise Feature, as `dnf_thumbnail` makes it.
     thumbnail: bytes
@@ -124,6 +127,11 @@ class VerdictCache:
         picture = judgement.picture
         if picture.sha256 != digest:
             return "it is of another picture"
+        if judgement.strongest_view >= len(judgement.views) or not all(
+            view.x + view.width <= picture.width and view.y + view.height <= picture.height
+            for view in judgement.views
+        ):
+            return "its views are not in its picture"
         if picture.width * picture.height > self._max_pixels:
             return "its picture has more pixels than are allowed now"
         if judgement.thumbnail_side != self._thumbnail_side:

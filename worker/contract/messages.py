@@ -26,6 +26,7 @@ from detector.policy import VerdictName
 
 MAX_METADATA_BYTES = 4096
 MAX_METADATA_DEPTH = 16
+MAX_VIEWS = 16
 
 QUEUES = ("image-checks.urgent", "image-checks", "image-checks.bulk")
 QueueName = Literal["image-checks.urgent", "image-checks", "image-checks.bulk"]
@@ -178,6 +179,18 @@ class _Outcome(_Contract):
     metadata: dict[str, JsonValue] = Field(description="As submitted.")
 
 
+class ViewScore(_Contract):
+    """A part of the picture that was scored by itself, in pixels after EXIF orientation."""
+
+    x: int = Field(ge=0, description="Pixels from the left edge.")
+    y: int = Field(ge=0, description="Pixels from the upper edge.")
+    width: int = Field(ge=1, description="Pixels.")
+    height: int = Field(ge=1, description="Pixels.")
+    score: float = Field(
+        ge=0, le=1, description="The score that the picture would have if this were all of it."
+    )
+
+
 class ShadowVerdict(_Contract):
     """The verdict of a second detector on the same picture, for comparison; `score` as in `Verdict`."""
 
@@ -198,6 +211,19 @@ class Verdict(_Outcome):
     batch_size: int = Field(ge=0, description="Pictures in the forward pass; 0 if `cached`.")
     cached: bool = Field(
         default=False, description="Whether the same bytes were judged before, by this model."
+    )
+    views: tuple[ViewScore, ...] = Field(
+        default=(),
+        max_length=MAX_VIEWS,
+        exclude_if=lambda value: not value,
+        description="What the model looked at; the parts may overlap, and need not cover the picture.",
+    )
+    strongest_view: int | None = Field(
+        default=None,
+        ge=0,
+        exclude_if=lambda value: value is None,
+        description="Index in `views` of the one most like *generated*; the thumbnail shows its feature, "
+        "stretched to a square.",
     )
     shadow: ShadowVerdict | None = Field(
         default=None,

@@ -18,9 +18,9 @@ WAITING_BYTES = 1_090
 #: An unacknowledged check.
 UNACKED_BYTES = 1_300
 #: What is kept of a check for `publish_once_ttl_seconds`: its compressed event and its attempt count.
-RECORD_BYTES = 1_000
+RECORD_BYTES = 1_110
 #: An event on the stream.
-EVENT_BYTES = 1_220
+EVENT_BYTES = 1_780
 #: A thumbnail of 128 x 128 pixels under its key, for `thumbnail_ttl_seconds` unless there is a bucket for it.
 THUMBNAIL_BYTES = 22_000
 THUMBNAIL_SIDE_PIXELS = 128

@@ -105,6 +105,9 @@ def test_a_verdict_event_holds_what_the_contract_promises(
     assert data.metadata == metadata
     assert (data.picture.width, data.picture.height, data.picture.format) == (150, 90, "PNG")
     assert (data.picture.sha256, data.picture.bytes) == (digest, len(picture))
+    assert [(view.x, view.y, view.width, view.height) for view in data.views] == [(43, 13, 64, 64)]
+    assert data.strongest_view == 0
+    assert data.views[0].score == pytest.approx(data.score, abs=1e-4)
     assert data.durations_ms.keys() == STAGES
     assert (data.attempt, data.batch_size) == (1, 1)
     feature = client.thumbnail(event)

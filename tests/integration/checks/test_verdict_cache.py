@@ -17,7 +17,7 @@ from tests.conftest import NULL_WORKER, MakePicture, RunningWorker, StartWorker,
 from worker.broker.verdict_stream import Event
 from worker.checks.verdict_cache import Judgement, VerdictCache
 from worker.client import Client, NoVerdictError
-from worker.contract.messages import PictureFacts, Verdict
+from worker.contract.messages import PictureFacts, Verdict, ViewScore
 from worker.embedded.startup import free_ports
 from worker.embedded.valkey import Valkey
 from worker.settings import Settings
@@ -69,6 +69,8 @@ def test_the_same_bytes_under_another_key_get_their_verdict_from_the_cache(
     before, again = _verdict(first), _verdict(event)
     assert (before.cached, again.cached, again.batch_size) == (False, True, 0)
     assert (again.score, again.verdict, again.picture) == (before.score, before.verdict, before.picture)
+    assert (again.views, again.strongest_view) == (before.views, before.strongest_view)
+    assert len(before.views) == 1
     assert client.thumbnail(event) == client.thumbnail(first) is not None
     assert (again.metadata, event.envelope.subject[-9:]) == ({"user": 2}, "again.jpg")
     assert event.envelope.id != first.envelope.id
@@ -96,6 +98,8 @@ def _judgement(data: bytes, settings: Settings) -> Judgement:
     facts = PictureFacts(sha256=_digest(data), width=70, height=50, format="JPEG", bytes=len(data))
     return Judgement(
         score=0.25,
+        views=(ViewScore(x=0, y=0, width=64, height=50, score=0.2),),
+        strongest_view=0,
         picture=facts,
         thumbnail=b"\xff\xd8\xff\xe0\x00\xfe",
         thumbnail_side=settings.thumbnail_side_pixels,
@@ -143,6 +147,13 @@ VALUES: dict[str, Callable[[Judgement], bytes | str]] = {
     "an unknown field": lambda judgement: judgement.model_dump_json().replace("{", '{"verdict":"real",', 1),
     "other bytes": lambda judgement: judgement.model_dump_json().replace(judgement.picture.sha256, "0" * 64),
     "too many pixels": lambda judgement: judgement.model_dump_json().replace("70", "70000000"),
+    "no views": lambda judgement: judgement.model_copy(update={"views": ()}).model_dump_json(),
+    "a view beyond the picture": lambda judgement: judgement.model_dump_json().replace(
+        '"width":64', '"width":71'
+    ),
+    "a strongest view that is none": lambda judgement: judgement.model_dump_json().replace(
+        '"strongest_view":0', '"strongest_view":1'
+    ),
     "another thumbnail size": lambda judgement: judgement.model_dump_json().replace(":128", ":64"),
     "a thumbnail in another format": lambda judgement: judgement.model_copy(
         update={"thumbnail": b"<svg onload=alert(1)>"}

@@ -32,6 +32,7 @@ from worker.contract.messages import (
     Thumbnail,
     Verdict,
     VerdictEvent,
+    ViewScore,
     event_id,
 )
 from worker.demo.samples import load_samples
@@ -133,6 +134,13 @@ def _event(check: ImageCheck, thumbnail: bytes) -> VerdictEvent:
         metadata=check.metadata,
         verdict="review",
         score=0.123456789,
+        # As many as the default bundle looks at, in a picture from a phone.
+        views=tuple(
+            ViewScore(x=x, y=y, width=128, height=128, score=round((x + y) / 7777, 4))
+            for y in (0, 1448, 2896)
+            for x in (0, 1952, 3904)
+        ),
+        strongest_view=8,
         thresholds={"review_from": 0.4, "generated_from": 0.6},  # type: ignore[arg-type]
         model=Model(name="dnf-small", version="2026.11", digest="b" * 64),
         picture=PictureFacts(sha256="a" * 64, width=4032, height=3024, format="JPEG", bytes=3_141_592),

@@ -7,11 +7,11 @@ from time import monotonic
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from detector.detector import Finding
+from detector.images.views import PreparedPicture
 from tests.conftest import PATIENCE
-from tests.null_detector import NullDetector
+from tests.null_detector import NullDetector, null_finding
 from worker.checks.shadow import Shadow
 from worker.settings import Settings
 from worker.telemetry.metrics import REGISTRY
@@ -26,9 +26,9 @@ class _Detector(NullDetector):
         super().__init__()
         self._probability = probability
 
-    def examine(self, prepared: Sequence[NDArray[np.float32]]) -> list[Finding]:
+    def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
         """Return findings with the function's probabilities."""
-        return [Finding(0.0, self._probability(), views[0], 1.0, 1.0) for views in prepared]
+        return [null_finding(picture, self._probability()) for picture in prepared]
 
 
 def _figure(name: str, **labels: str) -> float:

@@ -8,13 +8,16 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from deploy.generators.schemas import MESSAGES, message_schema
+from deploy.generators.schemas import MESSAGES, examples, message_schema
 from worker.contract.messages import (
     MAX_METADATA_BYTES,
+    MAX_VIEWS,
     ImageCheck,
     Rejection,
     RejectionEvent,
     UnknownEventTypeError,
+    Verdict,
+    VerdictEvent,
     event_id,
     read_dead_letter,
     read_event,
@@ -146,6 +149,22 @@ def test_a_reader_ignores_what_a_later_version_added() -> None:
         json.dumps({"message": "", "reason": "later", "detail": "d", "attempts": 1, "more": 1})
     )
     assert (letter.reason, letter.detail) == ("later", "d")
+
+
+def test_views_are_optional_and_bounded() -> None:
+    """Events of earlier workers have none and keep to the schema; more than any bundle cuts are refused."""
+    event = examples()["image-verdict-v1"]
+    validator = Draft202012Validator(message_schema("image-verdict-v1"))
+    validator.validate(event)
+    earlier = event | {"data": {name: value for name, value in event["data"].items() if "view" not in name}}
+    validator.validate(earlier)
+    read = read_event(json.dumps(earlier))
+    assert isinstance(read.data, Verdict)
+    assert (read.data.views, read.data.strongest_view) == ((), None)
+    many = event | {"data": event["data"] | {"views": event["data"]["views"] * MAX_VIEWS}}
+    assert not validator.is_valid(many)
+    with pytest.raises(ValidationError, match="at most 16 items"):
+        VerdictEvent.model_validate(many)
 
 
 def test_a_writer_is_held_to_the_schema() -> None:
