@@ -28,27 +28,36 @@ class PlattScaling(BaseModel):
         return math.exp(scaled) / (1 + math.exp(scaled))
 
 
-def fit_platt(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> PlattScaling:
+def fit_platt(
+    logits: NDArray[np.float64], labels: NDArray[np.int64], weights: NDArray[np.float64] | None = None
+) -> PlattScaling:
     """Fit Platt scaling to `logits` (N,) and `labels` (N,), 1 = generated.
 
-    Both classes are weighted equally. Raises ValueError when a class is missing.
+    Both classes are weighted equally; `weights` (N,) are those of the pictures within their class, by default
+    equal. Raises ValueError when a class is missing.
     """
-    slope, offset = fit_logistic(logits[:, None], labels)
+    slope, offset = fit_logistic(logits[:, None], labels, weights)
     return PlattScaling(slope=max(float(slope), 1e-3), offset=float(offset))
 
 
 def fit_logistic(
-    values: NDArray[np.float64], labels: NDArray[np.int64], *, rounds: int = 100
+    values: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64] | None = None,
+    *,
+    rounds: int = 100,
 ) -> NDArray[np.float64]:
     """Return the K weights and the offset, (K + 1,), of a logistic regression with equally weighted classes.
 
-    Newton's method on the log-loss of `values` (N, K) against `labels` (N,), 1 = generated; a small ridge
-    penalty keeps the weights finite when the classes are separable. Raises ValueError when a class is
-    missing.
+    Newton's method on the log-loss of `values` (N, K) against `labels` (N,), 1 = generated, where `weights`
+    (N,) are those of the pictures within their class, by default equal; a small ridge penalty keeps the
+    result finite when the classes are separable. Raises ValueError when a class is missing.
     """
     if labels.min() == labels.max():
         raise ValueError("calibration needs pictures of both classes")
-    weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
+    weights = np.ones(len(labels)) if weights is None else weights
+    shares = [weights[labels == label].sum() / len(labels) for label in (0, 1)]
+    weights = weights * np.where(labels == 1, 0.5 / shares[1], 0.5 / shares[0])
     design = np.concatenate([values, np.ones((len(values), 1))], axis=1)
     ridge = np.diag([1e-3] * values.shape[1] + [1e-6])
     theta = np.array([1.0 / values.shape[1]] * values.shape[1] + [0.0])

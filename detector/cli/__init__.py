@@ -17,6 +17,7 @@ from detector.cli.bench import bench
 from detector.cli.checking import CheckedFile, RejectedFile, check_files, pictures_in
 from detector.cli.errors import WrongUsageError, plain_errors
 from detector.cli.evaluate import evaluate
+from detector.cli.refit import refit
 from detector.cli.train import train
 from detector.detector import Detector, Dtype
 from detector.images.decode import ImageRejectedError, decode
@@ -48,6 +49,7 @@ def main() -> None:
 main.add_command(train)
 main.add_command(evaluate)
 main.add_command(bench)
+main.add_command(refit)
 
 
 @main.command(
