@@ -42,7 +42,7 @@ def refit(
 ) -> None:
     """Fit a bundle's calibration and thresholds to decisions, and write it as a new bundle.
 
-    DECISIONS is what `dnf-worker reviews decisions` exports. The budgets hold for the upper 95 % bounds, so
+    DECISIONS has one JSON object a line (docs/how-to/train.md). The budgets are those of upper 95 % bounds:
     1 % needs at least 299 photographs. The networks stay as they are. Try the new bundle as a shadow
     (DNF_SHADOW_BUNDLE) before it serves.
     """
