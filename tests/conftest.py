@@ -6,17 +6,22 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from subprocess import Popen
 from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from worker.database.database import Database
+from worker.database.schema import migrate
 from worker.embedded.guarded_process import GuardedProcess
+from worker.embedded.postgres import PostgreSQL
 from worker.embedded.services import EmbeddedServices
 from worker.settings import Settings
 
@@ -272,3 +277,33 @@ def wait_until() -> Callable[..., None]:
             time.sleep(0.05)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSQL]:
+    """Provide a PostgreSQL server for the session, with a migrated database to copy."""
+    with tempfile.TemporaryDirectory(prefix="dnf-postgres-", ignore_cleanup_errors=True) as folder:
+        # PostgreSQL runs as another user where the tests run as root.
+        Path(folder).chmod(0o711)
+        server = PostgreSQL(Path(folder) / "postgres")
+        server.start()
+        server.create_database("migrated")
+        migrate(server.owner_url("migrated"), server.url("migrated"))
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def database_environment(postgres: PostgreSQL) -> Iterator[dict[str, str]]:
+    """Return the DNF_ variables of a migrated database of the test's own."""
+    name = f"test_{uuid4().hex}"
+    postgres.create_database(name, template="migrated")
+    yield postgres.environment(name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def database(database_environment: dict[str, str]) -> Iterator[Database]:
+    """Provide a migrated database of the test's own, as the service uses it."""
+    with Database.open(settings_of(database_environment).database) as database:
+        yield database

@@ -15,6 +15,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MASK = "********"
 
+# Settings with a password inside a URL, which is shown without it.
+_URLS = ("redis_url", "s3_endpoint_url", "database_url", "database_owner_url")
+
 _DATABASE = re.compile(r"/?|/[0-9]{1,5}")
 # What boto3 takes for a host.
 _HOST = re.compile(r"([A-Za-z0-9-]+\.)*[A-Za-z0-9-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
@@ -87,6 +90,36 @@ class WebSettings:
     claims_per_minute: int
     #: Requests that one person may make in a minute.
     requests_per_minute: int
+
+
+@dataclass(frozen=True)
+class DatabaseSettings:
+    """What a connection to PostgreSQL needs."""
+
+    #: postgresql:// URL of the service's role; None: the service has no database.
+    url: SecretStr | None
+    #: The same database as its owner; None: the schema is only checked.
+    owner_url: SecretStr | None
+    #: Connections of one process.
+    connections: int
+
+
+@dataclass(frozen=True)
+class ReviewSettings:
+    """Which verdicts people see, and the times of their work."""
+
+    #: Share of `real` and of `generated` verdicts that are audited, by verdict.
+    audit_shares: Mapping[str, float]
+    #: Share of first decisions that a second person repeats.
+    double_share: float
+    #: Reviews opened in one day (UTC) for uncertain verdicts, and the same number again for audits.
+    daily_limit: int
+    lease_seconds: float
+    undo_seconds: float
+    #: A review that waits for longer is overdue.
+    due_seconds: float
+    #: CloudEvents `source` of decisions.
+    source: str
 
 
 ROLES = ("moderator", "senior", "auditor", "admin")
@@ -217,6 +250,49 @@ class Settings(BaseSettings):
         default=86400, ge=60, description="How long a thumbnail stays in Redis."
     )
     thumbnail_side_pixels: int = Field(default=128, ge=16, le=512, description="Side of the DNF thumbnail.")
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="PostgreSQL for reviews, as the service's role: postgresql:// URL; TLS by its `sslmode`.",
+    )
+    database_owner_url: SecretStr | None = Field(
+        default=None,
+        description="The same database as its owner, who migrates it at start; unset: it is only checked.",
+    )
+    database_connections: int = Field(
+        default=10, ge=2, le=1000, description="Connections to PostgreSQL of one process, at most."
+    )
+    decision_stream: str = Field(
+        default="decisions", min_length=1, description="Redis Stream of people's decisions."
+    )
+    review_audit_share_real: float = Field(
+        default=0.01, ge=0, le=1, description="Share of `real` verdicts that people audit blindly."
+    )
+    review_audit_share_generated: float = Field(
+        default=0.05, ge=0, le=1, description="Share of `generated` verdicts that people audit blindly."
+    )
+    review_double_share: float = Field(
+        default=0.05, ge=0, le=1, description="Share of first decisions that a second person repeats."
+    )
+    review_daily_limit: int = Field(
+        default=10_000,
+        ge=0,
+        description="Reviews opened in a day (UTC) of uncertain verdicts, and as many audits; the rest is"
+        " counted.",
+    )
+    review_lease_seconds: float = Field(
+        default=300, ge=1, description="How long a claimed review stays with its moderator unless renewed."
+    )
+    review_undo_seconds: float = Field(
+        default=10, ge=0, description="How long a decision can be undone; it is published afterwards."
+    )
+    review_due_seconds: float = Field(
+        default=86400, gt=0, description="A review that waits for longer is overdue, and offered first."
+    )
+    review_check_retention_seconds: int = Field(
+        default=90 * 86400,
+        ge=3600,
+        description="How long the database keeps events of checks without a review, for appeals and search.",
+    )
     http_host: str = Field(
         default="::",
         description="Where probes and metrics are served; :: is every address, IPv4 too.",
@@ -305,6 +381,13 @@ class Settings(BaseSettings):
             raise ValueError(
                 "takes no options, and no path but the number of a database: redis://HOST:PORT/0"
             )
+        return value
+
+    @field_validator("database_url", "database_owner_url")
+    @classmethod
+    def _database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and "password=" in _parts(value, "postgresql", "postgres").query:
+            raise ValueError("takes the password before the host: postgresql://USER:PASSWORD@HOST/DATABASE")
         return value
 
     @field_validator("s3_endpoint_url")
@@ -428,6 +511,27 @@ class Settings(BaseSettings):
         )
 
     @property
+    def database(self) -> DatabaseSettings:
+        """The database and who may change its schema."""
+        return DatabaseSettings(self.database_url, self.database_owner_url, self.database_connections)
+
+    @property
+    def review(self) -> ReviewSettings:
+        """What people see, and for how long."""
+        return ReviewSettings(
+            audit_shares={
+                "real": self.review_audit_share_real,
+                "generated": self.review_audit_share_generated,
+            },
+            double_share=self.review_double_share,
+            daily_limit=self.review_daily_limit,
+            lease_seconds=self.review_lease_seconds,
+            undo_seconds=self.review_undo_seconds,
+            due_seconds=self.review_due_seconds,
+            source=self.source,
+        )
+
+    @property
     def _addressing(self) -> Literal["auto", "path", "virtual"]:
         return "path" if self.s3_addressing == "auto" and self.s3_endpoint_url else self.s3_addressing
 
@@ -439,14 +543,14 @@ class Settings(BaseSettings):
     def secrets(self) -> frozenset[str]:
         """Return every text that must not be shown: the keys, and the passwords in URLs as written."""
         keys = [key.get_secret_value() for key in (self.s3_access_key_id, self.s3_secret_access_key) if key]
-        urls = [url.get_secret_value() for url in (self.redis_url, self.s3_endpoint_url) if url]
+        urls = [url.get_secret_value() for name in _URLS if (url := getattr(self, name))]
         passwords = [urlsplit(url).password or "" for url in urls]
         return frozenset(text for text in [*keys, *passwords, *map(unquote, passwords)] if text)
 
     def shown(self) -> dict[str, str]:
         """Return each setting's value as text for people, secrets and the passwords in URLs masked."""
         values = {name: _shown(getattr(self, name)) for name in type(self).model_fields}
-        for name in ("redis_url", "s3_endpoint_url"):
+        for name in _URLS:
             if url := getattr(self, name):
                 values[name] = without_password(url.get_secret_value())
         return values

@@ -54,6 +54,9 @@ DeadLetterForm = Literal["check", "entry", "entry_base64"]
 Stage = Literal[
     "queue_wait", "fetch", "cache", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail", "total"
 ]
+DecisionOutcome = Literal["generated", "real", "edited", "cannot_tell"]
+DecisionBasis = Literal["opinion", "source_found", "uploader_said", "credentials"]
+ReviewOrigin = Literal["uncertain", "audit", "appeal"]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -257,6 +260,34 @@ class DeadLetter(_Contract):
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
+class Decision(_Contract):
+    """What a person decided about a picture that was judged."""
+
+    check_id: str
+    policy: str
+    outcome: Annotated[DecisionOutcome, _ReadableUnknown]
+    basis: Annotated[DecisionBasis, _ReadableUnknown] = Field(description="What the decision rests on.")
+    revision: int = Field(ge=1, description="1 for a check's first decision; the highest one is in force.")
+    supersedes: str | None = Field(default=None, description="Id of the decision's event that it replaces.")
+    appeal: str | None = Field(default=None, description="Id of the appeal that it answers.")
+    moderator: str = Field(description="A pseudonym, the same for all decisions of one person.")
+    blind: bool = Field(description="Whether score and feature were hidden until the decision.")
+    seconds: float = Field(ge=0, description="From the claim of the picture to the decision.")
+    origin: Annotated[ReviewOrigin, _ReadableUnknown] = Field(
+        description="Why people saw it: `uncertain` for the verdict *review*, `audit` for a random sample,"
+        " `appeal`."
+    )
+    sampling_probability: float = Field(
+        gt=0, le=1, description="With which the verdict came to review; estimates weigh by its reciprocal."
+    )
+    verdict: Annotated[VerdictName, _ReadableUnknown] = Field(description="The automatic one.")
+    score: float = Field(ge=0, le=1, description="Of the automatic verdict.")
+    model: Model
+    verdict_event: str = Field(description="Id of the automatic verdict's event.")
+    sha256: Sha256 = Field(description="Of the object's bytes.")
+    metadata: dict[str, JsonValue] = Field(description="As submitted.")
+
+
 class _CloudEvent(_Contract):
     specversion: Literal["1.0"] = "1.0"
     id: str = Field(description="The same for the same check, model and policy.")
@@ -285,6 +316,14 @@ class RejectionEvent(_CloudEvent):
     data: Rejection
 
 
+class DecisionEvent(_CloudEvent):
+    """`image.decision.v1`."""
+
+    id: str = Field(description="Unique; the same whenever this decision is published.")
+    type: Literal["image.decision.v1"] = "image.decision.v1"
+    data: Decision
+
+
 ImageEvent = Annotated[VerdictEvent | RejectionEvent, Field(discriminator="type")]
 _EVENT: TypeAdapter[ImageEvent] = TypeAdapter(ImageEvent)
 
@@ -305,6 +344,11 @@ def read_event(text: str | bytes) -> VerdictEvent | RejectionEvent:
         if error.errors(include_url=False, include_input=False)[0]["type"] == "union_tag_invalid":
             raise UnknownEventTypeError(first_fault(error)) from error
         raise
+
+
+def read_decision(text: str | bytes) -> DecisionEvent:
+    """Return a decision as consumers read it, like `read_event`. Raises ValueError."""
+    return DecisionEvent.model_validate_json(text, extra="ignore", context=_READING)
 
 
 def read_dead_letter(text: str | bytes) -> DeadLetter:

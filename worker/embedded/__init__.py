@@ -1,1 +1,1 @@
-"""Valkey and SeaweedFS on this machine, for the demonstration and the tests."""
+"""Valkey, SeaweedFS and PostgreSQL on this machine, for the demonstration and the tests."""

@@ -24,8 +24,9 @@ class GuardedProcess:
     """A child in a session of its own that dies with its parent.
 
     `command` is the program with its arguments; `log` is the file for its standard output and error;
-    `environment` replaces the inherited one; `folder`, if given, is removed when the parent is killed. Ctrl-C
-    in the terminal does not reach the child: the parent decides when it stops.
+    `environment` replaces the inherited one; `folder`, if given, is removed when the parent is killed; `user`
+    is the user and group that root starts the child as. Ctrl-C in the terminal does not reach the child: the
+    parent decides when it stops.
     """
 
     def __init__(
@@ -35,17 +36,22 @@ class GuardedProcess:
         log: Path,
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        user: int | None = None,
     ) -> None:
         self.log = log
         try:
             with _signals_deferred():
-                self._start([str(part) for part in command], environment, folder)
+                self._start([str(part) for part in command], environment, folder, user)
         except KeyboardInterrupt:
             self.kill()
             raise
 
     def _start(
-        self, command: Sequence[str], environment: Mapping[str, str] | None, folder: Path | None
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None,
+        folder: Path | None,
+        user: int | None,
     ) -> None:
         with self.log.open("ab") as output:
             self.popen = subprocess.Popen(  # noqa: S603 - the command is composed by this package
@@ -55,6 +61,9 @@ class GuardedProcess:
                 stderr=subprocess.STDOUT,
                 env=None if environment is None else dict(environment),
                 start_new_session=True,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
             )
         self._guard = subprocess.Popen(  # noqa: S603 - a constant script
             ["/bin/sh", "-c", _GUARD, "guard", str(self.popen.pid), str(folder or "")],

@@ -1,4 +1,4 @@
-"""The broker and the object store for the demonstration and the tests."""
+"""The broker, the object store and the database for the demonstration and the tests."""
 
 import json
 import tempfile
@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from worker.embedded.postgres import PostgreSQL
 from worker.embedded.seaweedfs import REGION, SeaweedFS
 from worker.embedded.valkey import Valkey
 
@@ -14,19 +15,23 @@ from worker.embedded.valkey import Valkey
 class EmbeddedServices:
     """Valkey and SeaweedFS with one bucket, running inside a `with` block; nothing remains after it.
 
-    Raises `EmbeddedServiceError` when a program is missing or a service does not start.
+    With `database` PostgreSQL runs too. Raises `EmbeddedServiceError` when a program is missing or a service
+    does not start.
     """
 
-    def __init__(self, *, bucket: str = "uploads") -> None:
+    def __init__(self, *, bucket: str = "uploads", database: bool = False) -> None:
         self.bucket = bucket
         # Removes the folder at exit at the latest, even after an interrupt during construction.
         self._temporary = tempfile.TemporaryDirectory(prefix="dnf-embedded-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
+        # PostgreSQL may run as another user, who enters the folder and lists nothing in it.
+        self.folder.chmod(0o711)
         self._cleanup = ExitStack()
         self._cleanup.callback(self._temporary.cleanup)
         try:
             self.valkey = Valkey(self.folder / "valkey")
             self.seaweedfs = SeaweedFS(self.folder / "seaweedfs", bucket)
+            self.postgres = PostgreSQL(self.folder / "postgres") if database else None
         except BaseException:
             self._cleanup.close()
             raise
@@ -61,21 +66,25 @@ class EmbeddedServices:
             "DNF_S3_REGION": REGION,
             "DNF_ALLOWED_BUCKETS": json.dumps([self.bucket]),
             "DNF_UPLOAD_BUCKET": self.bucket,
+            **(self.postgres.environment() if self.postgres else {}),
         }
 
     def start(self) -> None:
-        """Start both services and create the bucket; after a failure nothing is left running."""
+        """Start the services and create the bucket; after a failure nothing is left running."""
         try:
             self._cleanup.callback(self.valkey.stop)
             self.valkey.start()
             self._cleanup.callback(self.seaweedfs.stop)
             self.seaweedfs.start()
+            if self.postgres:
+                self._cleanup.callback(self.postgres.stop)
+                self.postgres.start()
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Stop both services and remove their folder."""
+        """Stop the services and remove their folder."""
         self._cleanup.close()
 
     def __enter__(self) -> Self:

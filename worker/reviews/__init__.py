@@ -1,0 +1,1 @@
+"""What people do with verdicts: sampling, queue, decisions, appeals, lists, figures, audit."""
