@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -26,14 +27,22 @@ class FaultyStore:
         #: The Host header of each request, and all headers of the last upload.
         self.hosts: list[str] = []
         self.put_headers: dict[str, str] = {}
+        #: All headers of the last download, and the connections so far.
+        self.get_headers: dict[str, str] = {}
+        self.connections = 0
         store = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self) -> None:
+                store.connections += 1
+                super().setup()
+
             def do_GET(self) -> None:
                 store.requests += 1
                 store.hosts.append(self.headers["Host"])
+                store.get_headers = dict(self.headers)
                 behaviours = store.behaviours
                 (behaviours.pop(0) if len(behaviours) > 1 else behaviours[0])(self)
 
@@ -88,6 +97,18 @@ def serve(data: bytes, **headers: str) -> Behaviour:
         request.wfile.write(data)
 
     return behave
+
+
+def temporary_keys(key: str, expire: datetime) -> Behaviour:
+    """Reply as Amazon's STS to AssumeRoleWithWebIdentity, with keys until a time."""
+    credentials = (
+        f"<AccessKeyId>{key}</AccessKeyId><SecretAccessKey>secret of {key}</SecretAccessKey>"
+        f"<SessionToken>token of {key}</SessionToken><Expiration>{expire.isoformat()}</Expiration>"
+    )
+    document = f"<Credentials>{credentials}</Credentials>"
+    for element in ("AssumeRoleWithWebIdentityResult", "AssumeRoleWithWebIdentityResponse"):
+        document = f"<{element}>{document}</{element}>"
+    return serve(document.encode())
 
 
 def announce(length: int) -> Behaviour:

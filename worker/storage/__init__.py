@@ -20,6 +20,7 @@ from detector.images.thumbnail import CONTENT_TYPE, SUFFIX
 from worker.contract.messages import ImageCheck
 from worker.storage.exchange import Exchange, current_exchange, limit_exchanges, limited_exchange
 from worker.storage.refusals import StorageRejectedError, StorageUnavailableError, translated
+from worker.storage.requests import ATTEMPTS, Requests
 from worker.telemetry.logs import SecretMask
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Storage:
                 connect_timeout=settings.timeout_seconds,
                 read_timeout=settings.timeout_seconds,
                 max_pool_connections=settings.connections,
-                retries={"mode": "standard", "max_attempts": 2},
+                retries={"mode": "standard", "max_attempts": ATTEMPTS},
                 s3={"addressing_style": settings.addressing},
                 # Other stores than Amazon's need not know the checksums that follow a body.
                 request_checksum_calculation="when_supported" if _amazon(endpoint) else "when_required",
@@ -83,6 +84,7 @@ class Storage:
         limit_exchanges(self._s3)
         # botocore follows a store's redirect to another region, which may be any host.
         self._s3.meta.events.register("before-send.s3", self._refuse_other_hosts)
+        self._requests = Requests(self._s3)
 
     @property
     def client(self) -> "S3Client":
@@ -96,18 +98,13 @@ class Storage:
         `StorageUnavailableError` when the store cannot serve it now.
         """
         self._refuse_unlisted(check)
-        request: dict[str, Any] = {"Bucket": check.bucket, "Key": check.key}
-        if check.version_id:
-            request["VersionId"] = check.version_id
-        if check.etag:
-            request["IfMatch"] = check.etag
         limit = self._settings.max_bytes
         with self._exchange(check, "GetObject"):
-            reply = self._s3.get_object(**request)
+            reply = self._requests.get(check.bucket, check.key, version_id=check.version_id, etag=check.etag)
             # The body's own `with` gives the bare stream, which takes a truncated reply for a complete one.
-            with closing(reply["Body"]) as body:
+            with closing(reply["body"]) as body:
                 # A chunked reply does not state its length.
-                length = reply.get("ContentLength", 0)
+                length = int(reply["headers"].get("content-length", 0))
                 if length > limit:
                     raise StorageRejectedError(
                         "too_large", f"The object has {length} bytes; the limit is {limit}."
@@ -119,7 +116,8 @@ class Storage:
         if check.sha256 and digest != check.sha256:
             raise StorageRejectedError("digest_mismatch", "The object's content is not what the check names.")
         size = len(data)
-        return Upload(_decoded(data, reply.get("ContentEncoding", ""), limit), digest, size)
+        encoding = reply["headers"].get("content-encoding", "")
+        return Upload(_decoded(data, encoding, limit), digest, size)
 
     def upload(self, path: Path) -> tuple[str, str]:
         """Store a local file in the upload bucket under its digest; return the key and the SHA-256.
@@ -148,16 +146,18 @@ class Storage:
         bucket, key = str(self._settings.thumbnail_bucket), f"thumbnails/{sha256[:2]}/{sha256}{SUFFIX}"
         check = ImageCheck(bucket=bucket, key=key)
         with self._exchange(check):
-            self._s3.put_object(Bucket=bucket, Key=key, Body=data, ContentType=CONTENT_TYPE)
+            self._requests.put(bucket, key, data, {"Content-Type": CONTENT_TYPE})
         return check.uri
 
     def read_thumbnail(self, bucket: str, key: str) -> bytes | None:
         """Return a stored thumbnail, None when it is gone. Raises `StorageUnavailableError`."""
         with self._exchange(ImageCheck(bucket=bucket, key=key)):
             try:
-                with closing(self._s3.get_object(Bucket=bucket, Key=key)["Body"]) as body:
+                with closing(self._requests.get(bucket, key)["body"]) as body:
                     return _read(body, self._settings.max_bytes)
-            except self._s3.exceptions.NoSuchKey:
+            except ClientError as error:
+                if error.response["Error"].get("Code") != "NoSuchKey":
+                    raise
                 return None
 
     @contextmanager

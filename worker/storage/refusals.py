@@ -4,15 +4,22 @@ An answer is final only in S3's own words, and only to the request for the objec
 ingress' 404, credentials that could not be had, a missing bucket: all of them end when somebody mends them.
 """
 
+from typing import TYPE_CHECKING
+
 from botocore.exceptions import ClientError
 
 from worker.contract.messages import ImageCheck, RefusedError, StorageReason, UnavailableError
 from worker.telemetry.logs import get_logger
 
+if TYPE_CHECKING:
+    from botocore.exceptions import _ClientErrorResponseTypeDef as ClientErrorResponse
+
 log = get_logger(__name__)
 
 # Answers that pass by themselves.
 _TIMEOUT_STATUS, _THROTTLED_STATUS, _FIRST_SERVER_STATUS = 408, 429, 500
+# Those of a bucket in another region.
+_REDIRECTING = {301, 307, 400}
 # The words in which S3 says that an object is encrypted with a key that only its owner has.
 _CUSTOMER_KEY = "server side encryption"
 
@@ -62,7 +69,20 @@ def translated(
             code=code,
             detail=str(error)[:500],
         )
+    if region := _other_region(error.response):
+        return StorageUnavailableError(
+            f"{check.uri}: the store redirects to the region {region}; DNF_S3_REGION may be wrong"
+        )
     return StorageUnavailableError(f"{check.uri}: {error}")
+
+
+def _other_region(response: "ClientErrorResponse") -> str | None:
+    """Return the region that an answer sends the request to, if it does."""
+    facts, answer = response.get("ResponseMetadata", {}), response.get("Error", {})
+    if facts.get("HTTPStatusCode") not in _REDIRECTING:
+        return None
+    region = facts.get("HTTPHeaders", {}).get("x-amz-bucket-region") or answer.get("Region")
+    return None if region is None else str(region)
 
 
 def _final(code: str, message: str, check: ImageCheck) -> StorageRejectedError | None:

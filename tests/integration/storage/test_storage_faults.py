@@ -4,10 +4,13 @@ import gzip
 import hashlib
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.awsrequest import AWSResponse
 
 from tests.conftest import NULL_WORKER, PATIENCE, MakePicture, StartWorker
 from tests.faulty_store import (
@@ -29,6 +32,7 @@ from tests.faulty_store import (
     reset_amid_body,
     serve,
     silent,
+    temporary_keys,
     trickle,
     trickle_error,
     trickle_header,
@@ -195,6 +199,42 @@ def test_credentials_that_are_refused_are_no_verdict_on_the_upload(
     assert "storage_refused" in capsys.readouterr().out
 
 
+def test_temporary_credentials_are_renewed_before_they_expire(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A role's keys live for minutes or hours, a worker for weeks: each request has keys in force."""
+    token = tmp_path / "token"
+    token.write_text("a token of the cluster")
+    expired_soon = datetime.now(UTC) + timedelta(minutes=1)
+    store.behaviours = [
+        temporary_keys("first", expired_soon),
+        serve(BODY),
+        temporary_keys("second", expired_soon + timedelta(hours=1)),
+        serve(BODY),
+    ]
+    variables = {
+        "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/worker",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(token),
+        "AWS_ENDPOINT_URL_STS": store.url,
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    storage = _storage(store.url, s3_access_key_id=None, s3_secret_access_key=None)
+    for key in ("first", "second", "second"):
+        assert storage.fetch(ImageCheck(bucket="uploads", key="a.jpg")).data == BODY
+        assert f"Credential={key}/" in store.get_headers["Authorization"]
+        assert store.get_headers["X-Amz-Security-Token"] == f"token of {key}"
+
+
+def test_a_connection_serves_many_fetches(store: FaultyStore) -> None:
+    """A handshake for each upload would cost more than the upload."""
+    store.behaviours, storage = [serve(BODY)], _storage(store.url)
+    for number in range(5):
+        storage.fetch(ImageCheck(bucket="uploads", key=f"{number}.jpg"))
+    assert (store.requests, store.connections) == (5, 1)
+
+
 @pytest.mark.parametrize(
     "behaviour", [trickle_header, trickle_error], ids=lambda behaviour: behaviour.__name__
 )
@@ -346,8 +386,19 @@ def test_a_store_on_this_machine_is_not_asked_through_a_proxy(
 def test_a_bucket_is_addressed_as_the_settings_say(settings: dict[str, Any], url: str) -> None:
     """As a host below the endpoint's, or in the path."""
     storage = Storage(Settings(**{"s3_endpoint_url": "https://s3.example", **KEYS, **settings}).storage)
-    signed = storage.client.generate_presigned_url("get_object", Params={"Bucket": "uploads", "Key": "a.jpg"})
-    assert signed.partition("?")[0] == url
+    requested: list[Any] = []
+
+    def unavailable(request: Any, **_: Any) -> AWSResponse:
+        requested.append(request)
+        return AWSResponse(request.url, 403, {}, SimpleNamespace(stream=lambda *_, **__: iter([b""])))
+
+    # In place of the network.
+    storage.client.meta.events.register("before-send.s3", unavailable)
+    with pytest.raises(StorageUnavailableError):
+        storage.fetch(ImageCheck(bucket="uploads", key="a.jpg"))
+    (request,) = requested
+    assert request.url == url
+    assert "/us-east-1/s3/aws4_request" in str(request.headers["Authorization"])
 
 
 def test_other_stores_get_no_checksum_after_the_body(store: FaultyStore, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A worker reads only the listed buckets and prefixes, and only from the configured host."""
 
 import gzip
+import hashlib
 import http.server
 import threading
 from collections.abc import Callable, Iterator
@@ -75,6 +76,17 @@ def test_a_check_with_a_version_id_reads_that_version(
     submitted = ImageCheck(bucket="versioned", key="a.jpg", version_id=first)
     assert storage.fetch(submitted).data == b"first"
     assert storage.fetch(ImageCheck(bucket="versioned", key="a.jpg")).data == b"second"
+
+
+@pytest.mark.parametrize(
+    "key", ["a b+c.jpg", "deep//er/a.jpg", "ä/€~!*'()&=;:@,?#%.jpg", "100%25.jpg", "\U0001f600"]
+)
+def test_an_object_is_read_whatever_its_key(
+    allowing: Callable[..., Settings], services: EmbeddedServices, key: str
+) -> None:
+    """The request names the object that boto3 stored under the key."""
+    services.seaweedfs.client().put_object(Bucket=services.bucket, Key=f"boundaries/{key}", Body=key.encode())
+    assert _outcome(allowing(services.bucket), services.bucket, f"boundaries/{key}") == key
 
 
 def test_an_object_that_is_stored_with_a_content_encoding_is_unpacked(
@@ -169,7 +181,25 @@ def test_a_redirect_to_another_region_is_not_followed() -> None:
 
     # In place of the network; the worker's own handler was registered before and is called first.
     storage.client.meta.events.register("before-send.s3", redirect)
-    with pytest.raises(StorageUnavailableError, match=r"redirects to uploads\.s3\.eu-west-1\.amazonaws\.com"):
+    with pytest.raises(StorageUnavailableError, match="redirects to the region eu-west-1; DNF_S3_REGION"):
         storage.fetch(ImageCheck(bucket="uploads", key="a.jpg"))
-    assert requested
-    assert all("eu-west-1" not in url for url in requested)
+    assert requested == ["https://uploads.s3.amazonaws.com/a.jpg"]
+
+
+def test_a_thumbnail_is_stored_under_its_digest_with_its_media_type(
+    allowing: Callable[..., Settings], services: EmbeddedServices
+) -> None:
+    """A browser shows it from the bucket; one that was deleted since is None."""
+    s3 = services.seaweedfs.client()
+    s3.create_bucket(Bucket="thumbnails-of-tests")
+    settings = allowing().model_copy(update={"thumbnail_bucket": "thumbnails-of-tests"})
+    storage, data = Storage(settings.storage), b"\xff\xd8\xff and so on"
+    digest = hashlib.sha256(data).hexdigest()
+    uri = storage.store_thumbnail(data, digest)
+    assert uri == f"s3://thumbnails-of-tests/thumbnails/{digest[:2]}/{digest}.jpg"
+    key = uri.removeprefix("s3://thumbnails-of-tests/")
+    stored = s3.get_object(Bucket="thumbnails-of-tests", Key=key)
+    assert (stored["Body"].read(), stored["ContentType"]) == (data, "image/jpeg")
+    assert storage.read_thumbnail("thumbnails-of-tests", key) == data
+    s3.delete_object(Bucket="thumbnails-of-tests", Key=key)
+    assert storage.read_thumbnail("thumbnails-of-tests", key) is None
