@@ -1,0 +1,1 @@
+"""Webhooks: events to the endpoints of platforms, signed, retried, and only to addresses of the internet."""
