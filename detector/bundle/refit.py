@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,23 +37,35 @@ class RefitRefusedError(ValueError):
         self.reason: RefitReason = reason
 
 
-class DecidedPicture(BaseModel):
-    """One line of a file of decisions: what the detector said, and what a person decided."""
-
+class _Read(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _Model(_Read):
+    digest: str
+
+
+class DecidedPicture(_Read):
+    """What the detector said of a picture, and what a person decided: `data` of `image.decision.v1`."""
 
     check_id: str
     #: Of several decisions on one check the one with the highest revision counts.
-    revision: Annotated[int, Field(ge=1)] = 1
-    outcome: Literal["real", "generated", "edited", "cannot_tell"]
+    revision: int = Field(ge=1)
+    #: `real`, `generated`, or one that says neither.
+    outcome: str
+    #: The detector's verdict and score, 0..1.
     verdict: Literal["real", "review", "generated"]
-    #: The score of the verdict, 0..1.
     score: float = Field(ge=0, le=1)
-    #: The digest of the detector that gave it.
-    model_digest: str
-    #: The probability with which the verdict came to review; null for one that did not come by chance, such
-    #: as an appeal.
-    sampling_probability: Annotated[float, Field(gt=0, le=1)] | None
+    model: _Model
+    #: Why the verdict came to review: by an `appeal`, or by chance.
+    origin: str
+    #: Of coming to review by chance.
+    sampling_probability: float = Field(gt=0, le=1)
+
+
+class _DecisionEvent(_Read):
+    type: Literal["image.decision.v1"]
+    data: DecidedPicture
 
 
 @dataclass(frozen=True)
@@ -87,14 +99,17 @@ class Refit:
 
 
 def read_decisions(path: Path) -> list[DecidedPicture]:
-    """Return the decisions in a file of one JSON object a line. Raises OSError and `RefitRefusedError`."""
+    """Return the decisions in a file of one event `image.decision.v1` a line, as published.
+
+    Raises OSError and `RefitRefusedError`.
+    """
     decisions = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                decisions.append(DecidedPicture.model_validate_json(line))
+                decisions.append(_DecisionEvent.model_validate_json(line).data)
             except ValidationError as error:
                 first = error.errors(include_url=False, include_input=False)[0]
                 field = ".".join(str(part) for part in first["loc"]) or "line"
@@ -131,7 +146,7 @@ def refit(
             f"There is no decision on a picture with the verdict {missing[0]}: nothing is known of the "
             "photographs among them. Raise the share of blind audits.",
         )
-    weights = np.array([1 / (decision.sampling_probability or 1) for decision in used])
+    weights = np.array([1 / decision.sampling_probability for decision in used])
     old = bundle.manifest.calibration
     scores = np.array([decision.score for decision in used])
     clipped = np.clip(scores, _SMALLEST_SCORE, 1 - _SMALLEST_SCORE)
@@ -212,9 +227,9 @@ def _usable(
             newest[decision.check_id] = decision
     used = []
     for decision in newest.values():
-        if decision.model_digest != bundle.digest:
+        if decision.model.digest != bundle.digest:
             unused["other_model"] += 1
-        elif decision.sampling_probability is None:
+        elif decision.origin == "appeal":
             unused["not_by_chance"] += 1
         elif decision.outcome not in {"real", "generated"}:
             unused[decision.outcome] += 1

@@ -42,9 +42,9 @@ def refit(
 ) -> None:
     """Fit a bundle's calibration and thresholds to decisions, and write it as a new bundle.
 
-    DECISIONS has one JSON object a line (docs/how-to/train.md). The budgets are those of upper 95 % bounds:
-    1 % needs at least 299 photographs. The networks stay as they are. Try the new bundle as a shadow
-    (DNF_SHADOW_BUNDLE) before it serves.
+    DECISIONS has one event image.decision.v1 a line. The budgets are those of upper 95 % bounds: 1 % needs at
+    least 299 photographs. The networks stay as they are. Try the new bundle as a shadow (DNF_SHADOW_BUNDLE)
+    before it serves.
     """
     try:
         with plain_errors():

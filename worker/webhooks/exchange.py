@@ -102,8 +102,8 @@ async def _exchange(
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEADER_BYTES)
     fields = {"Host": target.authority, "Content-Length": str(len(body)), "Connection": "close", **headers}
     request = h11.Request(method="POST", target=target.path, headers=list(fields.items()))
-    for event in (request, h11.Data(data=body), h11.EndOfMessage()):
-        writer.write(connection.send(event) or b"")
+    for part in (request, h11.Data(data=body), h11.EndOfMessage()):
+        writer.write(connection.send(part) or b"")
     # The answer may come, and be a refusal, before the receiver has read all.
     answer: Answer | None = None
     while answer is None:

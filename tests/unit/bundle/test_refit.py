@@ -51,10 +51,17 @@ class Population:
 def decided(check_id: str, outcome: str, score: float, bundle: Bundle, **fields: object) -> DecidedPicture:
     """Return a decision on the bundle's verdict for this score."""
     verdict = decide(score, bundle.manifest.thresholds)
-    known = {"model_digest": bundle.digest, "sampling_probability": SHARES[verdict], "verdict": verdict}
-    return DecidedPicture.model_validate(
-        {"check_id": check_id, "outcome": outcome, "score": score} | known | fields
-    )
+    known = {
+        "check_id": check_id,
+        "revision": 1,
+        "outcome": outcome,
+        "verdict": verdict,
+        "score": score,
+        "model": {"digest": bundle.digest},
+        "origin": "uncertain" if verdict == "review" else "audit",
+        "sampling_probability": SHARES[verdict],
+    }
+    return DecidedPicture.model_validate(known | fields)
 
 
 def equally_sampled(bundle: Bundle, photographs: int) -> list[DecidedPicture]:
@@ -147,8 +154,8 @@ def test_decisions_that_say_nothing_of_the_budget_are_counted_and_not_used(bundl
     decisions = equally_sampled(bundle, 400)
     expected = refit(bundle, decisions, max_fpr=0.01, max_not_real=0.10)
     others = [
-        decided("appeal", "real", 0.9, bundle, sampling_probability=None),
-        decided("other", "real", 0.9, bundle, model_digest="0" * 64),
+        decided("appeal", "real", 0.9, bundle, origin="appeal"),
+        decided("other", "real", 0.9, bundle, model={"digest": "0" * 64}),
         decided("edited", "edited", 0.9, bundle),
         decided("unclear", "cannot_tell", 0.9, bundle),
         decided("p-1", "generated", 0.9, bundle, sampling_probability=1, revision=1),
@@ -202,7 +209,10 @@ def test_the_command_writes_the_bundle_and_says_what_it_rests_on(bundle: Bundle,
     """The shipped bundle's card goes along, with a note; a malformed line is named in one line."""
     shipped = open_bundle(Path(str(bundle.folder)))
     (tmp_path / "decisions.jsonl").write_text(
-        "".join(decision.model_dump_json() + "\n" for decision in equally_sampled(shipped, 400))
+        "".join(
+            json.dumps({"type": "image.decision.v1", "id": "1", "data": decision.model_dump()}) + "\n"
+            for decision in equally_sampled(shipped, 400)
+        )
     )
     arguments = [
         "refit",
@@ -217,11 +227,11 @@ def test_the_command_writes_the_bundle_and_says_what_it_rests_on(bundle: Bundle,
     new = open_bundle(tmp_path / "new")
     assert f"digest {new.digest}" in finished.output
     assert isinstance(new.manifest.thresholds, Thresholds)
-    (tmp_path / "decisions.jsonl").write_text(json.dumps({"check_id": "a", "outcome": "fake"}) + "\n")
+    (tmp_path / "decisions.jsonl").write_text(json.dumps({"type": "image.verdict.v1", "data": {}}) + "\n")
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 2
     assert "malformed: " in refused.output
-    assert "line 1: outcome" in refused.output
+    assert "line 1: type" in refused.output
 
 
 def test_the_model_card_says_to_which_thresholds_its_figures_belong(bundle: Bundle, tmp_path: Path) -> None:
