@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import click
 import numpy as np
+import structlog
 from PIL import Image
 from rich.progress import Progress
 from rich.table import Column, Table
@@ -44,6 +45,8 @@ _dtype = click.option(
 @click.version_option(package_name="dnf-moderation")
 def main() -> None:
     """Tell photographs from AI-generated pictures by their Diffusion Noise Feature."""
+    # Standard output has the results. The stream is looked up at each event, since a test may replace it.
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
 main.add_command(train)

@@ -3,6 +3,7 @@
 import importlib
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from detector.cli.errors import WrongUsageError, plain_errors
 from detector.cli.sections import SectionedCommand, section
 from detector.corpus.corpus import CorpusRejectedError, Sample, read_corpus, split_names
 from detector.detector import Detector, Dtype
+from detector.progress import Progress as LoggedProgress
 from detector.terminal import Console, echo
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ _TRAINABLE = ("rgb", "npr")
 # These can only be given: the noise feature of an ensemble alone, and the paper's recipe.
 _BASELINES = (*_TRAINABLE, "dnf", "paper")
 _UNDIVIDED = "all"
+#: Scores of an interrupted evaluation, in the folder of the report.
+_JOURNAL_FILE = "scores.jsonl"
 
 
 class _EvaluateCommand(SectionedCommand):
@@ -123,8 +127,9 @@ def evaluate(
 ) -> None:
     """Measure a bundle on a labelled corpus: families, format controls, robustness.
 
-    With --out it writes report.html, report.json and figures.md. A baseline is the same classifier, trained
-    for the same number of steps on the picture itself (rgb) or on residuals of neighbouring pixels (npr).
+    With --out it writes report.html, report.json and figures.md, and continues an interrupted run. A baseline
+    is the same classifier, trained for the same number of steps on the picture itself (rgb) or on residuals
+    of neighbouring pixels (npr).
     """
     if record and limit:
         raise WrongUsageError("--record stores figures of whole splits; leave --limit out")
@@ -133,7 +138,7 @@ def evaluate(
 
     from detector.evaluation.evaluation import Plan, evaluate_split
     from detector.evaluation.report import JSON_FILE, Evaluation, split_tables, write_report
-    from detector.evaluation.scoring import ScoringError
+    from detector.scoring import ScoreJournal, ScoringError
 
     plan = Plan(robustness or ("quick" if out else "none"), stability, condition_limit)
     references = _baseline_references(given)
@@ -150,17 +155,20 @@ def evaluate(
         limit=limit,
         splits=[],
     )
-    with _progress() as progress:
+    journal = ScoreJournal(out / _JOURNAL_FILE if out else None)
+    with _progress() as bar:
         for split, chosen in samples.items():
-            task = progress.add_task(split, total=plan.scores(chosen, len(baselines)))
-            advance = partial(progress.advance, task)
+            advance = _advance(bar, split, plan.scores(chosen, len(baselines)))
             try:
-                result = evaluate_split(split, detector, chosen, plan, baselines=baselines, progress=advance)
+                result = evaluate_split(
+                    split, detector, chosen, plan, baselines=baselines, journal=journal, progress=advance
+                )
             except (CorpusRejectedError, ScoringError) as error:
                 raise WrongUsageError(str(error)) from error
             evaluation.splits.append(result)
             # Written after each split, so that an interruption loses only the split in progress.
             page = write_report(evaluation, corpus, out) if out else None
+    journal.remove()
     # Rich would fold the tables to 80 columns in a pipe.
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     for result in evaluation.splits:
@@ -191,7 +199,7 @@ def _baseline_references(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _samples(corpus: Path, splits: tuple[str, ...], limit: int | None) -> dict[str, list[Sample]]:
-    from detector.evaluation.scoring import limited
+    from detector.scoring import limited
 
     try:
         names = list(splits) or _splits_except_train(corpus)
@@ -264,8 +272,14 @@ def _trained_baseline(
         raise WrongUsageError(f"--baseline {name}: {error}") from error
 
 
+def _advance(bar: Progress, split: str, total: int) -> Callable[[int], None]:
+    """Return what takes numbers of finished scores: the bar of a terminal, or log events in a pipe."""
+    if bar.disable:
+        return LoggedProgress("pictures_scored", total, split=split).advance
+    return partial(bar.advance, bar.add_task(split, total=total))
+
+
 def _progress() -> Progress:
-    # Progress is for a person at a terminal; a pipe gets only the results.
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

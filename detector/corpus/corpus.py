@@ -11,6 +11,7 @@ import structlog
 
 from detector.corpus.layouts import CorpusRejectedError, FolderLayout, read_layout
 from detector.images.decode import ImageRejectedError, decode
+from detector.progress import Progress
 
 __all__ = [
     "LAYOUTS",
@@ -97,7 +98,9 @@ def readable(samples: Iterable[Sample]) -> tuple[list[Sample], list[SkippedPictu
     """
     kept: list[Sample] = []
     skipped: list[SkippedPicture] = []
-    for sample in samples:
+    listed = list(samples)
+    progress = Progress("pictures_decoded", len(listed))
+    for sample in listed:
         try:
             decode(sample.path.read_bytes())
         except ImageRejectedError as error:
@@ -107,6 +110,7 @@ def readable(samples: Iterable[Sample]) -> tuple[list[Sample], list[SkippedPictu
             skipped.append(SkippedPicture(sample, "unreadable", detail))
         else:
             kept.append(sample)
+        progress.advance()
     for picture in skipped:
         path = str(picture.sample.path)
         log.warning("picture_skipped", path=path, reason=picture.reason, detail=picture.detail)

@@ -11,9 +11,8 @@ from typing import Literal
 
 from detector.corpus.corpus import Sample
 from detector.images.degradations import Pixels, blurred, centre_crop, downscaled, jpeg, noisy, webp
+from detector.scoring import Rewrite
 
-#: Changes a sample's pixels (H, W, 3) before they are scored.
-Rewrite = Callable[[Pixels, Sample], Pixels]
 Extent = Literal["none", "quick", "full"]
 
 
@@ -27,11 +26,6 @@ class Control:
     rewrite: Rewrite
     #: Whether it also changes the scale, so that its shift is not due to the encoding alone.
     rescaled: bool = False
-
-
-def as_is(pixels: Pixels, _: Sample) -> Pixels:
-    """Return the pixels unchanged."""
-    return pixels
 
 
 def _alike(pixels: Pixels, _: Sample) -> Pixels:

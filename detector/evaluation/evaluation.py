@@ -1,6 +1,5 @@
 """Measure a detector on one labelled split: families, format controls, robustness, baselines, stability."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import numpy as np
 from detector.bundle.thresholds import Thresholds
 from detector.corpus.corpus import Sample, SkippedPicture, readable
 from detector.detector import Detector
-from detector.evaluation.conditions import CONTROLS, DEGRADATIONS, Extent, Rewrite
+from detector.evaluation.conditions import CONTROLS, DEGRADATIONS, Extent
 from detector.evaluation.figures import (
     FamilyFigures,
     Figures,
@@ -19,14 +18,12 @@ from detector.evaluation.figures import (
     policy_shares,
     ranking_of,
 )
-from detector.evaluation.scoring import Scored, ScoringError, limited, score_samples
 from detector.evaluation.stability import REENCODINGS, combined_verdict
 from detector.metrics import Interval, intervals, share
 from detector.policy import VerdictName, decide
+from detector.scoring import Rewrite, Scored, ScoreJournal, ScoringError, limited, score_samples
 
 Progress = Callable[[int], None]
-
-_WARM_UP = 4
 
 
 @dataclass(frozen=True)
@@ -103,8 +100,8 @@ class StabilityResult:
     checked: PolicyShares
     #: Share of verdicts that the check turned into review, 0..1.
     overturned: float
-    #: Scoring time with the check over that without it, in this run.
-    time_ratio: float
+    #: Scores of a picture with the check, which costs that many times as much.
+    scores: int
 
 
 @dataclass(frozen=True)
@@ -159,12 +156,14 @@ def evaluate_split(
     plan: Plan,
     *,
     baselines: Mapping[str, Detector] | None = None,
+    journal: ScoreJournal | None = None,
     progress: Progress = lambda _: None,
 ) -> SplitEvaluation:
     """Measure a detector, and the `baselines` by name, on the samples of one split.
 
-    Files that cannot be decoded are skipped. `progress` is called with numbers of finished scores. Raises
-    `ScoringError`, and `CorpusRejectedError` when no file can be decoded.
+    Files that cannot be decoded are skipped. Scores in the `journal` are not computed again. `progress` is
+    called with numbers of finished scores. Raises `ScoringError`, and `CorpusRejectedError` when no file can
+    be decoded.
     """
     baselines = baselines or {}
     thresholds = detector.bundle.manifest.thresholds
@@ -175,21 +174,20 @@ def evaluate_split(
     repeated = plan.condition_samples(chosen)
     paths = {sample.path for sample in repeated}
 
-    def score(detector: Detector, rewrite: Rewrite) -> list[Scored]:
-        return score_samples(detector, repeated, rewrite, progress=progress)
+    def score(detector: Detector, condition: str, rewrite: Rewrite) -> list[Scored]:
+        return score_samples(
+            detector, repeated, rewrite, condition=condition, journal=journal, progress=progress
+        )
 
     def unchanged(scored: list[Scored]) -> list[Scored]:
         return [item for item in scored if item.path in paths]
 
-    detector.warm_up(_WARM_UP)
-    began = time.perf_counter()
-    scored = score_samples(detector, chosen, progress=progress)
-    seconds = (time.perf_counter() - began) * len(repeated) / len(chosen)
+    scored = score_samples(detector, chosen, journal=journal, progress=progress)
     controls = _controls(detector, unchanged(scored), score)
     comparison = [_compared("this bundle", detector, scored, controls, against=None)] if baselines else []
     baselines_scored: dict[str, list[Scored]] = {}
     for name, baseline in baselines.items():
-        own = baselines_scored[name] = score_samples(baseline, chosen, progress=progress)
+        own = baselines_scored[name] = score_samples(baseline, chosen, journal=journal, progress=progress)
         own_controls = _controls(baseline, unchanged(own), score)
         comparison.append(_compared(name, baseline, own, own_controls, against=scored))
     return SplitEvaluation(
@@ -198,7 +196,7 @@ def evaluate_split(
         families=family_figures(scored, thresholds),
         controls=controls,
         curves=_curves(detector, unchanged(scored), plan.robustness, score),
-        stability=_stability(detector, unchanged(scored), seconds, score) if plan.stability else None,
+        stability=_stability(detector, unchanged(scored), score) if plan.stability else None,
         comparison=comparison,
         scored=scored,
         baselines_scored=baselines_scored,
@@ -208,14 +206,14 @@ def evaluate_split(
     )
 
 
-_Score = Callable[[Detector, Rewrite], list[Scored]]
+_Score = Callable[[Detector, str, Rewrite], list[Scored]]
 
 
 def _controls(detector: Detector, unchanged: list[Scored], score: _Score) -> list[ControlResult]:
     before = ranking_of(unchanged)
     results: list[ControlResult] = []
     for control in CONTROLS:
-        after = ranking_of(score(detector, control.rewrite))
+        after = ranking_of(score(detector, control.name, control.rewrite))
         measured = intervals(
             {
                 "auroc": after.auroc,
@@ -234,7 +232,7 @@ def _curves(detector: Detector, unchanged: list[Scored], extent: Extent, score: 
         if degradation.identity is not None:
             points.append(CurvePoint(degradation.identity, **_ranked(unchanged)))
         for strength in degradation.strengths(extent):
-            degraded = score(detector, degradation.at(strength))
+            degraded = score(detector, f"{degradation.name} {strength}", degradation.at(strength))
             points.append(CurvePoint(strength, **_ranked(degraded)))
         curves.append(Curve(degradation.name, degradation.title, tuple(points)))
     return curves
@@ -248,11 +246,12 @@ def _ranked(scored: list[Scored]) -> dict[str, Interval]:
     )
 
 
-def _stability(detector: Detector, unchanged: list[Scored], seconds: float, score: _Score) -> StabilityResult:
+def _stability(detector: Detector, unchanged: list[Scored], score: _Score) -> StabilityResult:
     thresholds = detector.bundle.manifest.thresholds
-    began = time.perf_counter()
-    reencoded = [score(detector, lambda pixels, _, each=each: each.apply(pixels)) for each in REENCODINGS]  # type: ignore[misc]
-    added_seconds = time.perf_counter() - began
+    reencoded = [
+        score(detector, each.name, lambda pixels, _, each=each: each.apply(pixels))  # type: ignore[misc]
+        for each in REENCODINGS
+    ]
     first = _verdicts(unchanged, thresholds)
     others = zip(*(_verdicts(scored, thresholds) for scored in reencoded), strict=True)
     checked = [combined_verdict(verdict, other) for verdict, other in zip(first, others, strict=True)]
@@ -261,7 +260,7 @@ def _stability(detector: Detector, unchanged: list[Scored], seconds: float, scor
         without=_shares(unchanged, first),
         checked=_shares(unchanged, checked),
         overturned=float(np.mean([before != after for before, after in zip(first, checked, strict=True)])),
-        time_ratio=(seconds + added_seconds) / seconds,
+        scores=1 + len(REENCODINGS),
     )
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.bundle.thresholds import Thresholds
-from detector.evaluation.scoring import Scored
 from detector.metrics import Counts, Interval, Labels, Ranking, Scores, calibration_errors, intervals, share
 from detector.policy import VerdictName, decide
+from detector.scoring import Scored
 
 _MIDDLE = 0.5
 

@@ -8,8 +8,8 @@ import numpy as np
 from detector.bundle.thresholds import Thresholds
 from detector.evaluation.evaluation import SplitEvaluation
 from detector.evaluation.figures import labels_of
-from detector.evaluation.scoring import Scored
 from detector.metrics import Interval, reliability, roc
+from detector.scoring import Scored
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,8 +15,8 @@ from detector.bundle.files import Bundle
 from detector.evaluation.evaluation import ControlResult, PolicyShares, SplitEvaluation, StabilityResult
 from detector.evaluation.figures import Figures
 from detector.evaluation.plots import split_plots
-from detector.evaluation.scoring import Scored
 from detector.metrics import Interval
+from detector.scoring import Scored
 from detector.terminal import Console
 
 JSON_FILE = "report.json"
@@ -255,7 +255,7 @@ def _curves_table(result: SplitEvaluation) -> Table:
 
 def _stability_table(split: str, stability: StabilityResult) -> Table:
     table = _table(
-        f"{split}: stability check, {stability.time_ratio:.1f} times the time",
+        f"{split}: stability check, {stability.scores} scores a picture",
         ("Policy", "Photographs flagged", "Photographs to review"),
         ("Generated detected", "Generated to review", "To review"),
     )

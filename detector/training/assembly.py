@@ -1,7 +1,9 @@
 """Assemble a bundle from trained networks, and calibrate it on held-out pictures."""
 
+import hashlib
 import math
 import shutil
+import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,15 +34,16 @@ from detector.bundle.manifest import (
 from detector.bundle.thresholds import Thresholds
 from detector.corpus.corpus import Sample
 from detector.detector import Detector, Dtype, best_device
-from detector.images.decode import decode
+from detector.images.degradations import Pixels
 from detector.networks.resnet import Ensemble, ResNet
 from detector.networks.unet import Unet, save_unet
+from detector.progress import Progress
+from detector.scoring import Rewrite, ScoreJournal, score_samples
 from detector.training.augmentation import CodecChain
 from detector.training.recipe import ClassifierRecipe
 
 _MAX_CALIBRATION_PICTURES = 400
-_MAX_CALIBRATION_SIDE = 384
-_BATCH = 16
+_MAX_SQUARE = 384
 
 Logits = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -84,7 +87,9 @@ def assemble(
         thresholds=Thresholds(review_from=0.5, generated_from=0.5),
         provenance=provenance,
     )
-    logits, labels = _logits(write_manifest(folder, manifest), calibration)
+    journal = _journal(folder)
+    logits, labels = _logits(write_manifest(folder, manifest), calibration, journal)
+    journal.remove()
     return _calibrated(manifest, folder, logits, labels)
 
 
@@ -101,7 +106,8 @@ def fuse(
     feature, config = _fused_config(manifests)
     if {sample.generated for sample in calibration} != {True, False}:
         raise FusionRejectedError("there are no held-out pictures of both classes to weight the branches on")
-    scored = [_logits(bundle, calibration) for bundle in bundles]
+    journal = _journal(folder)
+    scored = [_logits(bundle, calibration, journal) for bundle in bundles]
     values, labels = np.stack([logits for logits, _ in scored], axis=1), scored[0][1]
     *weights, offset = fit_logistic(values, labels)
     network = Ensemble(config)
@@ -125,7 +131,13 @@ def fuse(
             "provenance": {**first.provenance, "fusion_weights": fusion_weights, **others},
         }
     )
+    journal.remove()
     return _calibrated(manifest, folder, values @ np.array(weights) + offset, labels)
+
+
+def _journal(folder: Path) -> ScoreJournal:
+    # Beside the bundle, because a bundle has no file that its manifest does not list.
+    return ScoreJournal(folder.with_name(f"{folder.name}-calibration.jsonl"))
 
 
 def _fused_config(manifests: Sequence[Manifest]) -> tuple[Feature, ResNetConfig]:
@@ -170,20 +182,36 @@ def _half(weight: torch.Tensor) -> torch.Tensor:
     return weight.half().contiguous() if weight.dim() > 2 else weight  # noqa: PLR2004
 
 
-def _logits(bundle: Bundle, samples: list[Sample]) -> tuple[Logits, Labels]:
+def _logits(bundle: Bundle, samples: list[Sample], journal: ScoreJournal) -> tuple[Logits, Labels]:
     device = best_device()
     # Equal to float32 to two decimals, and several times as fast where the CPU has the instructions.
     dtype: Dtype = "bfloat16" if computes_bfloat16(torch.device(device)) else "float32"
     detector = Detector.load(bundle, device=device, dtype=dtype)
     chosen = samples[:: math.ceil(len(samples) / _MAX_CALIBRATION_PICTURES)]
-    rng = np.random.default_rng(0)
+    progress = Progress("calibration_pictures_scored", len(chosen), feature=bundle.manifest.feature)
+    # Without the time of creation, so that an interrupted calibration continues.
+    identity = bundle.manifest.model_copy(update={"created": ""}).model_dump_json()
+    scored = score_samples(
+        detector,
+        chosen,
+        augmented_square(bundle.manifest.preprocessing.size),
+        condition="calibration",
+        journal=journal,
+        identity=hashlib.sha256(identity.encode()).hexdigest(),
+        progress=progress.advance,
+    )
+    return np.array([item.logit for item in scored]), np.array([int(item.generated) for item in scored])
+
+
+def augmented_square(size: int) -> Rewrite:
+    """Return what cuts a square of at least `size` and at most 384 pixels after one draw of the chain.
+
+    The draw depends on the file's name alone, so it is the same in every run.
+    """
     chain = CodecChain()
-    size = detector.bundle.manifest.preprocessing.size
-    logits: list[float] = []
-    for start in range(0, len(chosen), _BATCH):
-        pixels = [decode(sample.path.read_bytes()).pixels for sample in chosen[start : start + _BATCH]]
-        sides = [max(size, min(_MAX_CALIBRATION_SIDE, *picture.shape[:2])) for picture in pixels]
-        augmented = [chain(picture, side, rng) for picture, side in zip(pixels, sides, strict=True)]
-        prepared = [detector.prepare(picture) for picture in augmented]
-        logits += [finding.logit for finding in detector.examine(prepared)]
-    return np.array(logits), np.array([int(sample.generated) for sample in chosen])
+
+    def rewrite(pixels: Pixels, sample: Sample) -> Pixels:
+        side = max(size, min(_MAX_SQUARE, *pixels.shape[:2]))
+        return chain(pixels, side, np.random.default_rng(zlib.crc32(sample.path.name.encode())))
+
+    return rewrite

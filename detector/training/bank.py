@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detector.progress import Progress
 from detector.training.batches import BalancedPictures, batches_from
-
-log = structlog.get_logger(__name__)
 
 #: Computes the features (B, C, S, S) of crops (B, S, S, 3) uint8.
 Compute = Callable[[Tensor], Tensor]
@@ -85,20 +83,25 @@ class FeatureBank:
             raise ValueError(f"{self._folder} is the bank of other pictures, or of another recipe or seed")
         done = self._done("pictures")
         batches = batches_from(pictures.batch, done // batch, loaders)
+        progress = Progress("bank_filled", self._crops, done=done, part="pictures")
         for start in range(done, self._crops, batch):
             crops = next(batches).pictures
             rows = self._open("pictures", (self._crops, *crops.shape[1:]), np.uint8)
             rows[start : start + batch] = crops[: self._crops - start]
             self._write_state("pictures", min(start + batch, self._crops), drawn=pictures.digest)
+            progress.advance(batch)
 
     def _fill_features(self, batch: int, compute: Compute, name: str) -> None:
         pictures = np.load(self._folder / "pictures.npy", mmap_mode="r")
-        for start in range(self._done(name), self._crops, batch):
+        done = self._done(name)
+        progress = Progress("bank_filled", self._crops, done=done, part=name)
+        for start in range(done, self._crops, batch):
             crops = torch.from_numpy(np.array(pictures[start : start + batch]))
             features = compute(crops).cpu().numpy()
             rows = self._open(name, (self._crops, *features.shape[1:]), np.float16)
             rows[start : start + batch] = features
             self._write_state(name, min(start + batch, self._crops))
+            progress.advance(batch)
 
     def _open(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[np.generic]:
         path = self._folder / f"{name}.npy"
@@ -119,8 +122,6 @@ class FeatureBank:
     def _write_state(self, name: str, crops: int, **more: str) -> None:
         # Written after the rows: after a crash the last batch is computed again.
         (self._folder / f"{name}.json").write_text(json.dumps({"crops": crops, **more}))
-        if crops == self._crops or crops % 1024 == 0:
-            log.info("bank_filled", part=name, crops=crops, total=self._crops)
 
 
 def _rows_of(values: NDArray[Any], rows: NDArray[np.int64], mirrored_axis: int | None) -> NDArray[Any]:

@@ -24,10 +24,11 @@ from detector.networks.dnf import quantised
 from detector.networks.features import combined, compute_feature
 from detector.networks.resnet import ResNet
 from detector.networks.unet import Unet
+from detector.progress import Pace, Progress
 from detector.training.bank import FeatureBank
 from detector.training.batches import BalancedPictures, batches_from, prefetched
 from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
-from detector.training.curves import save_curves
+from detector.training.curves import save_curves, training_state
 from detector.training.recipe import ClassifierRecipe
 
 log = structlog.get_logger(__name__)
@@ -35,6 +36,7 @@ log = structlog.get_logger(__name__)
 _MAX_VALIDATION_PICTURES = 1024
 _MIN_LEARNING_RATE = 1e-6
 _WARM_UP_STEPS = 50
+_PICTURES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -95,29 +97,34 @@ def train_classifier(
         else:
             _normalise_input(network, held_out.features)
         averaged.load_state_dict(network.state_dict())
-    began = time.monotonic() - record["seconds"]
-    done = bool(record["validation"]) and _progress(len(record["losses"]), record["seconds"], recipe) >= 1
+    began, pace = time.monotonic() - record["seconds"], Pace(recipe.report_seconds)
+    log.info("classifier_training_started", feature=recipe.feature, step=len(record["losses"]))
+    done = bool(record["validation"]) and recipe.progress(len(record["losses"]), record["seconds"]) >= 1
     for batch in () if done else source.batches(len(record["losses"])):
         steps, seconds = len(record["losses"]), time.monotonic() - began
-        progress = _progress(steps, seconds, recipe)
+        progress = recipe.progress(steps, seconds)
         rate = _learning_rate(steps, progress, record["validation"], recipe)
         for group in optimizer.param_groups:
             group["lr"] = rate
         record["losses"].append(_step(network, optimizer, batch))
         _average(averaged, network, min(recipe.ema, (1 + steps) / (10 + steps)))
-        last = _progress(steps + 1, seconds, recipe) >= 1 or (
+        last = recipe.progress(steps + 1, seconds) >= 1 or (
             recipe.schedule == "plateau" and rate < _MIN_LEARNING_RATE
         )
-        if last or (steps + 1) % recipe.validate_steps == 0:
+        validated = last or (steps + 1) % recipe.validate_steps == 0
+        if validated:
             value = _validate(averaged, held_out)
             record["validation"].append([steps + 1, value])
             if value >= max(earlier for _, earlier in record["validation"]):
                 best.load_state_dict(averaged.state_dict())
+        if pace.due() or validated:
             record["seconds"] = time.monotonic() - began
             save_checkpoint(folder, parts, record)
-            _report(record, recipe, progress)
-            if last or (recipe.schedule == "cosine" and _stale(record["validation"], recipe.patience)):
-                break
+            _report(record, recipe, validated=validated)
+        if last or (
+            validated and recipe.schedule == "cosine" and _stale(record["validation"], recipe.patience)
+        ):
+            break
     save_curves(folder, "classifier", record["losses"], record["validation"])
     auroc_of_best = max(value for _, value in record["validation"])
     return TrainedClassifier(best.cpu().eval(), len(record["losses"]), auroc_of_best)
@@ -177,7 +184,12 @@ class _FeatureSource:
         rng = np.random.default_rng(0)
         augment, size = self._recipe.augmentation, self._recipe.size
         crops = np.stack([augment(decode(s.path.read_bytes()).pixels, size, rng) for s in chosen])
-        features = torch.cat([self._features(part).cpu() for part in torch.from_numpy(crops).split(32)])
+        progress = Progress("validation_features_computed", len(crops))
+        computed: list[Tensor] = []
+        for part in torch.from_numpy(crops).split(_PICTURES_AT_ONCE):
+            computed.append(self._features(part).cpu())
+            progress.advance(len(part))
+        features = torch.cat(computed)
         return _Batch(features, torch.tensor([float(sample.generated) for sample in chosen]))
 
     def _batch(self, features: Tensor, labels: NDArray[np.float32]) -> _Batch:
@@ -204,12 +216,6 @@ def _normalise_input(network: ResNet, features: Tensor) -> None:
     """Scale the first convolution so that every input channel has unit variance, whatever its timestep."""
     scale = features.std(dim=(0, 2, 3)).clamp_min(1e-6)
     network.conv1.weight.data.div_(scale.to(network.conv1.weight.device).view(1, -1, 1, 1))
-
-
-def _progress(steps: int, seconds: float, recipe: ClassifierRecipe) -> float:
-    if recipe.max_steps is not None:
-        return steps / recipe.max_steps
-    return seconds / (recipe.minutes * 60)
 
 
 def _learning_rate(
@@ -248,9 +254,8 @@ def _validate(network: ResNet, held_out: _Batch) -> float:
     network.eval()
     device = network.conv1.weight.device
     with training_precision(device):
-        logits = torch.cat(
-            [network(part.to(device)).float().flatten().cpu() for part in held_out.features.split(32)]
-        )
+        parts = held_out.features.split(_PICTURES_AT_ONCE)
+        logits = torch.cat([network(part.to(device)).float().flatten().cpu() for part in parts])
     return auroc(logits.double().numpy(), held_out.labels.long().numpy())
 
 
@@ -263,14 +268,11 @@ def _average(averaged: ResNet, network: ResNet, decay: float) -> None:
             average.copy_(current)
 
 
-def _report(record: dict[str, Any], recipe: ClassifierRecipe, progress: float) -> None:
-    steps, seconds = len(record["losses"]), record["seconds"]
-    log.info(
-        "classifier_validated",
-        feature=recipe.feature,
-        step=steps,
-        loss=round(float(np.mean(record["losses"][-100:])), 4),
-        validation_auroc=round(record["validation"][-1][1], 4),
-        pictures_per_second=round(steps * recipe.batch / max(seconds, 1), 1),
-        remaining_minutes=round(seconds / 60 * (1 - progress) / max(progress, 1e-9), 1),
-    )
+def _report(record: dict[str, Any], recipe: ClassifierRecipe, *, validated: bool) -> None:
+    losses, seconds = record["losses"], record["seconds"]
+    state = training_state(losses, recipe.batch, seconds, recipe.progress(len(losses), seconds))
+    if validated:
+        auroc_of_last = round(record["validation"][-1][1], 4)
+        log.info("classifier_validated", feature=recipe.feature, **state, validation_auroc=auroc_of_last)
+    else:
+        log.info("classifier_steps_trained", feature=recipe.feature, **state)

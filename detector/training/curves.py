@@ -50,6 +50,19 @@ def save_curves(
     return picture
 
 
+def training_state(losses: Sequence[float], batch: int, seconds: float, progress: float) -> dict[str, float]:
+    """Return the fields of a progress event: step, mean loss of 100 steps, rate and remaining minutes.
+
+    `seconds` are those of the whole training, in which the share `progress` (0..1) of its budget was used up.
+    """
+    return {
+        "step": len(losses),
+        "loss": round(float(np.mean(losses[-100:])), 4),
+        "pictures_per_second": round(len(losses) * batch / max(seconds, 1e-9), 1),
+        "remaining_minutes": round(seconds / 60 * max(1 - progress, 0) / max(progress, 1e-9), 1),
+    }
+
+
 def smoothed(values: Values, window: int) -> Values:
     """Return the moving average (N,) of `values` (N,) over the last `window` of them, finite ones only."""
     finite = np.isfinite(values)

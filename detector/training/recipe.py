@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from detector.bundle.manifest import DnfConfig, Feature, Preprocessing, ResNetConfig, feature_channels
+from detector.progress import REPORT_SECONDS
 from detector.training.augmentation import Augmentation, CodecChain, SquashAndFlip
 
 OWN_RESNET = ResNetConfig(depth=18, width=32, stem_pool=False)
@@ -30,10 +31,15 @@ class UnetRecipe:
     #: Decay of the averaged weights.
     ema: float = 0.998
     seed: int = 1
-    checkpoint_minutes: float = 3.0
+    #: Seconds between two reports, each with a checkpoint.
+    report_seconds: float = REPORT_SECONDS
     device: str = "cpu"
     #: Processes that make batches.
     loaders: int = 1
+
+    def progress(self, steps: int, seconds: float) -> float:
+        """Return the share of the budget that `steps` in `seconds` have used up; the end is at 1."""
+        return _progress(self.minutes, self.max_steps, steps, seconds)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class ClassifierRecipe:
     patience: int | None = None
     validate_steps: int = 200
     seed: int = 1
+    #: Seconds between two reports, each with a checkpoint.
+    report_seconds: float = REPORT_SECONDS
     device: str = "cpu"
     #: Processes that make batches.
     loaders: int = 1
@@ -85,6 +93,14 @@ class ClassifierRecipe:
     def channels(self) -> int:
         """Number of channels of the classifier's input."""
         return sum(feature_channels(self.feature, self.dnf))
+
+    def progress(self, steps: int, seconds: float) -> float:
+        """Return the share of the budget that `steps` in `seconds` have used up; the end is at 1."""
+        return _progress(self.minutes, self.max_steps, steps, seconds)
+
+
+def _progress(minutes: float, max_steps: int | None, steps: int, seconds: float) -> float:
+    return seconds / (minutes * 60) if max_steps is None else steps / max_steps
 
 
 def paper_recipe(recipe: ClassifierRecipe) -> ClassifierRecipe:

@@ -20,10 +20,11 @@ from detector.corpus.corpus import Sample
 from detector.images.decode import decode
 from detector.networks.dnf import TRAINING_TIMESTEPS, signal_levels
 from detector.networks.unet import Unet, save_unet
+from detector.progress import Pace
 from detector.training.augmentation import CodecChain
 from detector.training.batches import batches_from
 from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
-from detector.training.curves import save_curves
+from detector.training.curves import save_curves, training_state
 from detector.training.recipe import UnetRecipe
 
 log = structlog.get_logger(__name__)
@@ -62,14 +63,14 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetRecipe) -> U
     levels = signal_levels(recipe.device)
     parts: dict[str, Stateful] = {"unet": unet, "averaged": averaged, "optimizer": optimizer}
     record = load_checkpoint(folder, parts) or {"losses": [], "seconds": 0.0}
-    began, saved = time.monotonic() - record["seconds"], time.monotonic()
+    began, pace = time.monotonic() - record["seconds"], Pace(recipe.report_seconds)
     losses: list[float] = record["losses"]
+    log.info("unet_training_started", step=len(losses), photographs=len(pictures))
     batches = batches_from(_Crops(pictures, recipe).batch, len(losses), recipe.loaders)
-    while (elapsed := time.monotonic() - began) < recipe.minutes * 60 and len(losses) != recipe.max_steps:
-        progress = elapsed / (recipe.minutes * 60)
+    while (progress := recipe.progress(len(losses), time.monotonic() - began)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * min(1, (len(losses) + 1) / 100) * (1 - 0.95 * progress)
-        loss = _step(unet, next(batches), levels, recipe)
+        loss = _step(unet, next(batches), levels, recipe, len(losses))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -78,17 +79,11 @@ def train_unet(photographs: list[Sample], folder: Path, recipe: UnetRecipe) -> U
         for average, current in zip(averaged.parameters(), unet.parameters(), strict=True):
             average.data.lerp_(current.data, 1 - decay)
         losses.append(loss.item())
-        if len(losses) % 100 == 0:
-            log.info(
-                "unet_steps_trained",
-                step=len(losses),
-                loss=round(float(np.mean(losses[-100:])), 4),
-                pictures_per_second=round(len(losses) * recipe.batch / elapsed, 1),
-                remaining_minutes=round(recipe.minutes - elapsed / 60, 1),
-            )
-        if time.monotonic() - saved > recipe.checkpoint_minutes * 60:
-            saved = time.monotonic()
-            save_checkpoint(folder, parts, {"losses": losses, "seconds": saved - began})
+        if pace.due():
+            seconds = time.monotonic() - began
+            save_checkpoint(folder, parts, {"losses": losses, "seconds": seconds})
+            progress = recipe.progress(len(losses), seconds)
+            log.info("unet_steps_trained", **training_state(losses, recipe.batch, seconds, progress))
     save_checkpoint(folder, parts, {"losses": losses, "seconds": time.monotonic() - began})
     averaged.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     save_unet(averaged, folder)
@@ -112,13 +107,17 @@ class _Crops:
         return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-def _step(unet: Unet, pictures: Tensor, levels: Tensor, recipe: UnetRecipe) -> Tensor:
+def _step(unet: Unet, pictures: Tensor, levels: Tensor, recipe: UnetRecipe, step: int) -> Tensor:
     x = pictures.to(recipe.device, non_blocking=True).float() / 127.5 - 1
-    t = torch.randint(0, TRAINING_TIMESTEPS, (x.shape[0],))
-    low = torch.randint(0, recipe.low_timesteps, (x.shape[0],))
-    t = torch.where(torch.rand(x.shape[0]) < recipe.low_share, low, t).to(recipe.device)
+    # A resumed run draws the same timesteps and the same noise at the same step.
+    rng = np.random.default_rng([recipe.seed, step, 1])
+    uniform = rng.integers(0, TRAINING_TIMESTEPS, len(x))
+    low = rng.integers(0, recipe.low_timesteps, len(x))
+    drawn = np.where(rng.random(len(x)) < recipe.low_share, low, uniform)
+    t = torch.from_numpy(drawn).to(recipe.device)
     a = levels[t].float().view(-1, 1, 1, 1)
-    noise = torch.randn_like(x)
+    generator = torch.Generator(x.device).manual_seed(int(rng.integers(1 << 62)))
+    noise = torch.randn(x.shape, generator=generator, device=x.device)
     noisy = a.sqrt() * x + (1 - a).sqrt() * noise
     with training_precision(x.device):
         estimate = unet(noisy, t)

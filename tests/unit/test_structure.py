@@ -34,13 +34,14 @@ FLOORS = {
     "detector": [
         ["cli"],
         ["training", "evaluation", "benchmark"],
+        ["scoring"],
         ["detector", "policy", "metrics"],
         ["acceleration"],
         ["networks"],
         ["corpus"],
         ["bundle"],
         ["images"],
-        ["terminal"],
+        ["terminal", "progress"],
     ],
 }
 

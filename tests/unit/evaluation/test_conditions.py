@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from detector.corpus.corpus import Sample
-from detector.evaluation.conditions import CONTROLS, DEGRADATIONS, Control, Degradation, as_is
+from detector.evaluation.conditions import CONTROLS, DEGRADATIONS, Control, Degradation
 from detector.images.decode import decode
+from detector.scoring import as_is
 
 
 def test_each_format_control_changes_its_classes(samples: list[Sample]) -> None:

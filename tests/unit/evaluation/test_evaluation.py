@@ -7,7 +7,7 @@ import pytest
 from detector.corpus.corpus import Sample
 from detector.detector import Detector
 from detector.evaluation.evaluation import Plan, evaluate_split
-from detector.evaluation.scoring import ScoringError
+from detector.scoring import ScoringError
 
 
 def test_a_plan_predicts_the_number_of_scores(tiny_bundle: Path, samples: list[Sample]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from detector.bundle.thresholds import Thresholds
 from detector.evaluation.figures import family_figures, figures
-from detector.evaluation.scoring import Scored
+from detector.scoring import Scored
 
 CUTS = Thresholds(review_from=0.4, generated_from=0.8)
 

@@ -1,8 +1,11 @@
 """Training of the classifier."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import structlog
 import torch
 
 from detector.bundle.manifest import ResNetConfig
@@ -61,3 +64,37 @@ def test_training_of_a_classifier_resumes(corpus: Path, tmp_path: Path) -> None:
     assert (len(first["loss"]), len(second["loss"])) == (4, 7)
     assert second["loss"][: len(first["loss"])] == first["loss"]
     assert second["validation"][: len(first["validation"])] == first["validation"]
+
+
+def test_a_training_that_is_interrupted_and_resumed_gives_the_same_network(
+    corpus: Path, tmp_path: Path, interrupted_at: Callable[[str, int], None]
+) -> None:
+    """Interrupted between two validations, at a report with its checkpoint: no step is lost or repeated."""
+    training, validation = grouped_split(read_corpus(corpus), every=4)
+    recipe = ClassifierRecipe(
+        feature="npr",
+        network=ResNetConfig(depth=18, width=8),
+        size=32,
+        batch=4,
+        max_steps=7,
+        validate_steps=5,
+        report_seconds=0,
+    )
+
+    def train(folder: str) -> torch.Tensor:
+        return train_classifier(None, training, validation, tmp_path / folder, recipe).network.conv1.weight
+
+    whole = train("whole")
+    interrupted_at("classifier_steps_trained", 3)
+    with pytest.raises(KeyboardInterrupt):
+        train("parts")
+    with structlog.testing.capture_logs() as events:
+        resumed = train("parts")
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+    steps = [
+        (event["event"].removeprefix("classifier_"), event["step"]) for event in events if "step" in event
+    ]
+    trained = "steps_trained"
+    assert steps == [("training_started", 3), (trained, 4), ("validated", 5), (trained, 6), ("validated", 7)]
+    report = next(event for event in events if event["event"] == "classifier_steps_trained")
+    assert report.keys() >= {"loss", "pictures_per_second", "remaining_minutes"}

@@ -1,9 +1,11 @@
 """Training of the U-Net."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from detector.corpus.corpus import read_corpus
@@ -17,6 +19,22 @@ def test_a_saved_unet_has_no_path_of_the_machine(tmp_path: Path) -> None:
     save_unet(build_unet((16, 32), 64), tmp_path / "first")
     save_unet(load_unet(str(tmp_path / "first")), tmp_path / "second")
     assert str(tmp_path) not in (tmp_path / "second" / "config.json").read_text(encoding="utf-8")
+
+
+def test_a_unet_whose_training_was_interrupted_is_the_same_as_without(
+    corpus: Path, tmp_path: Path, interrupted_at: Callable[[str, int], None]
+) -> None:
+    """Crops, timesteps and noise depend on the step and the seed alone."""
+
+    def train(folder: str) -> torch.Tensor:
+        recipe = UnetRecipe(channels=(16, 16), size=32, batch=2, max_steps=6, report_seconds=0)
+        return next(train_unet(read_corpus(corpus), tmp_path / folder, recipe).parameters()).detach()
+
+    whole = train("whole")
+    interrupted_at("unet_steps_trained", 4)
+    with pytest.raises(KeyboardInterrupt):
+        train("parts")
+    torch.testing.assert_close(train("parts"), whole, rtol=0, atol=0)
 
 
 def test_training_of_a_unet_resumes(corpus: Path, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from detector.bundle.files import open_bundle, write_manifest
 from detector.corpus.corpus import Sample
 from detector.detector import Detector
-from detector.evaluation.scoring import ScoringError, limited, score_samples
 from detector.images.decode import decode
+from detector.images.degradations import Pixels
+from detector.scoring import ScoreJournal, ScoringError, limited, score_samples
 
 
 def of(count: int, family: str, *, generated: bool) -> list[Sample]:
@@ -65,3 +66,30 @@ def test_a_score_that_is_not_a_number_is_an_error(
     detector = Detector.load(write_manifest(broken, manifest), device="cpu", dtype="float32")
     with pytest.raises(ScoringError, match="not a number"):
         score_samples(detector, samples)
+
+
+def test_an_interrupted_run_scores_no_picture_twice(
+    tiny_bundle: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    """A changed file, another condition and another detector have scores of their own."""
+    detector = Detector.load(tiny_bundle, device="cpu", dtype="float32")
+    computed: list[Path] = []
+
+    def counted(pixels: Pixels, sample: Sample) -> Pixels:
+        computed.append(sample.path)
+        return pixels
+
+    path = tmp_path / "scores.jsonl"
+    first = score_samples(detector, samples[:6], counted, journal=ScoreJournal(path))
+    path.write_text(path.read_text() + '{"key": "cut of')
+    resumed = score_samples(detector, samples, counted, journal=ScoreJournal(path))
+    assert sorted(computed) == sorted(sample.path for sample in samples)
+    assert resumed[:6] == first
+    computed.clear()
+    score_samples(detector, samples[:2], counted, journal=ScoreJournal(path), condition="jpeg 60")
+    score_samples(detector, samples[:2], counted, journal=ScoreJournal(path), identity="another")
+    copy = tmp_path / samples[0].path.name
+    copy.write_bytes(samples[1].path.read_bytes())
+    changed = Sample(copy, samples[0].generated, samples[0].family, samples[0].group)
+    score_samples(detector, [changed], counted, journal=ScoreJournal(path))
+    assert len(computed) == 5
