@@ -87,6 +87,12 @@ def test_every_split_except_train_is_reported_separately(report: Report) -> None
         assert f"{split}: format controls" in report.printed
 
 
+def test_a_finished_evaluation_leaves_no_scores_of_an_interrupted_one(report: Report) -> None:
+    """The folder has the report alone: the same command would measure again."""
+    names = {path.name for path in report.folder.iterdir()}
+    assert names == {"report.html", "report.json", "figures.md", "plots"}
+
+
 def test_the_page_is_self_contained(report: Report) -> None:
     """It loads no script, style sheet, picture or font."""
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', report.page)

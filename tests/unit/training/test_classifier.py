@@ -91,9 +91,8 @@ def test_a_training_that_is_interrupted_and_resumed_gives_the_same_network(
     with structlog.testing.capture_logs() as events:
         resumed = train("parts")
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
-    steps = [
-        (event["event"].removeprefix("classifier_"), event["step"]) for event in events if "step" in event
-    ]
+    stepped = [event for event in events if "step" in event]
+    steps = [(event["event"].removeprefix("classifier_"), event["step"]) for event in stepped]
     trained = "steps_trained"
     assert steps == [("training_started", 3), (trained, 4), ("validated", 5), (trained, 6), ("validated", 7)]
     report = next(event for event in events if event["event"] == "classifier_steps_trained")
