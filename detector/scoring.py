@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+
 from detector.corpus.corpus import Sample
 from detector.detector import Detector
 from detector.images.decode import decode
