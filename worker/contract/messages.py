@@ -277,8 +277,11 @@ class Decision(_Contract):
         description="Why people saw it: `uncertain` for the verdict *review*, `audit` for a random sample,"
         " `appeal`."
     )
-    sampling_probability: float = Field(
-        gt=0, le=1, description="With which the verdict came to review; estimates weigh by its reciprocal."
+    sampling_probability: float | None = Field(
+        gt=0,
+        le=1,
+        description="With which the verdict came to review; estimates weigh by its reciprocal. None for one"
+        " that did not come by chance, but by an appeal.",
     )
     verdict: Annotated[VerdictName, _ReadableUnknown] = Field(description="The automatic one.")
     score: float = Field(ge=0, le=1, description="Of the automatic verdict.")

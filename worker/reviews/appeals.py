@@ -89,7 +89,7 @@ def _review_of(tx: Transaction, settings: ReviewSettings, check_id: str) -> UUID
     event = read_event(check["event"])
     if not isinstance(event, VerdictEvent):
         raise ReviewError("not_judged")
-    opened = open_review(tx, settings, event, check["event"], origin="appeal", probability=1.0)
+    opened = open_review(tx, settings, event, check["event"], origin="appeal", probability=None)
     if opened is None:
         raise ReviewError("already_decided", "The check came to review at this moment: appeal again.")
     return opened

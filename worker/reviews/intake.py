@@ -83,9 +83,9 @@ def open_review(
     raw: str,
     *,
     origin: ReviewOrigin,
-    probability: float,
+    probability: float | None,
 ) -> UUID | None:
-    """Open the review of a verdict; None when its check has one already."""
+    """Open the review of a verdict, drawn with a probability in 0..1; None when its check has one already."""
     data, thresholds = event.data, event.data.thresholds
     bucket, _, key = event.subject.removeprefix("s3://").partition("/")
     row = tx.execute(

@@ -7,10 +7,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from tests.verdicts import verdict_event
-from worker.contract.messages import VerdictEvent
+from worker.contract.messages import ReviewOrigin, VerdictEvent
 from worker.database.database import Database
 from worker.reviews.intake import open_review
 from worker.reviews.moderators import Moderator, enrol
+from worker.reviews.queue import Claimed, claim
 from worker.settings import ReviewSettings, Settings
 
 #: Returns a new moderator.
@@ -20,7 +21,13 @@ NewModerator = Callable[..., Moderator]
 class OpenReview(Protocol):
     """Opens reviews."""
 
-    def __call__(self, event: VerdictEvent | None = None, *, origin: str = "uncertain") -> UUID:
+    def __call__(
+        self,
+        event: VerdictEvent | None = None,
+        *,
+        origin: ReviewOrigin = "uncertain",
+        probability: float = 1.0,
+    ) -> UUID:
         """Return the id of the review of an event, by default of a new uncertain one."""
 
 
@@ -45,13 +52,48 @@ def moderator(database: Database) -> NewModerator:
 def opened(database: Database, review_settings: ReviewSettings) -> OpenReview:
     """Provide a function that opens a review."""
 
-    def opened(event: VerdictEvent | None = None, *, origin: str = "uncertain") -> UUID:
+    def opened(
+        event: VerdictEvent | None = None,
+        *,
+        origin: ReviewOrigin = "uncertain",
+        probability: float | None = 1.0,
+    ) -> UUID:
         event = event or verdict_event()
         with database.transaction() as tx:
             review_id = open_review(
-                tx, review_settings, event, event.model_dump_json(), origin=origin, probability=1.0
+                tx, review_settings, event, event.model_dump_json(), origin=origin, probability=probability
             )
         assert review_id is not None
         return review_id
 
     return opened
+
+
+#: Two moderators.
+Staff = tuple[Moderator, Moderator]
+
+
+class Claim(Protocol):
+    """Claims reviews."""
+
+    def __call__(self, who: Moderator, *, settings: ReviewSettings | None = None) -> Claimed:
+        """Return the review that comes first for a moderator."""
+
+
+@pytest.fixture
+def staff(moderator: NewModerator) -> Staff:
+    """Return two moderators."""
+    return moderator("first"), moderator("second")
+
+
+@pytest.fixture
+def claimed(database: Database, review_settings: ReviewSettings) -> Claim:
+    """Provide a function that claims a review."""
+
+    def claimed(who: Moderator, *, settings: ReviewSettings | None = None) -> Claimed:
+        with database.transaction() as tx:
+            found = claim(tx, settings or review_settings, who)
+        assert isinstance(found, Claimed), found
+        return found
+
+    return claimed

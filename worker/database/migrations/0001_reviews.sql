@@ -47,7 +47,8 @@ CREATE TABLE reviews (
   event_id text NOT NULL,
   -- Why the review was opened: uncertain (the verdict is review), audit (drawn), appeal.
   origin text NOT NULL CHECK (origin IN ('uncertain', 'audit', 'appeal')),
-  sampling_probability double precision NOT NULL CHECK (sampling_probability > 0 AND sampling_probability <= 1),
+  -- With which it was drawn; none for an appeal, which does not come by chance.
+  sampling_probability double precision CHECK (sampling_probability > 0 AND sampling_probability <= 1),
   -- What a moderator is to do now, or last did.
   purpose text NOT NULL CHECK (purpose IN ('uncertain', 'audit', 'appeal', 'second_opinion', 'escalation')),
   state text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'decided', 'closed')),
@@ -55,6 +56,7 @@ CREATE TABLE reviews (
   needs_senior boolean NOT NULL DEFAULT false,
   -- Of the decision in force; 0 before the first.
   revision int NOT NULL DEFAULT 0,
+  -- The decision in force.
   decision_id uuid,
   outcome text,
   bucket text NOT NULL,
@@ -90,7 +92,6 @@ CREATE INDEX reviews_claimed ON reviews (claimed_by) WHERE claimed_by IS NOT NUL
 CREATE INDEX reviews_opened_at ON reviews (opened_at, id);
 CREATE INDEX reviews_decided_at ON reviews (decided_at, id) WHERE decided_at IS NOT NULL;
 CREATE INDEX reviews_sha256 ON reviews (sha256);
-CREATE INDEX reviews_key ON reviews (key text_pattern_ops);
 CREATE INDEX reviews_metadata ON reviews USING gin (metadata);
 
 -- Who is not offered a review again.
