@@ -46,7 +46,7 @@ lint: setup
 	$(BIN)/codespell && $(BIN)/validate-pyproject pyproject.toml
 
 bench: setup
-	$(BIN)/dnf-detector bench && $(BIN)/python -m tests.benchmarks
+	$(BIN)/dnf-detector bench && $(BIN)/python -m tests.benchmarks path && $(BIN)/python -m tests.benchmarks detector
 
 scale-out: setup
 	$(BIN)/python -m tests.chaos.scale_out scale-out

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detector.bundle.calibration import PlattScaling
 from detector.bundle.files import Bundle
@@ -21,12 +23,17 @@ class NullDetector(Detector):
     device = "none"
     dtype = "none"
 
-    def __init__(self, *, batch_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        preprocessing: Preprocessing = Preprocessing(mode="crop", size=32, views=1),  # noqa: B008 - frozen
+        *,
+        batch_seconds: float = 0.0,
+    ) -> None:
         manifest = Manifest(
             name="null",
             version="0",
             created="2026-01-01T00:00:00Z",
-            preprocessing=Preprocessing(mode="crop", size=32, views=1),
+            preprocessing=preprocessing,
             dnf=DnfConfig(),
             unet=UnetSource(folder="unet"),
             classifier=ResNetConfig(depth=18, width=8),
@@ -48,19 +55,27 @@ class NullDetector(Detector):
         """Return findings by brightness."""
         time.sleep(self._batch_seconds)
         return [
-            null_finding(picture, float(np.clip(picture.views.mean() / 2 + 0.5, 0, 1)))
+            null_finding(picture, float(np.clip(picture.views[0].mean() / 2 + 0.5, 0, 1)))
             for picture in prepared
         ]
 
 
+@cache
+def _recorded_feature() -> NDArray[np.float32]:
+    """Return a photograph's feature (3, 128, 128): noise, which costs what no smooth picture does."""
+    with np.load(Path(__file__).parent / "data" / "noise_feature.npz") as file:
+        feature: NDArray[np.float32] = file["values"] * file["step"]
+        return feature
+
+
 def null_finding(picture: PreparedPicture, probability: float) -> Finding:
-    """Return the finding with a probability, and the first view as its feature."""
+    """Return the finding with a probability, and a feature that the default bundle computed."""
     return Finding(
         logit=0.0,
         probability=probability,
         views=tuple(ScoredView(place, 0.0, probability) for place in picture.places),
         strongest=0,
-        dnf=picture.views[0],
+        dnf=_recorded_feature(),
         dnf_ms=1.0,
         classify_ms=1.0,
     )

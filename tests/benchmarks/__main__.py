@@ -1,54 +1,110 @@
 """`python -m tests.benchmarks`: what the queue costs."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.table import Table
 
 from detector.bundle.files import BundleError
 from detector.terminal import Console
-from tests.benchmarks.queue import BenchmarkFailedError, against_bare_celery, against_bare_detector
+from tests.benchmarks.detector import against_bare_detector
+from tests.benchmarks.path import costs
+from tests.benchmarks.pictures import SIZES
+from tests.benchmarks.workers import BenchmarkFailedError
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import EmbeddedServiceError
 
+_NAMES = {"path": "whole path", "plain": "plainest Celery task", "bare": "bare Celery"}
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+_json = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write JSON."
+)
+
+
+class _Group(click.Group):
+    """Tells a benchmark that failed as one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (BenchmarkFailedError, BundleError, EmbeddedServiceError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Measure on a Valkey and a SeaweedFS started for it.
+
+    The sides of a comparison take turns round by round, so that ratios hold on a busy machine.
+    """
+
+
+@main.command()
+@click.option("--picture", "pictures", type=click.Choice(list(SIZES)), multiple=True, default=list(SIZES))
+@click.option("--processes", type=click.IntRange(1, 64), multiple=True, default=[1, 2, 4], show_default=True)
 @click.option("--checks", type=click.IntRange(1, 100_000), default=500, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
+@_json
+def path(
+    *, pictures: Sequence[str], processes: Sequence[int], checks: int, rounds: int, json_file: Path | None
+) -> None:
+    """Measure a check with a null detector, beside the plainest Celery task and beside an empty one.
+
+    A picture of 12 megapixels has a tenth of the CHECKS.
+    """
+    table = Table(
+        "Picture", "Processes", "Worker", "Checks/s", "to plainest", "CPU ms", "Valkey ms", "Peak MiB"
+    )
+    found = []
+    with EmbeddedServices() as services:
+        for picture in pictures:
+            for count in processes:
+                number = checks if picture == "512" else max(1, checks // 10)
+                rows = costs(services, picture, processes=count, checks=number, rounds=rounds)
+                found += rows
+                plain = next(row for row in rows if row.kind == "plain")
+                for row in rows:
+                    table.add_row(
+                        picture,
+                        str(count),
+                        _NAMES[row.kind],
+                        f"{row.rate:.1f}",
+                        f"{row.rate_to(plain):.2f}",
+                        f"{row.cpu_ms:.2f}",
+                        f"{sorted(row.broker_ms)[rounds // 2]:.2f}",
+                        f"{row.peak_bytes / (1 << 20):.0f}",
+                    )
+    Console().print(table)
+    _save(json_file, [asdict(row) for row in found])
+
+
+@main.command()
 @click.option("--pictures", type=click.IntRange(1, 10_000), default=32, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1, 512), default=16, show_default=True)
 @click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
-@click.option("--bundle", default="default", show_default=True, help="The detector of the second row.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write JSON.")
-def main(
-    *, checks: int, pictures: int, batch_size: int, rounds: int, bundle: str, json_file: Path | None
-) -> None:
-    """Measure what the queue costs, on a Valkey and a SeaweedFS started for it.
-
-    Compares CHECKS with a null detector with as many Celery tasks that do nothing, and PICTURES through the
-    whole path with the detector alone. The two sides of a comparison take turns round by round, so that the
-    ratios hold on a busy machine.
-    """
-    try:
-        with EmbeddedServices() as services:
-            rows = [
-                against_bare_celery(services, checks=checks, rounds=rounds),
-                against_bare_detector(
-                    services, bundle, pictures=pictures, batch_size=batch_size, rounds=rounds
-                ),
-            ]
-    except (BenchmarkFailedError, BundleError, EmbeddedServiceError) as error:
-        raise click.ClickException(str(error)) from error
+@click.option("--bundle", default="default", show_default=True)
+@_json
+def detector(*, pictures: int, batch_size: int, rounds: int, bundle: str, json_file: Path | None) -> None:
+    """Measure PICTURES through the whole path beside the detector alone."""
+    with EmbeddedServices() as services:
+        row = against_bare_detector(services, bundle, pictures=pictures, batch_size=batch_size, rounds=rounds)
     table = Table("Measured / reference", "Measured/s", "Reference/s", "Ratio: min", "median", "max")
-    for row in rows:
-        middle = (sorted(values)[len(values) // 2] for values in (row.ours, row.reference))
-        table.add_row(
-            row.name, *(f"{value:.1f}" for value in middle), *(f"{value:.2f}" for value in row.spread())
-        )
+    middle = (sorted(values)[len(values) // 2] for values in (row.ours, row.reference))
+    table.add_row(
+        row.name, *(f"{value:.1f}" for value in middle), *(f"{value:.2f}" for value in row.spread())
+    )
     Console().print(table)
-    if json_file:
-        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    _save(json_file, [asdict(row)])
+
+
+def _save(file: Path | None, rows: list[dict[str, Any]]) -> None:
+    if file:
+        file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
