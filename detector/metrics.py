@@ -124,19 +124,29 @@ def once(labels: Labels) -> Counts:
     return np.ones((1, len(labels)))
 
 
-def resamples(labels: Labels, *, rounds: int = ROUNDS, seed: int = 0) -> Iterator[Counts]:
-    """Yield chunks of counts (R, N) of `rounds` bootstrap resamples, stratified by class.
+def resamples(
+    labels: Labels, *, rounds: int = ROUNDS, seed: int = 0, units: NDArray[np.int64] | None = None
+) -> Iterator[Counts]:
+    """Yield chunks of counts (R, N) of `rounds` bootstrap resamples, stratified by `labels` (N,).
 
-    The same labels and seed give the same resamples: paired comparisons of two detectors rely on it.
+    With `units` (N,), whole units are drawn instead of pictures: the pictures of one generator are alike, so
+    for new generators there are as many observations as generators. The same labels, units and seed give the
+    same resamples: paired comparisons of two detectors rely on it.
     """
     rng = np.random.default_rng(seed)
-    classes = [np.flatnonzero(labels == label) for label in (0, 1)]
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     while rounds > 0:
         size = min(rounds, max(1, _COUNTS_PER_CHUNK // max(len(labels), 1)))
         counts = np.zeros((size, len(labels)))
         for members in classes:
-            drawn = rng.choice(members, (size, len(members)))
-            np.add.at(counts, (np.arange(size)[:, None], drawn), 1)
+            own = np.arange(len(members))
+            if units is not None:
+                own = np.unique(units[members], return_inverse=True)[1]
+            several = own.max() + 1
+            drawn = rng.integers(0, several, (size, several))
+            times = np.zeros((size, several))
+            np.add.at(times, (np.arange(size)[:, None], drawn), 1)
+            counts[:, members] = times[:, own]
         yield counts
         rounds -= size
 
@@ -151,11 +161,18 @@ class Interval:
 
 
 def intervals(
-    formulas: Mapping[str, Callable[[Counts], Scores]], labels: Labels, *, rounds: int = ROUNDS
+    formulas: Mapping[str, Callable[[Counts], Scores]],
+    labels: Labels,
+    *,
+    rounds: int = ROUNDS,
+    units: NDArray[np.int64] | None = None,
 ) -> dict[str, Interval]:
-    """Compute metrics with bootstrap intervals; each formula takes counts (R, N) and returns (R,)."""
+    """Compute metrics with bootstrap intervals; each formula takes counts (R, N) and returns (R,).
+
+    `labels` and `units` as for `resamples`.
+    """
     values: dict[str, list[Scores]] = {name: [] for name in formulas}
-    for counts in resamples(labels, rounds=rounds):
+    for counts in resamples(labels, rounds=rounds, units=units):
         for name, formula in formulas.items():
             values[name].append(formula(counts))
     measured: dict[str, Interval] = {}

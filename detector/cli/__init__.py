@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from detector.bundle.files import Bundle, resolve
 from detector.cli.bench import bench
 from detector.cli.checking import CheckedFile, RejectedFile, check_files, pictures_in
+from detector.cli.crossvalidate import crossvalidate
 from detector.cli.errors import WrongUsageError, plain_errors
 from detector.cli.evaluate import evaluate
 from detector.cli.refit import refit
@@ -50,6 +51,7 @@ def main() -> None:
 
 
 main.add_command(train)
+main.add_command(crossvalidate)
 main.add_command(evaluate)
 main.add_command(bench)
 main.add_command(refit)

@@ -1,24 +1,40 @@
 """dnf-detector train."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from detector.bundle.files import Bundle, resolve
-from detector.bundle.manifest import FEATURES, DnfConfig, Feature, needs_unet
+from detector.bundle.manifest import FEATURES, Feature, needs_unet
 from detector.cli.errors import WrongUsageError, plain_errors
 from detector.cli.sections import SectionedCommand, section
-from detector.corpus.corpus import (
-    LAYOUTS,
-    CorpusRejectedError,
-    TrainingSplit,
-    read_corpus,
-    readable,
-    training_split,
+from detector.cli.training_options import (
+    BUDGET,
+    BUNDLE_OUT,
+    CLASSIFIER_TRAINING,
+    FOLDER,
+    MACHINE,
+    bank_folder_option,
+    batch_option,
+    channels_option,
+    classifier_recipe,
+    corpus_argument,
+    estimator_of,
+    feature_option,
+    hold_out_option,
+    layout_option,
+    numbers_of,
+    readable_samples,
+    seed_option,
+    size_option,
+    split_option,
+    timesteps_option,
+    unet_option,
+    views_option,
 )
+from detector.corpus.corpus import CorpusRejectedError, TrainingSplit, training_split
 from detector.terminal import echo
 
 if TYPE_CHECKING:
@@ -28,78 +44,6 @@ if TYPE_CHECKING:
 
 # Share of `train all` for the U-Net, as in the training of the default bundle.
 _UNET_SHARE = 0.4
-_LAST_TIMESTEP = 999
-
-_folder = click.Path(path_type=Path, file_okay=False)
-_corpus = click.argument("corpus", type=click.Path(exists=True, path_type=Path, file_okay=False))
-
-
-def _size(default: int) -> Callable[[Any], Any]:
-    return click.option(
-        "--size", type=click.IntRange(32, 512), default=default, help="Side of a crop in pixels."
-    )
-
-
-def _batch(smallest: int) -> Callable[[Any], Any]:
-    return click.option(
-        "--batch", type=click.IntRange(smallest, 1024), default=32, help="Pictures in a batch."
-    )
-
-
-_layout = click.option(
-    "--layout", type=click.Choice(LAYOUTS), default="auto", help="How the corpus is laid out."
-)
-_split = click.option("--split", default="train", help="Split to train on, if it has any.")
-_hold_out = click.option(
-    "--hold-out", multiple=True, metavar="FAMILY", help="Exclude this family from training; may be repeated."
-)
-_bundle_out = (
-    click.option("--out", required=True, type=_folder, help="Folder of the bundle."),
-    click.option("--name", default="dnf", help="Name of the bundle."),
-    click.option("--version", default="1", help="Version of the bundle."),
-)
-_bank_folder = click.option("--bank-folder", type=_folder, help="Folder of the bank; default: below --work.")
-_channels = click.option(
-    "--channels", default="16,32,64,96", help="U-Net channels of each level, finest first."
-)
-_timesteps = click.option("--timesteps", default="0", help="Timesteps of the noise feature, comma-separated.")
-_views = click.option(
-    "--views",
-    type=click.Choice(["1", "4", "9", "16"]),
-    default="9",
-    help="Views of a picture that the bundle scores.",
-)
-_budget = (
-    click.option("--minutes", type=click.FloatRange(min=0.01), default=60, help="Time budget."),
-    click.option(
-        "--max-steps", type=click.IntRange(min=1), help="Step budget, instead of minutes: reproducible."
-    ),
-)
-_seed = click.option("--seed", type=int, default=1, help="Seed of all random draws.")
-_classifier_training = (
-    click.option(
-        "--preset",
-        type=click.Choice(["own", "paper"]),
-        default="own",
-        help="paper replaces network, crops, batch and learning rate by the published ones.",
-    ),
-    *_budget,
-    _batch(2),
-    click.option(
-        "--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="Peak learning rate; 0.001."
-    ),
-    click.option(
-        "--bank",
-        type=click.IntRange(min=0),
-        default=0,
-        help="Crops drawn once and stored with their features; 0: new ones at each step.",
-    ),
-    _seed,
-)
-_machine = (
-    click.option("--device", default="cpu", help="cpu, cuda or cuda:N."),
-    click.option("--loaders", type=click.IntRange(1, 64), default=1, help="Processes that draw crops."),
-)
 
 
 @dataclass(frozen=True)
@@ -120,14 +64,14 @@ def train() -> None:
 @train.command(
     cls=SectionedCommand, epilog="Example: dnf-detector train unet CORPUS --out unet --minutes 240"
 )
-@_corpus
-@section("Corpus", _layout, _split, _hold_out)
+@corpus_argument
+@section("Corpus", layout_option, split_option, hold_out_option)
 @section(
-    "Output", click.option("--out", required=True, type=_folder, help="Diffusers folder, also to resume.")
+    "Output", click.option("--out", required=True, type=FOLDER, help="Diffusers folder, also to resume.")
 )
-@section("Network", _channels, _size(64))
-@section("Training", *_budget, _batch(1), _seed)
-@section("Machine", *_machine)
+@section("Network", channels_option, size_option(64))
+@section("Training", *BUDGET, batch_option(1), seed_option)
+@section("Machine", *MACHINE)
 def unet(corpus: Path, *, out: Path, **options: Any) -> None:
     """Train a small diffusion U-Net on the photographs of a corpus."""
     recipe = _unet_recipe(options, size=options["size"], batch=options["batch"])
@@ -142,29 +86,29 @@ Examples:
   dnf-detector train classifier CORPUS --feature npr --fine-tune default --work work --out mine
 """,
 )
-@_corpus
-@section("Corpus", _layout, _split, _hold_out)
+@corpus_argument
+@section("Corpus", layout_option, split_option, hold_out_option)
 @section(
     "Output",
-    *_bundle_out,
-    click.option("--work", required=True, type=_folder, help="Folder of the checkpoint, also to resume."),
-    _bank_folder,
+    *BUNDLE_OUT,
+    click.option("--work", required=True, type=FOLDER, help="Folder of the checkpoint, also to resume."),
+    bank_folder_option,
 )
 @section(
     "Network",
-    click.option("--feature", type=click.Choice(FEATURES), default="dnf", help="Classifier's input."),
-    click.option("--unet", "unet_folder", help="Diffusers folder or hub id; not for rgb and npr."),
+    feature_option,
+    unet_option,
     click.option(
         "--fine-tune",
         metavar="BUNDLE",
         help="Start from the network of this bundle, not from random weights.",
     ),
-    _timesteps,
-    _size(128),
-    _views,
+    timesteps_option,
+    size_option(128),
+    views_option,
 )
-@section("Training", *_classifier_training)
-@section("Machine", *_machine)
+@section("Training", *CLASSIFIER_TRAINING)
+@section("Machine", *MACHINE)
 def classifier(
     corpus: Path,
     *,
@@ -175,16 +119,9 @@ def classifier(
     **options: Any,
 ) -> None:
     """Train the ResNet on a feature and write a calibrated bundle."""
-    from detector.networks.unet import UnetRejectedError, load_unet
-
-    if needs_unet(feature) != (unet_folder is not None):
-        raise WrongUsageError("a feature with dnf, and no other, needs --unet")
+    network = estimator_of(feature, unet_folder)
     samples = _samples(corpus, options)
-    try:
-        network = load_unet(unet_folder) if unet_folder else None
-    except UnetRejectedError as error:
-        raise WrongUsageError(str(error)) from error
-    recipe = _classifier_recipe(feature, options)
+    recipe = classifier_recipe(feature, options)
     pretrained = _pretrained(fine_tune, recipe) if fine_tune else None
     bundle = _train_classifier(network, samples, work, recipe, options, pretrained=pretrained)
     echo(f"{bundle.folder}: digest {bundle.digest}")
@@ -193,14 +130,12 @@ def classifier(
 @train.command(
     name="all", cls=SectionedCommand, epilog="Example: dnf-detector train all CORPUS --out mine --minutes 600"
 )
-@_corpus
-@section("Corpus", _layout, _split, _hold_out)
+@corpus_argument
+@section("Corpus", layout_option, split_option, hold_out_option)
 @section(
     "Output",
-    *_bundle_out,
-    click.option(
-        "--work", type=_folder, help="Folder of the checkpoints, also to resume; default: OUT-work."
-    ),
+    *BUNDLE_OUT,
+    click.option("--work", type=FOLDER, help="Folder of the checkpoints, also to resume; default: OUT-work."),
 )
 @section(
     "Network",
@@ -210,19 +145,19 @@ def classifier(
         default="dnf",
         help="Classifier's input.",
     ),
-    _channels,
-    _timesteps,
-    _size(128),
-    _views,
+    channels_option,
+    timesteps_option,
+    size_option(128),
+    views_option,
 )
-@section("Training", *_classifier_training)
-@section("Machine", *_machine)
+@section("Training", *CLASSIFIER_TRAINING)
+@section("Machine", *MACHINE)
 def whole(corpus: Path, *, work: Path | None, **options: Any) -> None:
     """Train the U-Net, then the ResNet on its feature, and write a calibrated bundle."""
     out: Path = options["out"]
     work = work or out.with_name(f"{out.name}-work")
     minutes: float = options["minutes"]
-    recipe = _classifier_recipe(options["feature"], options | {"minutes": minutes * (1 - _UNET_SHARE)})
+    recipe = classifier_recipe(options["feature"], options | {"minutes": minutes * (1 - _UNET_SHARE)})
     samples = _samples(corpus, options)
     unet_recipe = _unet_recipe(options | {"minutes": minutes * _UNET_SHARE})
     network = _train_unet(samples, work / "unet", unet_recipe)
@@ -234,17 +169,17 @@ def whole(corpus: Path, *, work: Path | None, **options: Any) -> None:
     cls=SectionedCommand,
     epilog="Example: dnf-detector train fuse CORPUS dnf rgb --out mine --hold-out GLIDE --hold-out COCO",
 )
-@_corpus
+@corpus_argument
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
 @section(
     "Corpus",
-    _layout,
-    _split,
+    layout_option,
+    split_option,
     click.option(
         "--hold-out", multiple=True, required=True, metavar="FAMILY", help="As in the bundles' training."
     ),
 )
-@section("Output", *_bundle_out)
+@section("Output", *BUNDLE_OUT)
 def fuse(corpus: Path, *, bundles: tuple[str, ...], **options: Any) -> None:
     """Combine the classifiers of several bundles into an ensemble, weighted on held-out families.
 
@@ -264,8 +199,8 @@ def fuse(corpus: Path, *, bundles: tuple[str, ...], **options: Any) -> None:
 
 
 def _samples(corpus: Path, options: dict[str, Any]) -> TrainingSplit:
+    samples = readable_samples(corpus, options["splits"], options["layout"])
     try:
-        samples, _ = readable(read_corpus(corpus, options["split"], options["layout"]))
         return training_split(samples, options["hold_out"])
     except CorpusRejectedError as error:
         raise WrongUsageError(str(error)) from error
@@ -278,17 +213,10 @@ def _require_both_classes(samples: TrainingSplit) -> None:
             raise WrongUsageError(f"there are no pictures of both classes to {name}; the corpus is too small")
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise WrongUsageError(f"{option} takes comma-separated numbers") from error
-
-
 def _unet_recipe(options: dict[str, Any], **more: int) -> "UnetRecipe":
     from detector.training.recipe import UnetRecipe
 
-    channels = _numbers("--channels", options["channels"])
+    channels = numbers_of("--channels", options["channels"])
     if any(number <= 0 or number % 16 for number in channels):
         raise WrongUsageError("--channels takes multiples of 16")
     shared = ("minutes", "max_steps", "seed", "device", "loaders")
@@ -362,27 +290,3 @@ def _pretrained(reference: str, recipe: "ClassifierRecipe") -> _Pretrained:
     except CheckpointRejectedError as error:
         raise WrongUsageError(str(error)) from error
     return _Pretrained(network, f"{bundle.manifest.name} {bundle.manifest.version}, digest {bundle.digest}")
-
-
-def _classifier_recipe(feature: Feature, options: dict[str, Any]) -> "ClassifierRecipe":
-    from detector.training.recipe import ClassifierRecipe, paper_recipe
-
-    timesteps = _numbers("--timesteps", options["timesteps"])
-    if any(not 0 <= t <= _LAST_TIMESTEP for t in timesteps):
-        raise WrongUsageError(f"--timesteps are in 0..{_LAST_TIMESTEP}")
-    shared = ("size", "batch", "bank", "minutes", "max_steps", "seed", "device", "loaders")
-    recipe = ClassifierRecipe(
-        feature=feature,
-        dnf=DnfConfig(timesteps=timesteps),
-        views=int(options["views"]),
-        **{name: options[name] for name in shared},
-    )
-    if options["learning_rate"] is not None:
-        recipe = replace(recipe, learning_rate=options["learning_rate"])
-    if options["preset"] == "paper":
-        recipe = paper_recipe(recipe)
-    if recipe.batch % 2:
-        raise WrongUsageError("--batch must be even: half of a batch is of each class")
-    if 0 < recipe.bank < recipe.batch:
-        raise WrongUsageError(f"--bank must hold at least a batch, {recipe.batch} crops")
-    return recipe

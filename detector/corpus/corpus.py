@@ -2,10 +2,10 @@
 
 import csv
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import structlog
 
@@ -22,6 +22,7 @@ __all__ = [
     "SkippedPicture",
     "TrainingSplit",
     "grouped_split",
+    "linked",
     "read_corpus",
     "readable",
     "split_names",
@@ -38,6 +39,8 @@ _SPLITS_OF_UNDIVIDED = (None, "train")
 
 log = structlog.get_logger(__name__)
 
+Name = TypeVar("Name", bound=Hashable)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -51,6 +54,22 @@ class Sample:
     group: str
     #: Shared by a generated picture and the photograph that it was made from; empty without a counterpart.
     pair: str = ""
+    #: Where the picture comes from: a camera, a site, a gallery; empty where that is the family.
+    source: str = ""
+    #: What it shows, such as faces; empty where nobody said.
+    content: str = ""
+    #: What made a generated picture, several joined by "+" where it is one of them; empty if the family says.
+    generator: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The source, or the family where there is none."""
+        return self.source or self.family
+
+    @property
+    def generators(self) -> frozenset[str]:
+        """What may have made a generated picture; empty for a photograph."""
+        return frozenset((self.generator or self.family).split("+") if self.generated else ())
 
 
 @dataclass(frozen=True)
@@ -238,19 +257,31 @@ def _parse_row(row: dict[str, str | None], manifest: Path, number: int) -> Sampl
         family=row["family"] or label,
         group=row.get("group") or pair or path,
         pair=pair,
+        source=row.get("source") or "",
+        content=row.get("content") or "",
+        generator=(row.get("generator") or "") if label == "generated" else "",
     )
 
 
 def _with_linked_groups(samples: list[Sample]) -> list[Sample]:
     """Give one group to all pictures that a group or a pair links, directly or through others."""
-    leader: dict[str, str] = {}
+    leaders = linked([[sample.group, *filter(None, [sample.pair])] for sample in samples])
+    return [replace(sample, group=leader) for sample, leader in zip(samples, leaders, strict=True)]
 
-    def find(name: str) -> str:
+
+def linked(names: Sequence[Sequence[Name]]) -> list[Name]:
+    """Return one name for each item, the same for all items that share a name, directly or through others.
+
+    Each item has at least one name.
+    """
+    leader: dict[Name, Name] = {}
+
+    def find(name: Name) -> Name:
         while (parent := leader.get(name, name)) != name:
             name = parent
         return name
 
-    for sample in samples:
-        if sample.pair:
-            leader[find(sample.pair)] = find(sample.group)
-    return [replace(sample, group=find(sample.group)) for sample in samples]
+    for first, *others in names:
+        for name in others:
+            leader[find(name)] = find(first)
+    return [find(first) for first, *_ in names]

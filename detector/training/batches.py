@@ -24,6 +24,8 @@ Batch = TypeVar("Batch")
 _CACHE_BYTES = 6 << 30
 _PREFETCHED = 4
 
+_FamiliesOfKind = defaultdict[tuple[bool, str | None], dict[str, list[Sample]]]
+
 
 @dataclass(frozen=True)
 class PictureBatch:
@@ -36,9 +38,11 @@ class PictureBatch:
 class BalancedPictures:
     """Half real and half generated pictures, families weighted by the square root of their size.
 
-    A generated picture is drawn with the photograph that it was made from, and both get the same augmentation
-    and crop, so only the generator's changes tell them apart. Batch `i` depends on the seed alone, so a
-    resumed run draws the same batches. Raises ValueError when a class is missing.
+    The two pictures of a pair of rows show like content, where the samples say what they show and both
+    classes have it, so that content does not predict the label. A generated picture is drawn with the
+    photograph that it was made from, and both get the same augmentation and crop, so only the generator's
+    changes tell them apart. Batch `i` depends on the seed alone, so a resumed run draws the same batches.
+    Raises ValueError when a class is missing.
     """
 
     def __init__(
@@ -46,22 +50,19 @@ class BalancedPictures:
     ) -> None:
         self._augmentation, self._size, self._pairs, self._seed = augmentation, size, batch // 2, seed
         self._decoded = _DecodedPictures(_CACHE_BYTES)
-        families: dict[bool, dict[str, list[Sample]]] = {False: defaultdict(list), True: defaultdict(list)}
-        for sample in samples:
-            families[sample.generated][sample.family].append(sample)
-        if not all(families.values()):
+        if {sample.generated for sample in samples} != {True, False}:
             raise ValueError("training needs pictures of both classes")
-        self._families = {generated: list(named.values()) for generated, named in families.items()}
-        # The square root favours small families, but not enough to memorise them.
-        self._weights = {
-            generated: np.sqrt([len(family) for family in listed])
-            for generated, listed in self._families.items()
-        }
+        # By class, and by class and content; None is any content.
+        families: _FamiliesOfKind = defaultdict(lambda: defaultdict(list))
+        for sample in samples:
+            for content in (None, sample.content):
+                families[sample.generated, content][sample.family].append(sample)
+        self._families = {kind: list(named.values()) for kind, named in families.items()}
         photographs = {sample.pair: sample for sample in samples if sample.pair and not sample.generated}
         self._sources = {
             s.path: photographs[s.pair] for s in samples if s.generated and s.pair in photographs
         }
-        identities = sorted((str(sample.path), sample.generated, sample.pair) for sample in samples)
+        identities = sorted((str(s.path), s.generated, s.pair, s.family, s.content) for s in samples)
         content = repr((identities, augmentation, size, batch, seed))
         #: Identifies the pictures' paths, the augmentation, the sizes and the seed: 16 hexadecimal digits.
         self.digest = hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -71,9 +72,13 @@ class BalancedPictures:
         rng = np.random.default_rng([self._seed, index])
         pictures: list[NDArray[np.uint8]] = []
         for _ in range(self._pairs):
-            generated = self._draw(rng, generated=True)
+            # Each class leads half of the pairs, so that what only one of them shows is drawn too.
+            leads = bool(rng.integers(2))
+            leader = self._draw(rng, generated=leads)
+            follower = self._draw(rng, generated=not leads, content=leader.content or None)
+            generated, real = (leader, follower) if leads else (follower, leader)
             source = self._sources.get(generated.path)
-            real = source or self._draw(rng, generated=False)
+            real = source or real
             seeds = rng.integers(0, 1 << 62, 2)
             if source:
                 seeds[1] = seeds[0]
@@ -82,8 +87,10 @@ class BalancedPictures:
                 pictures.append(self._augmentation(pixels, self._size, np.random.default_rng(seed)))
         return PictureBatch(np.stack(pictures), np.tile(np.array([1, 0], dtype=np.float32), self._pairs))
 
-    def _draw(self, rng: Generator, *, generated: bool) -> Sample:
-        families, weights = self._families[generated], self._weights[generated]
+    def _draw(self, rng: Generator, *, generated: bool, content: str | None = None) -> Sample:
+        families = self._families.get((generated, content)) or self._families[generated, None]
+        # The square root favours small families, but not enough to memorise them.
+        weights = np.sqrt([len(family) for family in families])
         family = families[int(rng.choice(len(families), p=weights / weights.sum()))]
         return family[int(rng.integers(len(family)))]
 

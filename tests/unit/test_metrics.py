@@ -219,3 +219,15 @@ def test_the_detection_rate_is_counted_above_the_allowed_photographs() -> None:
 def test_the_calibration_error_is_the_mean_gap() -> None:
     """Four scores of 0.8, half of them generated: the error is 0.3."""
     assert expected_calibration_error(np.full(4, 0.8), np.array([1, 1, 0, 0])) == pytest.approx(0.3)
+
+
+def test_an_interval_over_units_is_wider_than_one_over_their_pictures() -> None:
+    """Four generators of fifty pictures that score alike are four observations, not two hundred."""
+    labels = np.repeat([0, 1], 200)
+    units = np.concatenate([np.repeat(np.arange(20), 10), 20 + np.repeat(np.arange(4), 50)])
+    scores = np.concatenate([np.linspace(-1, 1, 200), np.repeat([-0.5, 0.0, 0.5, 1.0], 50)])
+    formula = {"auroc": Ranking(scores, labels).auroc}
+    pictures = intervals(formula, labels)["auroc"]
+    generators = intervals(formula, labels, units=units)["auroc"]
+    assert pictures.value == generators.value
+    assert generators.high - generators.low > 2 * (pictures.high - pictures.low)

@@ -33,6 +33,7 @@ FLOORS = {
     ],
     "detector": [
         ["cli"],
+        ["crossvalidation"],
         ["training", "evaluation", "benchmark"],
         ["scoring"],
         ["detector", "policy", "metrics"],

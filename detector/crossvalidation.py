@@ -1,0 +1,373 @@
+"""Cross-validation that leaves out whole generators: how well a recipe does on what it never saw.
+
+Every picture is scored by a network that was trained without its generator, its source and its group. The
+matched figure compares pictures of like content only, so that it does not rise with what they show.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from detector.bundle.files import MANIFEST_FILE, Bundle, open_bundle
+from detector.corpus.corpus import CorpusRejectedError, Sample, training_split
+from detector.corpus.folds import Fold, LeaveOut, folds
+from detector.detector import Detector, Dtype
+from detector.metrics import Counts, Interval, Ranking, Scores, calibration_errors, intervals
+from detector.networks.features import compute_feature
+from detector.networks.resnet import build_classifier
+from detector.networks.unet import Unet, load_unet
+from detector.progress import Progress
+from detector.scoring import ScoreJournal, score_samples
+from detector.training.assembly import assemble, augmented_square
+from detector.training.classifier import train_classifier
+from detector.training.recipe import ClassifierRecipe
+
+REPORT_FILE = "crossvalidation.json"
+_SUMMARY_FILE = "fold.json"
+#: A content counts from this number of pictures of each class.
+FEWEST = 10
+
+log = structlog.get_logger(__name__)
+
+
+class CrossvalidationError(ValueError):
+    """The folder belongs to another cross-validation."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one picture costs, and the size of a bundle."""
+
+    #: GFLOP of all views, two for each multiply-add, as PyTorch counts them.
+    gflop: float
+    views: int
+    #: Bytes of the bundle's weights.
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """One fold: what was trained on and held out, and how it went."""
+
+    training: int
+    held_out: int
+    steps: int
+    #: Minutes of training in this run; 0 when the fold was finished before.
+    minutes: float
+    validation_auroc: float
+    #: AUROC on the held-out pictures, 0..1.
+    auroc: float
+
+
+@dataclass(frozen=True)
+class ContentFigures:
+    """The AUROC among pictures of one content."""
+
+    content: str
+    real: int
+    generated: int
+    auroc: Interval
+
+
+@dataclass(frozen=True)
+class FamilyRow:
+    """One family: its generator or source, and its AUROC against pictures of the other class."""
+
+    family: str
+    is_generated: bool
+    pictures: int
+    #: What was left out together with it.
+    unit: str
+    fold: int
+    auroc: Interval
+    #: Against those of the same content only; None where there are none.
+    matched: float | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures for pictures whose generator and source no training saw, in 0..1."""
+
+    #: AUROC over the scores of all folds, each calibrated on its own validation pictures.
+    pooled: Interval
+    #: The same with an interval over generators and sources instead of pictures.
+    pooled_by_unit: Interval
+    #: Mean AUROC within groups of like content; None where no content has both classes.
+    matched: Interval | None
+    tpr_at_fpr_5: Interval
+    #: Expected calibration error with both classes at the same weight.
+    calibration_error: Interval
+    contents: list[ContentFigures]
+    families: list[FamilyRow]
+
+
+@dataclass(frozen=True)
+class Crossvalidation:
+    """The result of one cross-validation."""
+
+    recipe: dict[str, Any]
+    leave_out: LeaveOut
+    cost: Cost
+    figures: Figures
+    folds: list[FoldResult]
+    #: Path, fold, label and calibrated log-odds of each picture.
+    pictures: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """A held-out picture with its score."""
+
+    sample: Sample
+    fold: int
+    unit: str
+    #: Calibrated log-odds of *generated*.
+    logit: float
+    probability: float
+
+
+def crossvalidate(
+    samples: Sequence[Sample],
+    unet: Unet | None,
+    recipe: ClassifierRecipe,
+    folder: Path,
+    *,
+    count: int = 4,
+    leave_out: LeaveOut = "generators",
+    dtype: Dtype = "auto",
+) -> Crossvalidation:
+    """Train and score `count` folds in `folder`, and write the result there; an interrupted run continues.
+
+    Held-out pictures get one draw of the augmentation, the same in every run, so that all have one history.
+    The U-Net is the same for all folds: it must not have seen the photographs. Raises `CorpusRejectedError`
+    when a fold lacks a class, and `CrossvalidationError` when the folder holds other folds or another recipe.
+    """
+    divided = folds(samples, count, leave_out)
+    _claim(folder, samples, recipe, f"{count} {leave_out}")
+    scored: list[ScoredSample] = []
+    results: list[FoldResult] = []
+    cost: Cost | None = None
+    for number, fold in enumerate(divided):
+        bundle, summary = _trained(fold, unet, recipe, folder / f"fold-{number + 1}", number + 1)
+        detector = Detector.load(bundle, device=recipe.device, dtype=dtype)
+        cost = cost or cost_of(bundle)
+        own = _scores(detector, fold, folder / f"fold-{number + 1}", number + 1)
+        results.append(replace(summary, auroc=_auroc(own).value))
+        log.info("fold_scored", fold=number + 1, **asdict(results[-1]))
+        scored += own
+    if cost is None:
+        raise CorpusRejectedError("there are no folds")
+    result = Crossvalidation(
+        recipe=_described(recipe),
+        leave_out=leave_out,
+        cost=cost,
+        figures=figures(scored),
+        folds=results,
+        pictures=[
+            {
+                "path": str(item.sample.path),
+                "fold": item.fold,
+                "generated": item.sample.generated,
+                "logit": item.logit,
+            }
+            for item in scored
+        ],
+    )
+    (folder / REPORT_FILE).write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def cost_of(bundle: Bundle) -> Cost:
+    """Count the operations of one picture with PyTorch's own layers."""
+    manifest = bundle.manifest
+    size, views = manifest.preprocessing.size, manifest.preprocessing.views
+    unet = load_unet(bundle.unet_folder) if bundle.unet_folder else None
+    classifier = build_classifier(manifest.classifier).eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        view = torch.zeros(1, 3, size, size)
+        classifier(compute_feature(manifest.feature, unet, view, manifest.dnf))
+    return Cost(
+        gflop=round(views * counter.get_total_flops() / 1e9, 2),
+        views=views,
+        weight_bytes=sum(path.stat().st_size for path in bundle.folder.rglob("*.safetensors")),
+    )
+
+
+def figures(scored: Sequence[ScoredSample]) -> Figures:
+    """Return the figures of scored pictures of all folds. Raises ValueError when a class is missing."""
+    labels = np.array([int(item.sample.generated) for item in scored])
+    logits = np.array([item.logit for item in scored])
+    probabilities = np.array([item.probability for item in scored])
+    units = np.unique([item.unit for item in scored], return_inverse=True)[1]
+    ranking = Ranking(logits, labels)
+    measured = intervals(
+        {
+            "pooled": ranking.auroc,
+            "tpr_at_fpr_5": lambda counts: ranking.tpr_at_fpr(counts, 0.05),
+            "calibration_error": lambda counts: calibration_errors(
+                probabilities, labels, counts, balanced=True
+            ),
+        },
+        labels,
+    )
+    contents, matched = _matched(scored, logits, labels)
+    return Figures(
+        pooled_by_unit=intervals({"auroc": ranking.auroc}, labels, units=units)["auroc"],
+        matched=matched,
+        contents=contents,
+        families=_families(scored),
+        **measured,
+    )
+
+
+def _matched(
+    scored: Sequence[ScoredSample], logits: Scores, labels: NDArray[np.int64]
+) -> tuple[list[ContentFigures], Interval | None]:
+    """Return the figures by content, and the mean AUROC over the contents that have both classes."""
+    contents = np.array([item.sample.content for item in scored])
+    rows: list[ContentFigures] = []
+    rankings: list[tuple[NDArray[np.bool_], Ranking]] = []
+    for content in np.unique(contents):
+        own = contents == content
+        real, generated = int((labels[own] == 0).sum()), int((labels[own] == 1).sum())
+        if not content or min(real, generated) < FEWEST:
+            continue
+        ranking = Ranking(logits[own], labels[own])
+        rankings.append((own, ranking))
+        measured = intervals({"auroc": ranking.auroc}, labels[own])["auroc"]
+        rows.append(ContentFigures(str(content), real, generated, measured))
+    if not rankings:
+        return rows, None
+
+    def mean(counts: Counts) -> Scores:
+        return np.asarray(np.mean([ranking.auroc(counts[:, own]) for own, ranking in rankings], axis=0))
+
+    # Drawn within each content and class, so that no resample lacks one.
+    strata = np.unique(
+        [f"{content}/{label}" for content, label in zip(contents, labels, strict=True)], return_inverse=True
+    )[1]
+    return rows, intervals({"matched": mean}, strata)["matched"]
+
+
+def _families(scored: Sequence[ScoredSample]) -> list[FamilyRow]:
+    kinds = {(item.sample.generated, item.sample.family) for item in scored}
+    rows: list[FamilyRow] = []
+    for generated, family in sorted(kinds, key=lambda kind: (not kind[0], kind[1])):
+        own = [item for item in scored if (item.sample.generated, item.sample.family) == (generated, family)]
+        others = [item for item in scored if item.sample.generated != generated]
+        rows.append(
+            FamilyRow(
+                family,
+                generated,
+                len(own),
+                own[0].unit,
+                own[0].fold,
+                _auroc([*own, *others]),
+                _matched_auroc(own, others),
+            )
+        )
+    return rows
+
+
+def _matched_auroc(own: Sequence[ScoredSample], others: Sequence[ScoredSample]) -> float | None:
+    """Return the share of right orders among pairs of like content, equally weighted by pictures of `own`."""
+    shares: list[float] = []
+    for item in own:
+        like = np.array([other.logit for other in others if other.sample.content == item.sample.content])
+        if len(like) and item.sample.content:
+            below = float(((like < item.logit) + (like == item.logit) / 2).mean())
+            shares.append(below if item.sample.generated else 1 - below)
+    return float(np.mean(shares)) if shares else None
+
+
+def _auroc(scored: Sequence[ScoredSample]) -> Interval:
+    labels = np.array([int(item.sample.generated) for item in scored])
+    ranking = Ranking(np.array([item.logit for item in scored]), labels)
+    return intervals({"auroc": ranking.auroc}, labels)["auroc"]
+
+
+def _trained(
+    fold: Fold, unet: Unet | None, recipe: ClassifierRecipe, folder: Path, number: int
+) -> tuple[Bundle, FoldResult]:
+    """Train one fold and calibrate it on groups held out of its own training, or return what is finished."""
+    summary, finished = folder / _SUMMARY_FILE, folder / "bundle"
+    if summary.exists() and (finished / MANIFEST_FILE).exists():
+        return open_bundle(finished), FoldResult(**json.loads(summary.read_text(encoding="utf-8")))
+    split = training_split(fold.training)
+    log.info("fold_started", fold=number, training=len(split.training), held_out=len(fold.held_out))
+    began = time.monotonic()
+    trained = train_classifier(unet, split.training, split.validation, folder / "work", recipe)
+    minutes = (time.monotonic() - began) / 60
+    bundle = assemble(
+        unet,
+        trained.network,
+        split.validation,
+        finished,
+        recipe,
+        name=f"fold-{number}",
+        version="1",
+        provenance={"classifier_steps": trained.steps},
+    )
+    result = FoldResult(
+        training=len(split.training),
+        held_out=len(fold.held_out),
+        steps=trained.steps,
+        minutes=round(minutes, 1),
+        validation_auroc=trained.validation_auroc,
+        auroc=math.nan,
+    )
+    summary.write_text(json.dumps(asdict(result)) + "\n", encoding="utf-8")
+    return bundle, result
+
+
+def _scores(detector: Detector, fold: Fold, folder: Path, number: int) -> list[ScoredSample]:
+    manifest = detector.bundle.manifest
+    progress = Progress("pictures_scored", len(fold.held_out), fold=number)
+    scored = score_samples(
+        detector,
+        fold.held_out,
+        augmented_square(manifest.preprocessing.size),
+        journal=ScoreJournal(folder / "scores.jsonl"),
+        progress=progress.advance,
+    )
+    slope, offset = manifest.calibration.slope, manifest.calibration.offset
+    return [
+        ScoredSample(sample, number, unit, slope * item.logit + offset, item.probability)
+        for sample, unit, item in zip(fold.held_out, fold.units, scored, strict=True)
+    ]
+
+
+def _described(recipe: ClassifierRecipe) -> dict[str, Any]:
+    """Return the recipe's fields that the result depends on, as JSON values."""
+    return {
+        name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+        for name, value in vars(recipe).items()
+        if name not in {"device", "loaders", "report_seconds"}
+    }
+
+
+def _claim(folder: Path, samples: Sequence[Sample], recipe: ClassifierRecipe, division: str) -> None:
+    """Note in `folder` what is validated there. Raises `CrossvalidationError` when that is something else."""
+    identities = sorted(
+        (str(s.path), s.generated, s.family, s.group, s.origin, s.content, s.generator) for s in samples
+    )
+    text = repr((identities, _described(recipe), division))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "recipe.txt"
+    if note.exists() and note.read_text(encoding="utf-8").split()[0] != digest:
+        raise CrossvalidationError(
+            f"{folder} holds a cross-validation of other pictures or of another recipe"
+        )
+    note.write_text(f"{digest} {_described(recipe)}\n", encoding="utf-8")

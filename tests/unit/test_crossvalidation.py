@@ -1,0 +1,101 @@
+"""Cross-validation: its figures against values computed by hand, its folder and its command."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from detector.cli import main
+from detector.corpus.corpus import Sample
+from detector.crossvalidation import ScoredSample, figures
+
+
+def scored(name: str, logit: float, *, label: str, content: str = "", fold: int = 1) -> ScoredSample:
+    """Make a scored picture."""
+    sample = Sample(Path(name), label != "real", label, name, content=content)
+    return ScoredSample(sample, fold, f"unit {label}", logit, 1 / (1 + np.exp(-logit)))
+
+
+def test_the_matched_figure_does_not_rise_with_content() -> None:
+    """Art scores 2 and faces score -2, whatever the label: the pooled AUROC is high, the matched one is 0.5.
+
+    Ten generated and ten real pictures of each content, and ten more generated ones of art: pooled, 20 of 30
+    generated pictures score above ten of the 20 real ones and tie with ten, and 10 tie with ten:
+    (20 * 10 + 20 * 10 / 2 + 10 * 10 / 2) / 600 = 0.583.
+    """
+    pictures = [
+        scored(f"{label}{content}{number}", logit, label=label, content=content)
+        for label, content, logit, count in (
+            ("gan", "art", 2.0, 20),
+            ("real", "art", 2.0, 10),
+            ("gan", "faces", -2.0, 10),
+            ("real", "faces", -2.0, 10),
+            ("gan", "food", 1.0, 1),
+        )
+        for number in range(count)
+    ]
+    measured = figures(pictures[:-1])
+    assert measured.pooled.value == pytest.approx(350 / 600)
+    assert measured.matched is not None
+    assert measured.matched.value == pytest.approx(0.5)
+    assert [(row.content, row.real, row.generated) for row in measured.contents] == [
+        ("art", 10, 20),
+        ("faces", 10, 10),
+    ]
+    # A content that one class lacks is left out; a family is compared with what shows the same.
+    assert [row.content for row in figures(pictures).contents] == ["art", "faces"]
+    assert {row.family: row.matched for row in measured.families} == {"gan": 0.5, "real": 0.5}
+
+
+def test_pictures_without_content_have_no_matched_figure() -> None:
+    """Nobody said what they show."""
+    pictures = [scored(f"{n}", n, label="gan" if n % 2 else "real") for n in range(40)]
+    assert figures(pictures).matched is None
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write eight pictures each of three generators and three cameras, half of them faces."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    rows = [("path", "label", "family", "source", "content", "generator")]
+    for number in range(48):
+        label, kind = ("real", "generated")[number % 2], number // 2 % 3
+        path = f"{number}.png"
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / path)
+        content = ("faces", "art")[number // 6 % 2]
+        rows.append((path, label, f"{label}{kind}", f"site{label}{kind}", content, f"gan{kind}"))
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def test_a_cross_validation_reports_new_generators_and_continues(corpus: Path, tmp_path: Path) -> None:
+    """Every picture has one score; a second run trains nothing, and another recipe is refused."""
+    out = tmp_path / "out"
+    command = ["crossvalidate", str(corpus), "--feature", "npr", "--folds", "2", "--out", str(out)]
+    tiny = ["--size", "32", "--views", "1", "--batch", "4"]
+    first = CliRunner().invoke(main, [*command, *tiny, "--max-steps", "1"])
+    assert first.exit_code == 0, first.output
+    report = json.loads((out / "crossvalidation.json").read_text())
+    assert len({picture["path"] for picture in report["pictures"]}) == 48
+    assert [fold["steps"] for fold in report["folds"]] == [1, 1]
+    assert report["cost"]["gflop"] > 0
+    assert report["figures"]["matched"]["value"] == pytest.approx(
+        np.mean([row["auroc"]["value"] for row in report["figures"]["contents"]])
+    )
+    page = (out / "crossvalidation.md").read_text()
+    for text in ("AUROC, pooled", "AUROC, matched in content", "generated0", "generator: gan0", "GFLOP"):
+        assert text in page
+    weights = (out / "fold-1" / "bundle" / "classifier.safetensors").stat().st_mtime_ns
+    again = CliRunner().invoke(main, [*command, *tiny, "--max-steps", "1"])
+    assert again.exit_code == 0, again.output
+    assert (out / "fold-1" / "bundle" / "classifier.safetensors").stat().st_mtime_ns == weights
+    assert json.loads((out / "crossvalidation.json").read_text())["figures"] == report["figures"]
+    other = CliRunner().invoke(main, [*command, *tiny, "--max-steps", "2"])
+    assert other.exit_code == 2
+    assert "other pictures or of another recipe" in " ".join(other.output.split())
