@@ -122,6 +122,22 @@ class ReviewSettings:
     source: str
 
 
+@dataclass(frozen=True)
+class WebhookSettings:
+    """Where webhooks may go, and what they say."""
+
+    #: Addresses and networks that are not of the internet and are allowed.
+    networks: tuple[str, ...]
+    #: PEM of authorities to trust besides the system's.
+    ca_file: Path | None
+    #: How long events are kept for replays.
+    retention_seconds: float
+    #: Origin of the API, in the URLs of thumbnails; None: events have no such URL.
+    public_url: str | None
+    #: CloudEvents `source` of events about webhooks.
+    source: str
+
+
 ROLES = ("moderator", "senior", "auditor", "admin")
 
 
@@ -348,6 +364,16 @@ class Settings(BaseSettings):
     web_requests_per_minute: int = Field(
         default=1200, ge=1, description="Requests of one person or token in a minute, in each process."
     )
+    webhook_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Addresses or networks that are not of the internet and that webhooks may reach.",
+    )
+    webhook_ca_file: FilePath | None = Field(
+        default=None, description="PEM of authorities that webhooks trust besides the system's."
+    )
+    webhook_retention_seconds: int = Field(
+        default=14 * 86400, ge=3600, description="How long events are kept for replays of webhooks."
+    )
     expected_checks_per_second: float = Field(
         default=3.0,
         gt=0,
@@ -359,7 +385,7 @@ class Settings(BaseSettings):
         default="auto", description="auto: console on a terminal, JSON elsewhere."
     )
 
-    @field_validator("allowed_buckets", "web_trusted_proxies", "web_roles", mode="before")
+    @field_validator("allowed_buckets", "web_trusted_proxies", "web_roles", "webhook_networks", mode="before")
     @classmethod
     def _list_of_names(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -407,7 +433,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{entry!r} is neither BUCKET nor BUCKET/PREFIX/, which ends in a slash")
         return value
 
-    @field_validator("web_trusted_proxies")
+    @field_validator("web_trusted_proxies", "webhook_networks")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
@@ -528,6 +554,17 @@ class Settings(BaseSettings):
             lease_seconds=self.review_lease_seconds,
             undo_seconds=self.review_undo_seconds,
             due_seconds=self.review_due_seconds,
+            source=self.source,
+        )
+
+    @property
+    def webhooks(self) -> WebhookSettings:
+        """Where webhooks may go."""
+        return WebhookSettings(
+            networks=self.webhook_networks,
+            ca_file=self.webhook_ca_file,
+            retention_seconds=self.webhook_retention_seconds,
+            public_url=self.web_public_url,
             source=self.source,
         )
 

@@ -40,9 +40,12 @@ _ONE = "one, of the loaded bundle"
 #: The values of each label, and their maximum number.
 LABELS = {
     "queue": ("the queues of the contract; a worker uses `other` for any other queue", f"{len(QUEUES)} + 1"),
-    "outcome": (_listed((*_VERDICTS, "rejected")), f"{len(_VERDICTS) + 1}"),
+    "outcome": (
+        f"{_listed((*_VERDICTS, 'rejected'))}; of webhooks {_listed(('delivered', 'retried', 'given_up'))}",
+        f"{len(_VERDICTS) + 1}",
+    ),
     "reason": (
-        "the closed list of rejections, of retries or of dead letters",
+        "the closed list of rejections, of retries, of dead letters, or of disabled endpoints",
         ", ".join(
             f"{len(get_args(reasons))}" for reasons in (RejectionReason, RetryReason, DeadLetterReason)
         ),

@@ -18,6 +18,8 @@ from worker.contract.messages import (
     CHECK_IMAGE,
     QUEUES,
     DeadLetter,
+    EndpointDisabled,
+    EndpointDisabledEvent,
     ImageCheck,
     Model,
     PictureFacts,
@@ -47,6 +49,7 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "image-verdict-v1": VerdictEvent,
     "image-rejected-v1": RejectionEvent,
     "dead-letter": DeadLetter,
+    "webhook-endpoint-disabled-v1": EndpointDisabledEvent,
 }
 
 
@@ -131,6 +134,16 @@ def examples() -> dict[str, Any]:
         attempts=1,
         time=_NOON,
     )
+    endpoint = "3f0c9a52-6d3f-4a54-9a3e-6f6f0c0a4711"
+    disabled = EndpointDisabledEvent(
+        id="0c5d1f6e-4a54-4f0e-8f7b-1b9f0c0a4711",
+        source="dnf-moderation",
+        subject=endpoint,
+        time=_NOON,
+        data=EndpointDisabled(
+            endpoint=endpoint, url="https://platform.example/hook", reason="failing", failing_since=_NOON
+        ),
+    )
     entry = json.loads(encode(check.model_dump(mode="json"), "image-checks"))
     entry["headers"]["id"] = entry["headers"]["root_id"] = "0d5b3a52-6d3f-4a54-9a3e-6f6f0c0a4711"
     entry["properties"]["correlation_id"] = entry["headers"]["id"]
@@ -141,6 +154,7 @@ def examples() -> dict[str, Any]:
         "image-verdict-v1": VerdictEvent(**envelope, data=verdict).model_dump(mode="json"),
         "image-rejected-v1": RejectionEvent(**envelope, data=rejection).model_dump(mode="json"),
         "dead-letter": dead_letter.model_dump(mode="json"),
+        "webhook-endpoint-disabled-v1": disabled.model_dump(mode="json"),
     }
 
 

@@ -165,6 +165,11 @@ class Thumbnail(_Contract):
     )
     uri: str | None = Field(default=None, description="s3://bucket/key, if the object store has it.")
     redis_key: str | None = Field(default=None, description="Its key in the events' database, which expires.")
+    url: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="In webhooks: where the HTTP API has it, for whoever has a token.",
+    )
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
     sha256: Sha256
@@ -347,6 +352,26 @@ def read_event(text: str | bytes) -> VerdictEvent | RejectionEvent:
         if error.errors(include_url=False, include_input=False)[0]["type"] == "union_tag_invalid":
             raise UnknownEventTypeError(first_fault(error)) from error
         raise
+
+
+class EndpointDisabled(_Contract):
+    """An endpoint of webhooks to which nothing is sent any more."""
+
+    endpoint: str
+    url: str
+    reason: Annotated[Literal["gone", "failing"], _ReadableUnknown] = Field(
+        description="`gone`: it answered 410; `failing`: it accepted nothing for five days."
+    )
+    failing_since: datetime | None
+
+
+class EndpointDisabledEvent(_CloudEvent):
+    """`webhook.endpoint_disabled.v1`, to the other endpoints."""
+
+    id: str = Field(default_factory=lambda: str(uuid4()))
+    subject: str = Field(description="The endpoint's id.")
+    type: Literal["webhook.endpoint_disabled.v1"] = "webhook.endpoint_disabled.v1"
+    data: EndpointDisabled
 
 
 def read_decision(text: str | bytes) -> DecisionEvent:

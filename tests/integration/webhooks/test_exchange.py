@@ -1,22 +1,28 @@
 """Requests of webhooks, against real receivers: where they connect, what they trust, how long they take."""
 
+import json
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.tls import Authority
-from tests.webhook_receiver import Receiver
+from tests.webhook_receiver import Receiver, wait_until
 from worker.embedded.startup import HOST
 from worker.webhooks.addresses import Addresses, AddressRefusedError
 from worker.webhooks.exchange import ExchangeFailedError, Exchanges
 from worker.webhooks.signing import new_secret, signed_headers
 
 LOOPBACK = ["127.0.0.0/8"]
+ROOT = Path(__file__).parents[3]
 
 
 def named(address: str) -> Any:
@@ -51,6 +57,40 @@ def test_a_request_reaches_its_receiver_with_a_signature_that_the_specifications
     assert request.headers["host"] == f"{HOST}:{receiver.port}"
     for whsec in (old, new):
         assert request.verified(whsec)["detail"] == "café"
+
+
+def test_the_receiver_of_the_documentation_takes_an_event_once_and_refuses_a_forged_one() -> None:
+    """The file and the page have the same lines."""
+    program = ROOT / "deploy" / "examples" / "receive_webhook.py"
+    page = (ROOT / "docs" / "how-to" / "receive-webhooks.md").read_text()
+    own_lines = [re.sub("  # noqa.*", "", line) for line in program.read_text().splitlines()[2:]]
+    assert "\n".join(own_lines) in page
+    with closing(socket.create_server((HOST, 0))) as listener:
+        port = listener.getsockname()[1]
+    secret = new_secret()
+    with subprocess.Popen(
+        [sys.executable, str(program), str(port), secret], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            exchanges = Exchanges(Addresses(LOOPBACK))
+            body = json.dumps({"id": "e-1", "type": "image.verdict.v1", "subject": "s3://uploads/a.jpg"})
+
+            def sent(whsec: str) -> int:
+                url = f"http://{HOST}:{port}/"
+                return exchanges.post(url, signed_headers("e-1", body, [whsec]), body.encode()).status
+
+            wait_until(lambda: _listens(port))
+            assert [sent(secret), sent(secret), sent(new_secret())] == [204, 204, 401]
+        finally:
+            process.terminate()
+        assert process.stdout is not None
+        assert process.stdout.read() == "image.verdict.v1 s3://uploads/a.jpg\n"
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+        return True
+    return False
 
 
 @pytest.mark.parametrize(
