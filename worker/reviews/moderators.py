@@ -1,7 +1,11 @@
 """The people who decide, under pseudonyms."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
+
+from psycopg.types.json import Jsonb
 
 from worker.database.database import Transaction
 
@@ -26,3 +30,15 @@ def enrol(tx: Transaction, subject: str, name: str, *, senior: bool = False) -> 
     ).fetchone()
     assert row is not None  # noqa: S101 - an upsert returns its row
     return Moderator(row["id"], name, senior)
+
+
+def preferences(tx: Transaction, moderator: Moderator) -> dict[str, Any]:
+    """Return what a person has set; the page knows what it means."""
+    row = tx.execute("SELECT preferences FROM moderators WHERE id = %s", [moderator.id]).fetchone()
+    stored: dict[str, Any] = row["preferences"] if row else {}
+    return stored
+
+
+def set_preferences(tx: Transaction, moderator: Moderator, values: Mapping[str, Any]) -> None:
+    """Keep what a person has set."""
+    tx.execute("UPDATE moderators SET preferences = %s WHERE id = %s", [Jsonb(dict(values)), moderator.id])
