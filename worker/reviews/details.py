@@ -80,7 +80,8 @@ def review(tx: Transaction, review_id: UUID) -> Review:
     row = tx.execute(
         "SELECT reviews.*, state = 'waiting' AND due_at <= now() AS overdue,"
         " coalesce(claimed_until > now(), false) AS held,"
-        " (SELECT reason FROM appeals WHERE review_id = reviews.id ORDER BY opened_at DESC LIMIT 1) AS appeal,"
+        " (SELECT reason FROM appeals WHERE review_id = reviews.id"
+        "  ORDER BY opened_at DESC LIMIT 1) AS appeal,"
         " (SELECT detail->>'note' FROM audit WHERE subject = reviews.id::text AND action = 'review_escalated'"
         "  ORDER BY audit.id DESC LIMIT 1) AS escalation"
         " FROM reviews WHERE id = %s",

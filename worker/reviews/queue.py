@@ -111,6 +111,17 @@ def current(tx: Transaction, moderator: Moderator) -> Claimed | None:
     return None if row is None else _claimed(tx, row["id"])
 
 
+def outlook(
+    tx: Transaction, moderator: Moderator
+) -> Literal["ready", "empty", "all_claimed", "none_for_you"]:
+    """Return whether a claim would find a review now, and otherwise why it would not."""
+    values = {"moderator": moderator.id, "senior": moderator.senior}
+    free = tx.execute(f"SELECT 1 FROM reviews WHERE {_OFFERED} LIMIT 1", values).fetchone()  # noqa: S608 - constants
+    if free:
+        return "ready"
+    return _nothing(tx, values).reason
+
+
 def renew(
     tx: Transaction, settings: ReviewSettings, review_id: UUID, lease: UUID, moderator: Moderator
 ) -> Claimed:

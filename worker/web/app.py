@@ -1,27 +1,49 @@
 """The web application: page and API over one domain, without state of its own."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from detector.images.memory import MemoryBudgetError
 from worker.client import Client
+from worker.client.errors import QueueUnreachableError
+from worker.database.database import Database
+from worker.database.errors import DatabaseUnavailableError
+from worker.reviews.details import counts
+from worker.reviews.errors import ReviewError
 from worker.settings import Settings
+from worker.storage import StorageUnavailableError
 from worker.telemetry.logs import get_logger
 from worker.web.identity import Identities, IdentityError, OneTimeLinks
-from worker.web.problems import ProblemError, ProblemResponse
+from worker.web.live import Live
+from worker.web.pages import media, review
+from worker.web.pages import settings as settings_page
+from worker.web.pages.frame import CountsOnly
+from worker.web.pages.rendering import html, text
+from worker.web.pictures import Pictures
+from worker.web.problems import ProblemError
 from worker.web.security import Guard, RateLimit
-from worker.web.site import Site
+from worker.web.site import Moderators, Site
 
 log = get_logger(__name__)
 
+_REVIEW_STATUS = {"not_found": 404, "not_allowed": 403, "not_judged": 422}
+_TITLES = {
+    401: "Who are you?",
+    403: "Not for you",
+    404: "Not found",
+    429: "Too many requests",
+    503: "Not available now",
+}
 
-def create_app(settings: Settings, database: Any, *, links: OneTimeLinks | None = None) -> FastAPI:
+
+def create_app(settings: Settings, database: Database, *, links: OneTimeLinks | None = None) -> FastAPI:
     """Return the application on an open database; with `links`, for this machine alone.
 
     Connections to broker and object store are made when they are needed, and closed at shutdown.
@@ -29,9 +51,30 @@ def create_app(settings: Settings, database: Any, *, links: OneTimeLinks | None 
     web = settings.web
     client = Client(settings)
 
+    def waiting() -> str:
+        with database.transaction() as tx:
+            return text("counts.html.j2", page=CountsOnly(counts(tx)))
+
+    site = Site(
+        settings=settings,
+        database=database,
+        client=client,
+        pictures=Pictures(settings, client.storage),
+        live=Live(database, waiting),
+        moderators=Moderators(),
+        identities=Identities(web, links),
+        links=links,
+        claims=RateLimit(web.claims_per_minute),
+        requests=RateLimit(web.requests_per_minute),
+    )
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        listening = asyncio.create_task(site.live.run())
         yield
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening
         client.close()
 
     app = FastAPI(
@@ -43,48 +86,76 @@ def create_app(settings: Settings, database: Any, *, links: OneTimeLinks | None 
         openapi_url="/v1/openapi.json",
         lifespan=lifespan,
     )
-    app.state.site = Site(
-        settings=settings,
-        database=database,
-        client=client,
-        identities=Identities(web, links),
-        links=links,
-        claims=RateLimit(web.claims_per_minute),
-        requests=RateLimit(web.requests_per_minute),
-    )
+    app.state.site = site
+    for page in (review, media, settings_page):
+        app.include_router(page.router)
     _tell_errors(app)
     app.add_middleware(Guard, public_url=web.public_url, loopback=links is not None)
     return app
 
 
 def _tell_errors(app: FastAPI) -> None:
-    """Answer every error with a problem."""
+    """Answer every error with a problem, and a person who reads a page with a page."""
 
     @app.exception_handler(ProblemError)
-    def _problem(_: Request, error: ProblemError) -> Response:
-        return error.response()
+    def _problem(request: Request, error: ProblemError) -> Response:
+        return _answer(request, error)
 
     @app.exception_handler(IdentityError)
-    def _unknown(_: Request, error: IdentityError) -> Response:
-        return ProblemResponse(401, "not_identified", str(error))
+    def _unknown(request: Request, error: IdentityError) -> Response:
+        return _answer(request, ProblemError(401, "not_identified", str(error)))
+
+    @app.exception_handler(ReviewError)
+    def _review(request: Request, error: ReviewError) -> Response:
+        status = _REVIEW_STATUS.get(error.reason, 409)
+        return _answer(request, ProblemError(status, error.reason, str(error)))
+
+    @app.exception_handler(DatabaseUnavailableError)
+    @app.exception_handler(StorageUnavailableError)
+    @app.exception_handler(QueueUnreachableError)
+    @app.exception_handler(MemoryBudgetError)
+    def _unavailable(request: Request, error: Exception) -> Response:
+        reasons: dict[type[Exception], tuple[str, str]] = {
+            DatabaseUnavailableError: ("database_unavailable", "The database does not answer; try again."),
+            StorageUnavailableError: ("storage_unavailable", "The object store does not answer; try again."),
+            QueueUnreachableError: ("broker_unavailable", "The broker does not answer; try again."),
+            MemoryBudgetError: ("busy", "Too many pictures are opened at this moment; try again."),
+        }
+        reason, detail = next(found for kind, found in reasons.items() if isinstance(error, kind))
+        log.warning("request_not_served", path=request.url.path, reason=reason, error=str(error))
+        return _answer(request, ProblemError(503, reason, detail, headers={"Retry-After": "5"}))
 
     @app.exception_handler(HTTPException)
-    def _http(_: Request, error: HTTPException) -> Response:
+    def _http(request: Request, error: HTTPException) -> Response:
         reason = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
-        return ProblemResponse(error.status_code, reason, str(error.detail), headers=error.headers)
+        headers = dict(error.headers or {})
+        return _answer(request, ProblemError(error.status_code, reason, str(error.detail), headers=headers))
 
     @app.exception_handler(RequestValidationError)
-    def _invalid(_: Request, error: RequestValidationError) -> Response:
+    def _invalid(request: Request, error: RequestValidationError) -> Response:
         faults = [
             {"field": ".".join(str(part) for part in fault["loc"][1:]), "detail": fault["msg"]}
             for fault in error.errors()
         ]
-        first = faults[0]
-        return ProblemResponse(
-            422, "invalid_request", f"{first['field'] or 'body'}: {first['detail']}", faults=faults
-        )
+        detail = f"{faults[0]['field'] or 'body'}: {faults[0]['detail']}"
+        return _answer(request, ProblemError(422, "invalid_request", detail, faults=faults))
 
     @app.exception_handler(Exception)
     def _internal(request: Request, error: Exception) -> Response:
         log.error("request_failed", path=request.url.path, exc_info=error)
-        return ProblemResponse(500, "internal_error", "The request failed; the log says why.")
+        return _answer(request, ProblemError(500, "internal_error", "The request failed; the log says why."))
+
+
+def _answer(request: Request, error: ProblemError) -> Response:
+    """Return a page to a browser that opens one, and a problem to everyone else."""
+    wants_page = "text/html" in request.headers.get("accept", "") and request.method == "GET"
+    if not wants_page or request.url.path.startswith("/v1/"):
+        return error.response()
+    reply = html(
+        "error.html.j2",
+        status=error.status,
+        title=_TITLES.get(error.status, "That did not work"),
+        detail=error.detail,
+    )
+    reply.headers.update(error.headers)
+    return reply

@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from worker.database.errors import DatabaseUnavailableError
 from worker.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from worker.database.database import Database
 
 log = get_logger(__name__)
@@ -19,14 +22,31 @@ CHANNEL = "reviews"
 # A page that reads so slowly has missed changes, and reads its state again.
 _WAITING = 256
 _RECONNECT_SECONDS = 1.0
+# Counts are read once for all changes within this time.
+_COUNT_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an open page hears."""
+
+    #: `review`: one changed; `counts`: what waits now; `missed`: there may have been others.
+    event: Literal["review", "counts", "missed"]
+    #: JSON for `review`, HTML for `counts`.
+    data: str = ""
 
 
 class Live:
-    """Hears what changes in the database while `run` runs, and tells every subscriber."""
+    """Hears what changes in the database while `run` runs, and tells every subscriber.
 
-    def __init__(self, database: "Database") -> None:
+    `counts` returns what waits, as HTML; it may block.
+    """
+
+    def __init__(self, database: "Database", counts: "Callable[[], str]") -> None:
         self._database = database
-        self._subscribers: set[asyncio.Queue[str | None]] = set()
+        self._counts = counts
+        self._changed = asyncio.Event()
+        self._subscribers: set[asyncio.Queue[Update]] = set()
 
     @property
     def subscribers(self) -> int:
@@ -34,35 +54,58 @@ class Live:
         return len(self._subscribers)
 
     async def run(self) -> None:
-        """Listen until cancelled; after a lost connection everyone is told to read again."""
-        while True:
-            try:
-                heard: set[bool] = set()
-                async for payload in self._database.notifications(CHANNEL):
-                    # The first None says that the connection is there; later ones only that it still is.
-                    if payload is not None or not heard:
-                        self._tell(payload)
-                    heard.add(True)
-            except DatabaseUnavailableError as error:
-                log.warning("live_updates_interrupted", error=str(error))
-                await asyncio.sleep(_RECONNECT_SECONDS)
+        """Listen until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._count())
 
     @asynccontextmanager
-    async def subscribed(self) -> AsyncIterator[asyncio.Queue[str | None]]:
-        """Provide a queue of payloads; None in it means that some may be missing."""
-        queue: asyncio.Queue[str | None] = asyncio.Queue(_WAITING)
+    async def subscribed(self) -> AsyncIterator[asyncio.Queue[Update]]:
+        """Provide a queue of updates."""
+        queue: asyncio.Queue[Update] = asyncio.Queue(_WAITING)
         self._subscribers.add(queue)
         try:
             yield queue
         finally:
             self._subscribers.discard(queue)
 
-    def _tell(self, payload: str | None) -> None:
+    async def _listen(self) -> None:
+        while True:
+            try:
+                connected = False
+                async for payload in self._database.notifications(CHANNEL):
+                    if payload is not None:
+                        self._tell(Update("review", payload))
+                    elif not connected:
+                        self._tell(Update("missed"))
+                    # Time passes too: what was waiting becomes overdue.
+                    self._changed.set()
+                    connected = True
+            except DatabaseUnavailableError as error:
+                log.warning("live_updates_interrupted", error=str(error))
+                await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _count(self) -> None:
+        told = ""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._subscribers:
+                try:
+                    html = await asyncio.to_thread(self._counts)
+                except DatabaseUnavailableError:
+                    html = told  # they are read again when the database is back
+                if html != told:
+                    self._tell(Update("counts", html))
+                    told = html
+            await asyncio.sleep(_COUNT_SECONDS)
+
+    def _tell(self, update: Update) -> None:
         for queue in self._subscribers:
             try:
-                queue.put_nowait(payload)
+                queue.put_nowait(update)
             except asyncio.QueueFull:
                 with suppress(asyncio.QueueEmpty):
                     while True:
                         queue.get_nowait()
-                queue.put_nowait(None)
+                queue.put_nowait(Update("missed"))

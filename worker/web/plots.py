@@ -71,7 +71,8 @@ def bar_plot(bars: Sequence[Bar], *, title: str, x_axis: str, y_axis: str) -> Ma
         f'<path class="axis" d="M{_LEFT} {_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}"/>'
         f'<text x="{_LEFT + inner / 2:.0f}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_axis)}</text>'
         f'<text x="12" y="{_TOP + (_HEIGHT - _TOP - _BOTTOM) / 2:.0f}" text-anchor="middle"'
-        f' transform="rotate(-90 12 {_TOP + (_HEIGHT - _TOP - _BOTTOM) / 2:.0f})">{escape(y_axis)}</text></svg>'
+        f' transform="rotate(-90 12 {_TOP + (_HEIGHT - _TOP - _BOTTOM) / 2:.0f})">{escape(y_axis)}</text>'
+        "</svg>"
     )
     return Markup("".join(parts))  # noqa: S704 - every text in it is escaped above
 
@@ -87,11 +88,11 @@ def interval_plot(rows: Sequence[Interval], *, title: str, x_axis: str) -> Marku
         return left + inner * 100 * share / scale[-1]
 
     parts = [_open(title, height)]
-    for tick in scale:
-        parts.append(
-            f'<path class="grid" d="M{x(tick / 100):.1f} {_TOP}V{height - bottom}"/>'
-            f'<text x="{x(tick / 100):.1f}" y="{height - bottom + 15}" text-anchor="middle">{tick:g}</text>'
-        )
+    parts += [
+        f'<path class="grid" d="M{x(tick / 100):.1f} {_TOP}V{height - bottom}"/>'
+        f'<text x="{x(tick / 100):.1f}" y="{height - bottom + 15}" text-anchor="middle">{tick:g}</text>'
+        for tick in scale
+    ]
     for number, row in enumerate(rows):
         y = _TOP + 34 * number + 17
         words = f"{row.label}: {row.estimate:.2%}, {row.low:.2%} to {row.high:.2%}"
@@ -104,7 +105,8 @@ def interval_plot(rows: Sequence[Interval], *, title: str, x_axis: str) -> Marku
         )
     parts.append(
         f'<path class="axis" d="M{left} {height - bottom}H{_WIDTH - 20}"/>'
-        f'<text x="{left + inner / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_axis)}</text></svg>'
+        f'<text x="{left + inner / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_axis)}</text>'
+        "</svg>"
     )
     return Markup("".join(parts))  # noqa: S704 - every text in it is escaped above
 

@@ -1,17 +1,45 @@
 """Site: what one process of the page holds while it runs, and what an endpoint asks it for."""
 
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 from fastapi import Depends, Request
 
 from worker.client import Client
+from worker.database.database import Database, Transaction
+from worker.reviews.moderators import Moderator, enrol
 from worker.settings import Settings
 from worker.web.identity import Identities, OneTimeLinks, Person, Role
+from worker.web.live import Live
+from worker.web.pictures import Pictures
 from worker.web.problems import ProblemError
 from worker.web.security import RateLimit
+
+
+class Moderators:
+    """The pseudonyms of people who were here lately, so that a request need not write to find its own."""
+
+    def __init__(self, *, remembered: int = 10_000) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, str], Moderator] = OrderedDict()
+        self._remembered = remembered
+
+    def of(self, tx: Transaction, person: Person) -> Moderator:
+        """Return the moderator that a person is, with the roles of this request."""
+        key = (person.subject, person.name)
+        with self._lock:
+            known = self._known.get(key)
+        if known is None:
+            known = enrol(tx, person.subject, person.name)
+            with self._lock:
+                self._known[key] = known
+                if len(self._known) > self._remembered:
+                    self._known.popitem(last=False)
+        return replace(known, senior="senior" in person.roles)
 
 
 @dataclass(frozen=True)
@@ -20,9 +48,12 @@ class Site:
 
     settings: Settings
     #: Reviews, decisions and all else that lasts.
-    database: Any
+    database: Database
     #: Broker and object store.
     client: Client
+    pictures: Pictures
+    live: Live
+    moderators: Moderators
     identities: Identities
     #: For a page on this machine alone; otherwise absent.
     links: OneTimeLinks | None
