@@ -12,6 +12,7 @@ from worker.cli.plan import plan_command
 from worker.cli.run import run
 from worker.cli.submit import submit
 from worker.cli.verdicts import verdicts
+from worker.cli.web import web
 
 
 class _InOrder(Group):
@@ -32,5 +33,5 @@ def main() -> None:
     """Tell photographs from AI-generated pictures, from a message queue."""
 
 
-for _command in (demo, run, submit, verdicts, dead_letters, doctor, config, plan_command, exporter):
+for _command in (demo, run, submit, verdicts, dead_letters, doctor, config, plan_command, exporter, web):
     main.add_command(_command)

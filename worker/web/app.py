@@ -22,6 +22,7 @@ from worker.storage import StorageUnavailableError
 from worker.telemetry.logs import get_logger
 from worker.web.identity import Identities, IdentityError, OneTimeLinks
 from worker.web.live import Live
+from worker.web.metrics import Measured
 from worker.web.pages import media, review
 from worker.web.pages import settings as settings_page
 from worker.web.pages.frame import CountsOnly
@@ -91,6 +92,7 @@ def create_app(settings: Settings, database: Database, *, links: OneTimeLinks | 
         app.include_router(page.router)
     _tell_errors(app)
     app.add_middleware(Guard, public_url=web.public_url, loopback=links is not None)
+    app.add_middleware(Measured)
     return app
 
 

@@ -130,7 +130,6 @@ function reveal() {
   const picture = byId("picture");
   const on = picture.classList.toggle("blurred") === false;
   document.querySelectorAll(".region").forEach((region) => region.classList.toggle("blurred", !on));
-  byId("cover").hidden = on;
   pressed("reveal", on);
   say(on ? "Picture revealed." : "Picture blurred.");
 }
