@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from psycopg.types.json import Jsonb
 
@@ -28,6 +30,33 @@ def record(
         "INSERT INTO audit (actor, action, subject, detail) VALUES (%s, %s, %s, %s)",
         [actor, action, subject, Jsonb(dict(detail or {}))],
     )
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of the audit."""
+
+    number: int
+    at: datetime
+    #: The pseudonym of a moderator, or the name of a machine.
+    actor: str
+    #: The moderator's name; None for a machine.
+    name: str | None
+    action: str
+    subject: str
+    detail: Mapping[str, Any]
+
+
+def records(tx: Transaction, *, before: int | None = None, limit: int = 100) -> list[Record]:
+    """Return rows of the audit, newest first, of those with a number below `before`."""
+    rows = tx.execute(
+        "SELECT number, at, actor, name, action, subject, detail FROM audit"
+        " LEFT JOIN moderators ON moderators.id::text = actor"
+        " WHERE number IS NOT NULL AND (%(before)s::bigint IS NULL OR number < %(before)s)"
+        " ORDER BY number DESC LIMIT %(limit)s",
+        {"before": before, "limit": limit},
+    )
+    return [Record(**row) for row in rows]
 
 
 _VERIFY = """

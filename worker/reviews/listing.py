@@ -44,6 +44,8 @@ class Filters:
     metadata_value: str | None = None
     #: A check id, a part of an object's key, or the SHA-256 of its bytes.
     search: str | None = None
+    #: True leaves out what still waits for a blind decision: a filter by score would tell it.
+    unblinded: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ _FILTERS = {
     "model": "model = %(model)s",
     "metadata_key": "metadata ? %(metadata_key)s",
     "metadata_value": "(metadata @> %(metadata_text)s OR metadata @> %(metadata_json)s)",
+    "unblinded": "NOT (state = 'waiting' AND origin = 'audit' AND reviews.purpose <> 'appeal')",
     "search": "(reviews.check_id = %(search)s OR sha256 = %(search)s OR strpos(key, %(search)s) > 0)",
 }
 

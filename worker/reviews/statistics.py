@@ -73,6 +73,21 @@ def queue(tx: Transaction) -> Queue:
     return Queue(**row, capped_today={each["origin"]: each["capped"] for each in capped})
 
 
+def waiting_by_age(tx: Transaction, limits_seconds: Sequence[float]) -> list[tuple[int, int]]:
+    """Return how many reviews wait for less than each limit (ascending) and not less than the one before.
+
+    One more number is that of the longest waiting. Beside each: how many of them are overdue.
+    """
+    rows = tx.execute(
+        "SELECT width_bucket(extract(epoch FROM now() - opened_at)::float8, %s::float8[]) AS class,"
+        " count(*) AS waiting, count(*) FILTER (WHERE due_at <= now()) AS overdue"
+        " FROM reviews WHERE state = 'waiting' AND available_at <= now() GROUP BY class",
+        [list(limits_seconds)],
+    )
+    found = {row["class"]: (row["waiting"], row["overdue"]) for row in rows}
+    return [found.get(number, (0, 0)) for number in range(len(limits_seconds) + 1)]
+
+
 def decisions_by_hour(tx: Transaction, *, hours: int = 48) -> list[tuple[datetime, int]]:
     """Return the number of decisions in each of the last hours, hours without any too, oldest first."""
     rows = tx.execute(

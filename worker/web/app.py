@@ -15,7 +15,7 @@ from worker.client import Client
 from worker.client.errors import QueueUnreachableError
 from worker.database.database import Database
 from worker.database.errors import DatabaseUnavailableError
-from worker.reviews.details import counts
+from worker.reviews import statistics
 from worker.reviews.errors import ReviewError
 from worker.settings import Settings
 from worker.storage import StorageUnavailableError
@@ -23,7 +23,7 @@ from worker.telemetry.logs import get_logger
 from worker.web.identity import Identities, IdentityError, OneTimeLinks
 from worker.web.live import Live
 from worker.web.metrics import Measured
-from worker.web.pages import media, review
+from worker.web.pages import audit, figures, items, media, review
 from worker.web.pages import settings as settings_page
 from worker.web.pages.frame import CountsOnly
 from worker.web.pages.rendering import html, text
@@ -54,7 +54,7 @@ def create_app(settings: Settings, database: Database, *, links: OneTimeLinks | 
 
     def waiting() -> str:
         with database.transaction() as tx:
-            return text("counts.html.j2", page=CountsOnly(counts(tx)))
+            return text("counts.html.j2", page=CountsOnly(statistics.queue(tx)))
 
     site = Site(
         settings=settings,
@@ -88,7 +88,7 @@ def create_app(settings: Settings, database: Database, *, links: OneTimeLinks | 
         lifespan=lifespan,
     )
     app.state.site = site
-    for page in (review, media, settings_page):
+    for page in (review, items, figures, audit, settings_page, media):
         app.include_router(page.router)
     _tell_errors(app)
     app.add_middleware(Guard, public_url=web.public_url, loopback=links is not None)

@@ -5,7 +5,8 @@ from typing import Any
 
 from worker.contract.messages import DecisionBasis, DecisionOutcome
 from worker.database.database import Transaction
-from worker.reviews.details import Counts, Undoable, counts, undoable
+from worker.reviews import statistics
+from worker.reviews.details import Undoable, undoable
 from worker.reviews.moderators import Moderator, preferences
 from worker.web.identity import Person
 from worker.web.pages.rendering import BASES, OUTCOMES
@@ -34,7 +35,7 @@ class Page:
     preferences: Preferences
     #: Path of the entry of the navigation that is current.
     current: str
-    counts: Counts
+    counts: statistics.Queue
     undoable: Undoable | None
     lease_seconds: float
     actions: tuple[Action, ...] = ACTIONS
@@ -70,7 +71,7 @@ def frame(tx: Transaction, site: Site, person: Person, current: str) -> Page:
         moderator=moderator,
         preferences=stored_preferences(preferences(tx, moderator)),
         current=current,
-        counts=counts(tx),
+        counts=statistics.queue(tx),
         undoable=undoable(tx, moderator),
         lease_seconds=site.settings.review.lease_seconds,
     )
@@ -80,4 +81,4 @@ def frame(tx: Transaction, site: Site, person: Person, current: str) -> Page:
 class CountsOnly:
     """The part of a frame that live updates replace."""
 
-    counts: Counts
+    counts: statistics.Queue

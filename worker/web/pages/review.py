@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from worker.contract.messages import DecisionBasis, DecisionOutcome, VerdictEvent, ViewScore
 from worker.database.database import Transaction
-from worker.reviews import decisions, queue
-from worker.reviews.details import EarlierDecision, Review, earlier_decisions, review
+from worker.reviews import decisions, listing, queue
+from worker.reviews.details import Review, review
 from worker.web.heat_map import Cell, cells
 from worker.web.identity import Person
 from worker.web.pages.frame import frame
@@ -38,7 +38,7 @@ class ShownReview:
     revision: int
     #: Whether score and feature are withheld, because this person may still decide it blindly.
     hidden: bool
-    history: Sequence[EarlierDecision]
+    history: Sequence[listing.PastDecision]
     #: None where it is not an appeal.
     appeal_reason: str | None
     escalation_note: str | None
@@ -174,7 +174,7 @@ def item_page(review_id: UUID, site: CurrentSite, person: Reader) -> Response:
             escalation_note=shown.escalation_note,
             fault=fault(site, shown.event),
             state_words=state_words(shown),
-            claimable=shown.state == "waiting" and not shown.claimed and person.may("moderator"),
+            claimable=shown.state == "waiting" and not shown.claimed_by and person.may("moderator"),
         ),
     )
 
@@ -289,20 +289,21 @@ def fault(site: Site, event: VerdictEvent) -> str | None:
     return None
 
 
-def state_words(shown: Review) -> str:
+def state_words(shown: Review | listing.Item) -> str:
     """Return the state of a review in words."""
     if shown.state == "closed":
         return f"Closed: {(shown.closed_reason or '').replace('_', ' ')}"
     if shown.state == "decided":
         return "Decided"
-    if shown.claimed:
+    if shown.claimed_by:
         return "Being reviewed"
     return "Waiting for a senior" if shown.needs_senior else "Waiting"
 
 
-def _history(tx: Transaction, shown: Review, *, hidden: bool) -> list[EarlierDecision]:
+def _history(tx: Transaction, shown: Review, *, hidden: bool) -> list[listing.PastDecision]:
     """Return what may be known of earlier decisions: nothing where the next one must be independent."""
     independent = shown.state == "waiting" and shown.purpose == "second_opinion"
     if hidden or independent:
         return []
-    return earlier_decisions(tx, shown.event.data.picture.sha256)
+    others = listing.same_bytes(tx, shown.event.data.picture.sha256, other_than=shown.id)
+    return [*reversed(listing.decisions(tx, shown.id)), *others]
