@@ -50,7 +50,7 @@ class Record:
 def records(tx: Transaction, *, before: int | None = None, limit: int = 100) -> list[Record]:
     """Return rows of the audit, newest first, of those with a number below `before`."""
     rows = tx.execute(
-        "SELECT number, at, actor, name, action, subject, detail FROM audit"
+        "SELECT number, at, actor, name, action, audit.subject, detail FROM audit"
         " LEFT JOIN moderators ON moderators.id::text = actor"
         " WHERE number IS NOT NULL AND (%(before)s::bigint IS NULL OR number < %(before)s)"
         " ORDER BY number DESC LIMIT %(limit)s",

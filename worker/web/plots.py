@@ -9,6 +9,7 @@ from markupsafe import Markup, escape
 _WIDTH, _HEIGHT = 460, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 40
 _TICKS = 4
+_WIDEST = 48
 _STEPS = (1, 2, 2.5, 5, 10)
 
 
@@ -16,9 +17,12 @@ _STEPS = (1, 2, 2.5, 5, 10)
 class Bar:
     """One bar: its class or time, its value, and whether it stands out."""
 
+    #: On the axis.
     label: str
     value: float
     late: bool = False
+    #: What the pointer shows; empty: the label.
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ def ticks(largest: float, *, whole: bool = False) -> list[float]:
     return [step * number for number in range(count + 1)]
 
 
-def bar_plot(bars: Sequence[Bar], *, title: str, x_axis: str, y_axis: str) -> Markup:
-    """Return a plot of whole numbers over classes; `title` is what a screen reader says of it."""
-    scale = ticks(max((bar.value for bar in bars), default=0), whole=True)
+def bar_plot(bars: Sequence[Bar], *, title: str, x_axis: str, y_axis: str, whole: bool = True) -> Markup:
+    """Return a plot of numbers over classes, `whole` ones or others; a screen reader says `title` of it."""
+    scale = ticks(max((bar.value for bar in bars), default=0), whole=whole)
     top = scale[-1]
     inner = _WIDTH - _LEFT - _RIGHT
     parts = [_open(title), *_horizontal_grid(scale)]
@@ -56,11 +60,11 @@ def bar_plot(bars: Sequence[Bar], *, title: str, x_axis: str, y_axis: str) -> Ma
     every = max(1, math.ceil((longest * 6.2 + 8) / slot))
     for number, bar in enumerate(bars):
         height = (_HEIGHT - _TOP - _BOTTOM) * bar.value / top
-        x = _LEFT + slot * number
+        x, width = _LEFT + slot * number, min(slot * 0.76, _WIDEST)
         parts.append(
-            f'<rect class="bar{" late" if bar.late else ""}" x="{x + slot * 0.12:.1f}"'
-            f' y="{_HEIGHT - _BOTTOM - height:.1f}" width="{slot * 0.76:.1f}" height="{height:.1f}">'
-            f"<title>{escape(bar.label)}: {bar.value:g}</title></rect>"
+            f'<rect class="bar{" late" if bar.late else ""}" x="{x + (slot - width) / 2:.1f}"'
+            f' y="{_HEIGHT - _BOTTOM - height:.1f}" width="{width:.1f}" height="{height:.1f}">'
+            f"<title>{escape(bar.name or bar.label)}: {bar.value:.4g}</title></rect>"
         )
         if number % every == 0:
             parts.append(
@@ -77,9 +81,9 @@ def bar_plot(bars: Sequence[Bar], *, title: str, x_axis: str, y_axis: str) -> Ma
     return Markup("".join(parts))  # noqa: S704 - every text in it is escaped above
 
 
-def interval_plot(rows: Sequence[Interval], *, title: str, x_axis: str) -> Markup:
-    """Return shares, 0..1, as points with their intervals on one axis in per cent."""
-    scale = ticks(100 * max((row.high for row in rows), default=0))
+def interval_plot(rows: Sequence[Interval], *, title: str, x_axis: str, whole: bool = False) -> Markup:
+    """Return shares, 0..1, as points with their intervals on one axis in per cent, `whole` up to 100."""
+    scale = ticks(100 if whole else 100 * max((row.high for row in rows), default=0))
     left, bottom = 118, 40
     height = _TOP + 34 * max(1, len(rows)) + bottom
     inner = _WIDTH - left - 20

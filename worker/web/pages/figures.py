@@ -46,6 +46,7 @@ def figures_page(
         figures = [
             _queue_age(tx),
             _pace(tx, days),
+            _time_to_decision(tx, days),
             _share(
                 "Agreement on doubles",
                 "agree",
@@ -86,7 +87,8 @@ def _queue_age(tx: Transaction) -> Figure:
 def _pace(tx: Transaction, days: int) -> Figure:
     hours = min(24 * days, _MOST_HOURS)
     counted = statistics.decisions_by_hour(tx, hours=hours)
-    bars = [plots.Bar(f"{hour:%d.%m. %H:00}", number) for hour, number in counted]
+    axis = "%H:00" if days == 1 else "%b %d"
+    bars = [plots.Bar(f"{hour:{axis}}", number, name=f"{hour:%Y-%m-%d %H:00}") for hour, number in counted]
     total = sum(number for _, number in counted)
     return Figure(
         "Decisions an hour",
@@ -96,13 +98,31 @@ def _pace(tx: Transaction, days: int) -> Figure:
     )
 
 
+def _time_to_decision(tx: Transaction, days: int) -> Figure:
+    medians = statistics.age_of_decided(tx, days=days)
+    bars = [
+        plots.Bar(f"{day:%b %d}", seconds / _HOUR, name=f"{day:%Y-%m-%d}, hours") for day, seconds in medians
+    ]
+    return Figure(
+        "Time to the first decision",
+        f"{medians[-1][1] / _HOUR:.1f} h" if medians else "no decisions yet",
+        plots.bar_plot(bars, title="Median by day", x_axis="day (UTC)", y_axis="hours", whole=False)
+        if bars
+        else Markup(),
+        "Median of each day, from the opening of an item to its first decision; the headline is that of the"
+        " last day.",
+    )
+
+
 def _share(title: str, label: str, found: statistics.Share, caption: str) -> Figure:
     interval = found.interval
     rows = [plots.Interval(label, interval.value, interval.low, interval.high)] if interval else []
     return Figure(
         title,
         f"{interval.value:.0%}" if interval else "no cases yet",
-        plots.interval_plot(rows, title=title, x_axis="per cent, with 95 % interval"),
+        plots.interval_plot(rows, title=title, x_axis="per cent, with 95 % interval", whole=True)
+        if rows
+        else Markup(),
         f"{caption}: {found.hits} of {found.count}.",
     )
 
@@ -116,9 +136,9 @@ def _false_positives(tx: Transaction, days: int) -> Figure:
     return Figure(
         "Photographs flagged as generated",
         f"{rate.value:.1%}" if rate else "no photographs yet",
-        plots.interval_plot(
-            rows, title="False positive rate on photographs", x_axis="per cent, 95 % interval"
-        ),
+        plots.interval_plot(rows, title="False positive rate", x_axis="per cent, with 95 % interval")
+        if rows
+        else Markup(),
         f"Estimated for all verdicts of the last {_in_days(days)} from {decided} decided reviews,"
         f" {photographs} of them photographs; each counts one over the probability with which it was drawn.",
     )

@@ -32,8 +32,9 @@ _HEADINGS: dict[listing.View, str] = {
 }
 # What a spreadsheet would take for a formula; keys and metadata come from outside.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-# Of an item that waits for a blind decision.
-_WITHHELD = {"verdict": None, "score": None, "threshold_low": None, "threshold_high": None}
+# Of an item that waits for a blind decision, and of one that waits for an independent second one.
+_SCORE = ("verdict", "score", "threshold_low", "threshold_high")
+_FIRST_OPINION = ("outcome", "basis", "note", "moderator", "decided_at")
 
 
 class ListQuery(BaseModel):
@@ -101,8 +102,18 @@ class ShownItem:
     """A row of a list."""
 
     item: listing.Item
-    #: Whether score and verdict are withheld from this person.
-    hidden: bool
+    #: What is withheld from this person.
+    withheld: frozenset[str]
+
+    @property
+    def hidden(self) -> bool:
+        """Whether score and verdict are withheld."""
+        return "score" in self.withheld
+
+    @property
+    def outcome_hidden(self) -> bool:
+        """Whether the decision is withheld."""
+        return "outcome" in self.withheld
 
     @property
     def state_words(self) -> str:
@@ -160,9 +171,12 @@ def export_csv(site: CurrentSite, person: Reader, query: AskedList) -> Streaming
     return _download(_csv_lines(rows), "text/csv; charset=utf-8", "items.csv")
 
 
-def _withheld(item: listing.Item, person: Person) -> bool:
-    waits_blindly = item.state == "waiting" and item.origin == "audit" and item.purpose != "appeal"
-    return waits_blindly and person.may("moderator")
+def _withheld(item: listing.Item, person: Person) -> frozenset[str]:
+    """Return the fields that a person who may decide an item must not know before."""
+    if item.state != "waiting" or not person.may("moderator"):
+        return frozenset()
+    names = _SCORE if item.origin == "audit" and item.purpose != "appeal" else ()
+    return frozenset((*names, *(_FIRST_OPINION if item.purpose == "second_opinion" else ())))
 
 
 def _exported(site: Site, person: Person, query: ListQuery, form: str) -> Iterator[dict[str, Any]]:
@@ -174,7 +188,7 @@ def _exported(site: Site, person: Person, query: ListQuery, form: str) -> Iterat
     for item in listing.export(site.database, chosen):
         row = asdict(item)
         del row["blind"], row["claimed_by"]
-        yield {**row, **_WITHHELD} if _withheld(item, person) else row
+        yield {**row, **dict.fromkeys(_withheld(item, person))}
 
 
 def _json_array(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
