@@ -9,8 +9,10 @@ from detector.policy import VerdictName
 from worker.broker.consumer_groups import MAX_GROUPS
 from worker.contract.messages import QUEUES, DeadLetterReason, RejectionReason, Stage
 from worker.operations import exporter
+from worker.relay import state
 from worker.telemetry import metrics
 from worker.telemetry.metrics import Documented, RetryReason
+from worker.telemetry.relay_metrics import LOOPS, RELAY
 
 _HEAD = """\
 # Metrics
@@ -20,8 +22,9 @@ Generated from the code by `make reference`; a test compares the two.
 Each worker process serves `/metrics`, `/livez`, `/readyz` and `/startupz` on `DNF_HTTP_PORT` (0, the
 default, disables them). With several processes on one host, process number i serves on `DNF_HTTP_PORT` + i:
 each has its own metrics, and Prometheus sums them. `dnf-worker exporter` serves the metrics of queues and
-streams, once for the fleet; a scrape costs Redis some ten commands, however long the queues are. GPU metrics
-come from NVIDIA's DCGM exporter.
+streams, once for the fleet; a scrape costs Redis some ten commands, however long the queues are. Each
+`dnf-worker relay` serves its own counters and what waits in the database, which is the same at every relay.
+GPU metrics come from NVIDIA's DCGM exporter.
 """
 
 _LABELS_HEAD = """\
@@ -59,8 +62,15 @@ LABELS = {
     "device": ("the device of the networks", _ONE),
     "dtype": ("the data type of the networks", _ONE),
     "limit": (_listed(("verdict_stream", "dead_letters", "memory")), "3"),
-    "group": ("a consumer group of the verdict stream", f"{MAX_GROUPS}"),
+    "group": ("a consumer group of the verdict stream or of the decisions", f"{MAX_GROUPS}"),
+    "origin": (_listed(("uncertain", "audit")), "2"),
+    "result": ("what became of an event or a review", "2"),
+    "loop": (_listed(LOOPS), f"{len(LOOPS)}"),
 }
+
+
+#: Every metric.
+DOCUMENTED = [*metrics.DOCUMENTED, *exporter.DOCUMENTED, *RELAY.documented, *state.DOCUMENTED]
 
 
 def page() -> str:
@@ -73,6 +83,10 @@ def page() -> str:
             "The client library adds its `process_` metrics: CPU seconds, resident memory, open files.",
             "",
             *_table("The exporter's `/metrics`", exporter.DOCUMENTED),
+            "",
+            *_table("A relay's `/metrics`", [*RELAY.documented, *state.DOCUMENTED]),
+            "",
+            "A relay also serves `dnf_stream_entries_skipped_total` and the `process_` metrics.",
             "",
             *_labels(),
             "",

@@ -18,6 +18,8 @@ from worker.contract.messages import (
     CHECK_IMAGE,
     QUEUES,
     DeadLetter,
+    Decision,
+    DecisionEvent,
     EndpointDisabled,
     EndpointDisabledEvent,
     ImageCheck,
@@ -48,6 +50,7 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "image-check": ImageCheck,
     "image-verdict-v1": VerdictEvent,
     "image-rejected-v1": RejectionEvent,
+    "image-decision-v1": DecisionEvent,
     "dead-letter": DeadLetter,
     "webhook-endpoint-disabled-v1": EndpointDisabledEvent,
 }
@@ -144,6 +147,25 @@ def examples() -> dict[str, Any]:
             endpoint=endpoint, url="https://platform.example/hook", reason="failing", failing_since=_NOON
         ),
     )
+    decision = Decision(
+        check_id=check.check_id,
+        policy=check.policy,
+        outcome="real",
+        basis="source_found",
+        revision=1,
+        moderator="5b0f3c5e-4b8a-4a53-8f0e-2f9a3d1c4711",
+        blind=False,
+        seconds=14.2,
+        origin="uncertain",
+        sampling_probability=1.0,
+        verdict=verdict.verdict,
+        score=verdict.score,
+        model=verdict.model,
+        verdict_event=envelope["id"],
+        sha256=_DIGEST,
+        metadata=check.metadata,
+    )
+    decided = envelope | {"id": "0c0a4711-52c1-4f0e-8f7b-7f6f2b1e1b9f"}
     entry = json.loads(encode(check.model_dump(mode="json"), "image-checks"))
     entry["headers"]["id"] = entry["headers"]["root_id"] = "0d5b3a52-6d3f-4a54-9a3e-6f6f0c0a4711"
     entry["properties"]["correlation_id"] = entry["headers"]["id"]
@@ -153,6 +175,7 @@ def examples() -> dict[str, Any]:
         "image-check": check.model_dump(mode="json"),
         "image-verdict-v1": VerdictEvent(**envelope, data=verdict).model_dump(mode="json"),
         "image-rejected-v1": RejectionEvent(**envelope, data=rejection).model_dump(mode="json"),
+        "image-decision-v1": DecisionEvent(**decided, data=decision).model_dump(mode="json"),
         "dead-letter": dead_letter.model_dump(mode="json"),
         "webhook-endpoint-disabled-v1": disabled.model_dump(mode="json"),
     }
@@ -179,6 +202,12 @@ def asyncapi() -> dict[str, Any]:
                 name: {"$ref": f"#/components/messages/{name}"}
                 for name in ("image-verdict-v1", "image-rejected-v1")
             },
+        },
+        "decisions": {
+            "address": settings.decision_stream,
+            "description": "A stream, read like `verdicts`. Each decision of a person has one event, some"
+            " seconds after it was taken.",
+            "messages": {"image-decision-v1": {"$ref": "#/components/messages/image-decision-v1"}},
         },
         "deadLetters": {
             "address": settings.dead_letter_stream,
@@ -219,6 +248,11 @@ def asyncapi() -> dict[str, Any]:
                 "action": "send",
                 "channel": {"$ref": "#/channels/verdicts"},
                 "summary": "Publish the event of a check, exactly once.",
+            },
+            "sendDecisions": {
+                "action": "send",
+                "channel": {"$ref": "#/channels/decisions"},
+                "summary": "Publish what a person decided, exactly once; a relay does so.",
             },
             "sendDeadLetters": {
                 "action": "send",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.generators.metrics_page import DOCUMENTED
 from detector.bundle.files import resolve
 from tests.deploy.documents import (
     ALERTS,
@@ -22,8 +23,6 @@ from tests.deploy.documents import (
     read_yaml,
 )
 from tests.deploy.prometheus import PROMTOOL, promtool
-from worker.operations.exporter import DOCUMENTED as EXPORTED
-from worker.telemetry.metrics import DOCUMENTED as COUNTED
 
 UNIT_TESTS = [ROOT / "tests" / "deploy" / name for name in ("alerts_tests.yml", "drift_tests.yml")]
 
@@ -33,7 +32,7 @@ OTHERS = {"process_start_time_seconds", "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_
 
 def known() -> set[str]:
     """Return every metric that queries may read."""
-    return {metric.name for metric in (*COUNTED, *EXPORTED)} | OTHERS
+    return {metric.name for metric in DOCUMENTED} | OTHERS
 
 
 def test_prometheus_accepts_the_rules_and_its_configuration() -> None:

@@ -76,10 +76,10 @@ def test_every_reference_of_the_document_resolves() -> None:
 
 
 def test_the_channels_are_those_of_the_application() -> None:
-    """The queues that workers consume and the streams that they write, and nothing else."""
+    """The queues that workers consume, the streams that they and relays write, and nothing else."""
     settings = Settings.model_construct()
     queues = {queue.name for queue in create_app(settings).conf.task_queues}
-    streams = {settings.verdict_stream, settings.dead_letter_stream}
+    streams = {settings.verdict_stream, settings.decision_stream, settings.dead_letter_stream}
     assert {channel["address"] for channel in asyncapi()["channels"].values()} == queues | streams
 
 

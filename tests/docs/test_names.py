@@ -10,13 +10,12 @@ import click
 import pytest
 
 from deploy.generators import settings_page
+from deploy.generators.metrics_page import DOCUMENTED
 from detector.cli import main as detector_cli
 from tests.deploy.documents import alerts
 from tests.docs.pages import CURRENT, PAGES, ROOT, blocks, code, name, read
 from worker.cli import main as worker_cli
-from worker.operations.exporter import DOCUMENTED as EXPORTED
 from worker.settings import Settings
-from worker.telemetry.metrics import DOCUMENTED as COUNTED
 
 PROGRAMS: dict[str, click.Command] = {"dnf-worker": worker_cli, "dnf-detector": detector_cli}
 
@@ -76,7 +75,7 @@ def test_every_name_in_a_page_exists(page: Path) -> None:
     others = {found.lower() for found in OTHER_VARIABLES} | {"worker_complete", "detector_complete"}
     assert settings - others <= Settings.model_fields.keys()
     metrics = set(re.findall(r"\bdnf_[a-z0-9_]+[a-z0-9]\b", text)) - {"dnf_moderation"}
-    assert metrics <= {metric.name for metric in (*COUNTED, *EXPORTED)}
+    assert metrics <= {metric.name for metric in DOCUMENTED}
     assert set(re.findall(r"\bDnf[A-Z]\w+", text)) <= {rule["alert"] for rule in alerts()}
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     for line in code(page):

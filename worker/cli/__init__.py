@@ -4,11 +4,13 @@ import click
 
 from detector.terminal import Group
 from worker.cli.config import config
+from worker.cli.database import database
 from worker.cli.dead_letters import dead_letters
 from worker.cli.demo import demo
 from worker.cli.doctor import doctor
 from worker.cli.exporter import exporter
 from worker.cli.plan import plan_command
+from worker.cli.relay import relay
 from worker.cli.run import run
 from worker.cli.submit import submit
 from worker.cli.verdicts import verdicts
@@ -33,5 +35,18 @@ def main() -> None:
     """Tell photographs from AI-generated pictures, from a message queue."""
 
 
-for _command in (demo, run, submit, verdicts, dead_letters, doctor, config, plan_command, exporter, web):
+for _command in (
+    demo,
+    run,
+    submit,
+    verdicts,
+    dead_letters,
+    doctor,
+    config,
+    plan_command,
+    exporter,
+    relay,
+    web,
+    database,
+):
     main.add_command(_command)

@@ -15,7 +15,8 @@ import redis
 from pydantic import JsonValue
 
 from worker.broker import keys
-from worker.broker.verdict_stream import Event, entries_of, parsed_event
+from worker.broker.event_stream import entries_of
+from worker.broker.verdict_stream import Event, parsed_event
 from worker.checks.attempts import RETRY_FIELDS
 from worker.client.async_broker import AsyncBroker
 from worker.client.awaited import ENTRIES, Awaited, StreamReader, retries_in

@@ -83,7 +83,7 @@ def decide(
     else:
         _settle(tx, settings, review, row)
         tx.execute(
-            "INSERT INTO outbox (event_id, event, publish_at) VALUES (%s, %s, %s)",
+            "INSERT INTO outbox (event_id, event, due_at) VALUES (%s, %s, %s)",
             [str(row["id"]), _event(settings, review, row).model_dump_json(), row["publish_at"]],
         )
     exclude(tx, review_id, moderator, "decided")

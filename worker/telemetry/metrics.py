@@ -22,9 +22,6 @@ RetryReason = Literal[
     "broker", "lock_timeout", "storage_unavailable", "model_failed", "out_of_memory", "internal_error"
 ]
 
-#: The registry of a worker process, with the client library's `process_` metrics.
-REGISTRY = CollectorRegistry(auto_describe=True)
-
 
 @dataclass(frozen=True)
 class Documented:
@@ -37,24 +34,37 @@ class Documented:
     labels: tuple[str, ...] = ()
 
 
+class MetricSet:
+    """A registry, and a row of the page of metrics for each metric that is added."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        #: In the order of the page.
+        self.documented: list[Documented] = []
+
+    def counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        """Add a counter, whose name ends in _total."""
+        self.documented.append(Documented(name, "counter", meaning, labels))
+        return Counter(name.removesuffix("_total"), meaning, labels, registry=self.registry)
+
+    def gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        """Add a gauge."""
+        self.documented.append(Documented(name, "gauge", meaning, labels))
+        return Gauge(name, meaning, labels, registry=self.registry)
+
+    def histogram(self, name: str, meaning: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        """Add a histogram with these upper bounds."""
+        self.documented.append(Documented(name, "histogram", meaning, labels))
+        return Histogram(name, meaning, labels, buckets=buckets, registry=self.registry)
+
+
+_WORKER = MetricSet()
+_counter, _gauge, _histogram = _WORKER.counter, _WORKER.gauge, _WORKER.histogram
+
+#: The registry of a worker process, with the client library's `process_` metrics.
+REGISTRY = _WORKER.registry
 #: Every metric of a worker, in the order of the page.
-DOCUMENTED: list[Documented] = []
-
-
-def _counter(name: str, meaning: str, *labels: str) -> Counter:
-    DOCUMENTED.append(Documented(name, "counter", meaning, labels))
-    return Counter(name.removesuffix("_total"), meaning, labels, registry=REGISTRY)
-
-
-def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
-    DOCUMENTED.append(Documented(name, "gauge", meaning, labels))
-    return Gauge(name, meaning, labels, registry=REGISTRY)
-
-
-def _histogram(name: str, meaning: str, buckets: Sequence[float], *labels: str) -> Histogram:
-    DOCUMENTED.append(Documented(name, "histogram", meaning, labels))
-    return Histogram(name, meaning, labels, buckets=buckets, registry=REGISTRY)
-
+DOCUMENTED = _WORKER.documented
 
 _SECONDS = (
     0.001,

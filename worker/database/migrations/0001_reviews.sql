@@ -146,16 +146,18 @@ CREATE INDEX decisions_moderator ON decisions (moderator_id, decided_at);
 CREATE INDEX decisions_decided_at ON decisions (decided_at);
 ALTER TABLE reviews ADD FOREIGN KEY (decision_id) REFERENCES decisions;
 
--- Events to publish, each once, not before `publish_at`.
+-- Events to publish, each once, not before `due_at`; confirmed when they are found on the stream once more,
+-- some time later: a broker may lose in a power failure what it accepted a second before.
 CREATE TABLE outbox (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   event_id text NOT NULL UNIQUE,
   event text NOT NULL,
-  publish_at timestamptz NOT NULL DEFAULT now(),
-  published_at timestamptz
+  due_at timestamptz NOT NULL DEFAULT now(),
+  published_at timestamptz,
+  confirmed_at timestamptz
 );
-CREATE INDEX outbox_unpublished ON outbox (publish_at) WHERE published_at IS NULL;
-CREATE INDEX outbox_published ON outbox (published_at) WHERE published_at IS NOT NULL;
+CREATE INDEX outbox_due ON outbox (due_at, id) WHERE confirmed_at IS NULL;
+CREATE INDEX outbox_confirmed ON outbox (confirmed_at) WHERE confirmed_at IS NOT NULL;
 
 -- Who did what. Rows are added and never changed; each has the digest of the row before it in its own.
 CREATE TABLE audit (

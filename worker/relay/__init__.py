@@ -1,0 +1,1 @@
+"""The relay: verdicts into the database, decisions out to the stream, webhooks to platforms."""
