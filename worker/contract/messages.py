@@ -32,6 +32,7 @@ QUEUES = ("image-checks.urgent", "image-checks", "image-checks.bulk")
 QueueName = Literal["image-checks.urgent", "image-checks", "image-checks.bulk"]
 DEFAULT_QUEUE: QueueName = "image-checks"
 CHECK_IMAGE = "check_image"
+DECISION_TYPE: Literal["image.decision.v1"] = "image.decision.v1"
 CHECK_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 StorageReason = Literal[
@@ -328,7 +329,7 @@ class DecisionEvent(_CloudEvent):
     """`image.decision.v1`."""
 
     id: str = Field(description="Unique; the same whenever this decision is published.")
-    type: Literal["image.decision.v1"] = "image.decision.v1"
+    type: Literal["image.decision.v1"] = DECISION_TYPE
     data: Decision
 
 

@@ -11,6 +11,7 @@ from worker.reviews.intake import Stored, sampling_key, store
 from worker.settings import ReviewSettings
 from worker.telemetry.logs import get_logger
 from worker.telemetry.relay_metrics import RELAY_EVENTS, RELAY_REVIEWS
+from worker.webhooks import deliveries
 
 log = get_logger(__name__)
 
@@ -22,7 +23,10 @@ _BLOCK_SECONDS = 1.0
 
 
 class Intake:
-    """Reads the verdict stream as a member of the group `relay`; an event is acknowledged once committed."""
+    """Reads the verdict stream as a member of the group `relay`; an event is acknowledged once committed.
+
+    Webhooks are enqueued in the same transaction.
+    """
 
     def __init__(self, stream: VerdictStream, database: Database, settings: ReviewSettings) -> None:
         self._stream = stream
@@ -57,7 +61,8 @@ class Intake:
             if not self._key:
                 self._key = sampling_key(tx)
             for event in events:
-                stored.append(store(tx, self._settings, event.envelope, event.raw, key=self._key))  # noqa: PERF401
+                stored.append(store(tx, self._settings, event.envelope, event.raw, key=self._key))
+                deliveries.enqueue(tx, event.envelope.id, event.envelope.type, event.raw)
         for event, outcome in zip(events, stored, strict=True):
             RELAY_EVENTS.labels("stored").inc()
             if outcome.review_id is not None:

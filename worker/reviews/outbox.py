@@ -16,6 +16,8 @@ class Outgoing:
     event_id: str
     #: The CloudEvent's JSON.
     event: str
+    #: Whether it was published before, and is now confirmed.
+    published: bool
 
 
 @dataclass(frozen=True)
@@ -30,22 +32,22 @@ class Backlog:
 def due(tx: Transaction, *, limit: int) -> list[Outgoing]:
     """Return events to publish or to confirm, oldest first, locked: another relay gets others."""
     rows = tx.execute(
-        "SELECT id, event_id, event FROM outbox WHERE confirmed_at IS NULL AND due_at <= clock_timestamp()"
+        "SELECT id, event_id, event, published_at IS NOT NULL AS published FROM outbox"
+        " WHERE confirmed_at IS NULL AND due_at <= clock_timestamp()"
         " ORDER BY due_at, id LIMIT %s FOR UPDATE SKIP LOCKED",
         [limit],
     )
     return [Outgoing(**row) for row in rows]
 
 
-def mark(tx: Transaction, events: list[Outgoing]) -> int:
-    """Record that these events are on the stream; return how many are published for the first time."""
-    rows = tx.execute(
+def mark(tx: Transaction, events: list[Outgoing]) -> None:
+    """Record that these events are on the stream."""
+    tx.execute(
         "UPDATE outbox SET confirmed_at = CASE WHEN published_at IS NOT NULL THEN now() END,"
         " published_at = coalesce(published_at, now()), due_at = now() + %s * interval '1 second'"
-        " WHERE id = ANY(%s) RETURNING confirmed_at IS NULL AS first",
+        " WHERE id = ANY(%s)",
         [CONFIRM_SECONDS, [event.id for event in events]],
     )
-    return sum(row["first"] for row in rows)
 
 
 def backlog(tx: Transaction) -> Backlog:

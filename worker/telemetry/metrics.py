@@ -145,21 +145,6 @@ SHADOW_DISAGREEMENTS = _counter(
 )
 SHADOW_FAILURES = _counter("dnf_shadow_failures_total", "Checks that the shadow bundle gave no score.")
 
-WEBHOOK_ATTEMPTS = _counter(
-    "dnf_webhook_attempts_total",
-    "Attempts to deliver an event to an endpoint; outcome is delivered, retried or given_up.",
-    "outcome",
-)
-WEBHOOK_ENDPOINTS_DISABLED = _gauge(
-    "dnf_webhook_endpoints_disabled",
-    "Endpoints that were disabled because of their answers; reason is gone (410) or failing (for five days).",
-    "reason",
-)
-WEBHOOK_WAITING_SECONDS = _gauge(
-    "dnf_webhook_waiting_seconds",
-    "Seconds for which the oldest delivery to an active endpoint has been due; read every minute.",
-)
-
 _queue: ContextVar[str] = ContextVar("queue", default="other")
 
 

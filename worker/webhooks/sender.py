@@ -13,7 +13,7 @@ from worker.database.database import Database
 from worker.database.errors import DatabaseUnavailableError
 from worker.settings import WebhookSettings
 from worker.telemetry.logs import get_logger
-from worker.telemetry.metrics import (
+from worker.telemetry.relay_metrics import (
     WEBHOOK_ATTEMPTS,
     WEBHOOK_ENDPOINTS_DISABLED,
     WEBHOOK_WAITING_SECONDS,
