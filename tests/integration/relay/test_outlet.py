@@ -161,7 +161,7 @@ def test_the_decision_stream_is_read_in_groups_and_trimmed_when_all_have_read(
         stream.publish([(due.event_id, due.event)])
         # Events of one millisecond are trimmed together.
         time.sleep(0.002)
-    limits = {"min_age_seconds": 0, "retention_seconds": 3600, "spare_length": 100}
+    limits = {"min_age_seconds": 3600, "retention_seconds": 7200, "spare_length": 2}
     with closing(stream.consume("platform", "one", block_seconds=0.1)) as events:
         for decision in decisions:
             stream.trim(**limits)
