@@ -16,6 +16,7 @@ from detector.bundle.files import Bundle, record_figures, resolve
 from detector.cli.errors import WrongUsageError, plain_errors
 from detector.cli.sections import SectionedCommand, section
 from detector.corpus.corpus import CorpusRejectedError, Sample, read_corpus, split_names
+from detector.corpus.origins import Origins
 from detector.detector import Detector, Dtype
 from detector.progress import Progress as LoggedProgress
 from detector.terminal import Console, echo
@@ -59,6 +60,12 @@ Examples:
     ),
     click.option(
         "--limit", type=click.IntRange(min=10), help="Maximum pictures of each split, stratified by family."
+    ),
+    click.option(
+        "--trained-on",
+        multiple=True,
+        metavar="SPLIT",
+        help="Split that the bundle was trained on, if it does not record what it saw; may be repeated.",
     ),
     click.option(
         "--condition-limit",
@@ -116,6 +123,7 @@ def evaluate(
     splits: tuple[str, ...],
     limit: int | None,
     condition_limit: int | None,
+    trained_on: tuple[str, ...],
     robustness: "Extent | None",
     stability: bool,
     trained: tuple["Baseline", ...],
@@ -144,6 +152,7 @@ def evaluate(
     references = _baseline_references(given)
     samples = _samples(corpus, splits, limit)
     detector = _load(bundle, device, dtype)
+    origins = _origins(detector.bundle, corpus, trained_on)
     baselines = _baselines(trained, references, detector, samples=samples, corpus=corpus, out=out)
     typed: list[str] = context.meta["arguments"]
     evaluation = Evaluation(
@@ -161,7 +170,14 @@ def evaluate(
             advance = _advance(bar, split, plan.scores(chosen, len(baselines)))
             try:
                 result = evaluate_split(
-                    split, detector, chosen, plan, baselines=baselines, journal=journal, progress=advance
+                    split,
+                    detector,
+                    chosen,
+                    plan,
+                    baselines=baselines,
+                    trained=origins,
+                    journal=journal,
+                    progress=advance,
                 )
             except (CorpusRejectedError, ScoringError) as error:
                 raise WrongUsageError(str(error)) from error
@@ -210,6 +226,17 @@ def _samples(corpus: Path, splits: tuple[str, ...], limit: int | None) -> dict[s
         if {sample.generated for sample in samples} != {True, False}:
             raise WrongUsageError(f"{name}: figures need pictures of both classes")
     return {name: limited(samples, limit) if limit else samples for name, samples in chosen.items()}
+
+
+def _origins(bundle: Bundle, corpus: Path, trained_on: tuple[str, ...]) -> Origins | None:
+    """Return what the bundle was trained on: as its manifest says, or as the named splits do."""
+    recorded = bundle.manifest.provenance.get("training_origins")
+    try:
+        if trained_on:
+            return Origins.of(sample for split in trained_on for sample in read_corpus(corpus, split))
+        return Origins.parsed(recorded)
+    except CorpusRejectedError as error:
+        raise WrongUsageError(str(error)) from error
 
 
 def _splits_except_train(corpus: Path) -> list[str]:

@@ -35,6 +35,7 @@ from detector.cli.training_options import (
     views_option,
 )
 from detector.corpus.corpus import CorpusRejectedError, TrainingSplit, training_split
+from detector.corpus.origins import Origins
 from detector.terminal import echo
 
 if TYPE_CHECKING:
@@ -269,6 +270,7 @@ def _train_classifier(
             "preset": options["preset"],
             "training_pictures": len(samples.training),
             "validation_pictures": len(samples.validation),
+            "training_origins": Origins.of(samples.training).recorded(),
             "held_out_families": list(options["hold_out"]),
             "classifier_steps": trained.steps,
             "classifier_batch": recipe.batch,

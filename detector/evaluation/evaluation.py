@@ -1,5 +1,6 @@
 """Measure a detector on one labelled split: families, format controls, robustness, baselines, stability."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from detector.bundle.thresholds import Thresholds
 from detector.corpus.corpus import Sample, SkippedPicture, readable
+from detector.corpus.origins import Origins
 from detector.detector import Detector
 from detector.evaluation.conditions import CONTROLS, DEGRADATIONS, Extent
 from detector.evaluation.figures import (
@@ -15,6 +17,7 @@ from detector.evaluation.figures import (
     family_figures,
     figures,
     labels_of,
+    novelty_figures,
     policy_shares,
     ranking_of,
 )
@@ -125,6 +128,8 @@ class SplitEvaluation:
     split: str
     overall: Figures
     families: list[FamilyFigures]
+    #: New sources of known generators, and new generators; empty where the training is unknown.
+    novelties: list[FamilyFigures]
     controls: list[ControlResult]
     curves: list[Curve]
     stability: StabilityResult | None
@@ -156,14 +161,15 @@ def evaluate_split(
     plan: Plan,
     *,
     baselines: Mapping[str, Detector] | None = None,
+    trained: Origins | None = None,
     journal: ScoreJournal | None = None,
     progress: Progress = lambda _: None,
 ) -> SplitEvaluation:
     """Measure a detector, and the `baselines` by name, on the samples of one split.
 
-    Files that cannot be decoded are skipped. Scores in the `journal` are not computed again. `progress` is
-    called with numbers of finished scores. Raises `ScoringError`, and `CorpusRejectedError` when no file can
-    be decoded.
+    Files that cannot be decoded are skipped. `trained` has the generators and sources of the training. Scores
+    in the `journal` are not computed again. `progress` is called with numbers of finished scores. Raises
+    `ScoringError`, and `CorpusRejectedError` when no file can be decoded.
     """
     baselines = baselines or {}
     thresholds = detector.bundle.manifest.thresholds
@@ -173,6 +179,11 @@ def evaluate_split(
     progress(plan.scores(samples, len(baselines)) - plan.scores(chosen, len(baselines)))
     repeated = plan.condition_samples(chosen)
     paths = {sample.path for sample in repeated}
+
+    by_family: dict[str, list[Sample]] = defaultdict(list)
+    for sample in chosen:
+        by_family[sample.family].append(sample)
+    seen = {family: trained.seen(members) for family, members in by_family.items()} if trained else {}
 
     def score(detector: Detector, condition: str, rewrite: Rewrite) -> list[Scored]:
         return score_samples(
@@ -193,7 +204,8 @@ def evaluate_split(
     return SplitEvaluation(
         split=split,
         overall=figures(scored, thresholds),
-        families=family_figures(scored, thresholds),
+        families=family_figures(scored, thresholds, seen),
+        novelties=novelty_figures(scored, thresholds, seen) if seen else [],
         controls=controls,
         curves=_curves(detector, unchanged(scored), plan.robustness, score),
         stability=_stability(detector, unchanged(scored), score) if plan.stability else None,

@@ -1,17 +1,22 @@
 """Figures of a labelled set of scored pictures: overall and by family."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.bundle.thresholds import Thresholds
+from detector.corpus.origins import Seen
 from detector.metrics import Counts, Interval, Labels, Ranking, Scores, calibration_errors, intervals, share
 from detector.policy import VerdictName, decide
 from detector.scoring import Scored
 
 _MIDDLE = 0.5
+_NOVELTIES: dict[str, tuple[Seen, ...]] = {
+    "new source of a known generator": ("generator",),
+    "new generator": ("source", "neither"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class FamilyFigures:
     is_generated: bool
     pictures: int
     figures: Figures
+    #: What of the family the training saw; None where that is unknown.
+    seen: Seen | None = None
 
 
 def labels_of(scored: Sequence[Scored]) -> Labels:
@@ -109,10 +116,13 @@ def figures(scored: Sequence[Scored], thresholds: Thresholds) -> Figures:
     )
 
 
-def family_figures(scored: Sequence[Scored], thresholds: Thresholds) -> list[FamilyFigures]:
+def family_figures(
+    scored: Sequence[Scored], thresholds: Thresholds, seen: Mapping[str, Seen] | None = None
+) -> list[FamilyFigures]:
     """Return the figures by family, generators first, then sources of photographs, each sorted by name.
 
     A generator is measured against all photographs, a source of photographs against all generated pictures.
+    `seen` says by family what of it the training saw.
     """
     families = sorted({(item.generated, item.family) for item in scored}, key=lambda f: (not f[0], f[1]))
     return [
@@ -123,9 +133,26 @@ def family_figures(scored: Sequence[Scored], thresholds: Thresholds) -> list[Fam
             figures(
                 [item for item in scored if item.generated != generated or item.family == family], thresholds
             ),
+            (seen or {}).get(family),
         )
         for generated, family in families
     ]
+
+
+def novelty_figures(
+    scored: Sequence[Scored], thresholds: Thresholds, seen: Mapping[str, Seen]
+) -> list[FamilyFigures]:
+    """Return the figures of new sources of known generators, and of new generators, against all photographs.
+
+    A row without pictures is left out.
+    """
+    rows: list[FamilyFigures] = []
+    for title, kinds in _NOVELTIES.items():
+        own = [item for item in scored if item.generated and seen[item.family] in kinds]
+        if own:
+            photographs = [item for item in scored if not item.generated]
+            rows.append(FamilyFigures(title, True, len(own), figures([*own, *photographs], thresholds)))  # noqa: FBT003
+    return rows
 
 
 def policy_shares(labels: Labels, verdicts: Sequence[VerdictName]) -> dict[str, Interval]:

@@ -125,6 +125,7 @@ def _split_json(result: SplitEvaluation, corpus: Path) -> dict[str, Any]:
         "condition_pictures": result.condition_pictures,
         "as_is_auroc": asdict(result.as_is_auroc),
         "families": [asdict(row) for row in result.families],
+        "novelties": [asdict(row) for row in result.novelties],
         "controls": [asdict(control) for control in result.controls],
         "largest_shift": _shift_json(result.largest_shift),
         "largest_shift_by_encoding": _shift_json(result.largest_shift_by_encoding),
@@ -178,10 +179,12 @@ def _family_table(result: SplitEvaluation) -> Table:
     table = _table(
         f"{result.split}: {overall.real} photographs, {overall.generated} generated pictures",
         ("Family", "Pictures", "AUROC", "95 %", "AP", "Bal. acc.", "Acc. real", "Acc. gen."),
-        ("TPR@1%", "TPR@5%", "ECE", "Flagged", "Detected", "Review"),
+        ("TPR@1%", "TPR@5%", "ECE", "Flagged", "Detected", "Review", "Seen in training"),
     )
-    for row in result.families:
+    for row in [*result.families, *result.novelties]:
         f = row.figures
+        if row in result.novelties[:1]:
+            table.add_section()
         # A cell that would repeat a figure of the other class shows a dash.
         if row.is_generated:
             accuracies = "-", f"{f.accuracy_on_generated.value:.3f}"
@@ -189,7 +192,9 @@ def _family_table(result: SplitEvaluation) -> Table:
         else:
             accuracies = f"{f.accuracy_on_real.value:.3f}", "-"
             outcomes = f"{f.false_positive_rate.value:.1%}", "-", f"{f.real_reviewed.value:.1%}"
-        table.add_row(row.family, str(row.pictures), *_figure_cells(f, *accuracies), *outcomes)
+        table.add_row(
+            row.family, str(row.pictures), *_figure_cells(f, *accuracies), *outcomes, row.seen or "-"
+        )
     table.add_section()
     accuracies = f"{overall.accuracy_on_real.value:.3f}", f"{overall.accuracy_on_generated.value:.3f}"
     table.add_row(

@@ -93,6 +93,55 @@ def test_a_finished_evaluation_leaves_no_scores_of_an_interrupted_one(report: Re
     assert names == {"report.html", "report.json", "figures.md", "plots"}
 
 
+def test_new_sources_and_new_generators_are_reported_apart(
+    tiny_bundle: Path, tmp_path: Path, corpus: Path
+) -> None:
+    """By the columns of the manifest, and the split that the bundle was trained on."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    pictures = sorted(corpus.glob("train-*.png"))
+    rows = [("path", "split", "label", "family", "source", "generator")]
+    for index, (split, label, family, source, generator) in enumerate(
+        [
+            ("train", "real", "camera", "camera", ""),
+            ("train", "generated", "sd-blog", "blog", "sd"),
+            ("train", "generated", "mix", "forum", "flux+mj"),
+            ("test", "real", "phone", "phone", ""),
+            ("test", "real", "camera", "camera", ""),
+            ("test", "generated", "sd-site", "site", "sd"),
+            ("test", "generated", "sd-blog-2", "blog", "sd"),
+            ("test", "generated", "gpt", "blog", "gpt"),
+            ("test", "generated", "mj", "gallery", "mj"),
+            ("test", "generated", "dalle", "press", "dalle"),
+        ]
+    ):
+        (folder / f"{index}.png").symlink_to(pictures[index])
+        rows.append((f"{index}.png", split, label, family, source, generator))
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    out = tmp_path / "report"
+    quick = ("--split", "test", "--robustness", "none", "--device", "cpu")
+    result = run(tiny_bundle, folder, *quick, "--trained-on", "train", "--out", out)
+    assert result.exit_code == 0, result.output
+    split = json.loads((out / "report.json").read_text())["splits"]["test"]
+    assert {row["family"]: row["seen"] for row in split["families"]} == {
+        "phone": "neither",
+        "camera": "source",
+        "sd-site": "generator",
+        "sd-blog-2": "both",
+        "gpt": "source",
+        "mj": "generator",
+        "dalle": "neither",
+    }
+    assert {row["family"]: row["pictures"] for row in split["novelties"]} == {
+        "new source of a known generator": 2,
+        "new generator": 2,
+    }
+    assert "what the training saw" in (out / "report.html").read_text()
+    unknown = run(tiny_bundle, folder, *quick)
+    assert "new generator" not in unknown.output
+
+
 def test_the_page_is_self_contained(report: Report) -> None:
     """It loads no script, style sheet, picture or font."""
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', report.page)

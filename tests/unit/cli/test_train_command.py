@@ -27,6 +27,10 @@ def test_a_bundle_is_trained_and_evaluated(corpus: Path, tmp_path: Path) -> None
     manifest = resolve(out).manifest
     assert manifest.preprocessing.mode == "crop"
     assert manifest.provenance["classifier_steps"] == 20
+    assert manifest.provenance["training_origins"] == {
+        "generators": ["g0", "g1"],
+        "sources": ["g0", "g1", "real"],
+    }
     assert (tmp_path / "bundle-work" / "unet" / "unet-curves.json").exists()
     assert (tmp_path / "bundle-work" / "classifier" / "classifier-curves.png").exists()
     report = str(tmp_path / "report")
