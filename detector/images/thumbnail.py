@@ -15,10 +15,10 @@ def dnf_picture(dnf: NDArray[np.float32]) -> NDArray[np.uint8]:
 
     The contrast follows each feature's own standard deviation, so pictures cannot be compared in brightness.
     """
-    first = dnf[:3].transpose(1, 2, 0)
+    first = dnf[:3]
     deviation = max(float(first.std()), 1e-6)
     picture: NDArray[np.uint8] = np.clip(127.5 + first * (127.5 / (4 * deviation)), 0, 255).astype(np.uint8)
-    return picture
+    return picture.transpose(1, 2, 0)
 
 
 def saved_picture(dnf: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -62,7 +62,10 @@ def mirrored(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 def network_input(views: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Convert views (V, S, S, 3) uint8 to (V, 3, S, S) float32 in -1..1."""
-    return views.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
+    scaled = views.transpose(0, 3, 1, 2).astype(np.float32)
+    scaled /= np.float32(127.5)
+    scaled -= 1
+    return scaled
 
 
 #: Bytes that `squashed` needs for each pixel of the picture.

@@ -11,14 +11,18 @@ from worker.broker.event_stream import EventStream, StreamEvent, parsed
 from worker.contract.messages import RejectionEvent, VerdictEvent, read_event
 from worker.settings import Settings
 
-# KEYS: record, stream, thumbnail; ARGV: the event, the record, the seconds that it lives, the thumbnail or
-# nothing, the seconds that it lives. XADD comes first: a server that refuses it, out of memory say, then
-# keeps no record of an event that was not published.
+# KEYS: record, stream, thumbnail, the check's attempts; ARGV: the event, the record, the seconds that it
+# lives, the thumbnail or nothing, the seconds that it lives, the field of the attempt that ends or nothing.
+# XADD comes first: a server that refuses it, out of memory say, then keeps no record of an event that was not
+# published.
 _PUBLISH_ONCE = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return false end
-local id = redis.call('XADD', KEYS[2], '*', 'event', ARGV[1])
-redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
-if ARGV[4] ~= '' then redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[5]) end
+local id = false
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  id = redis.call('XADD', KEYS[2], '*', 'event', ARGV[1])
+  redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+  if ARGV[4] ~= '' then redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[5]) end
+end
+if ARGV[6] ~= '' then redis.call('HDEL', KEYS[4], ARGV[6]) end
 return id
 """
 
@@ -60,18 +64,24 @@ class VerdictStream(EventStream[VerdictEvent | RejectionEvent]):
         )
 
     def publish(
-        self, event: VerdictEvent | RejectionEvent, *, message_id: str, thumbnail: bytes | None = None
+        self,
+        event: VerdictEvent | RejectionEvent,
+        *,
+        message_id: str,
+        thumbnail: bytes | None = None,
+        ending_attempt: str = "",
     ) -> bool:
         """Append the event unless its check has one already; return whether it was appended.
 
-        `message_id` names the message that asked for the check. Raises redis.RedisError when the server
-        cannot be reached after retries.
+        `message_id` names the message that asked for the check, `ending_attempt` the field of the attempt at
+        it that ends with this. Raises redis.RedisError when the server cannot be reached after retries.
         """
         text = event.model_dump_json()
         names = [
             keys.published(self._stream, event.data.check_id),
             self._stream,
             self.thumbnail_key(event.id),
+            keys.attempts(event.data.check_id),
         ]
         arguments: list[str | bytes | int] = [
             text,
@@ -79,6 +89,7 @@ class VerdictStream(EventStream[VerdictEvent | RejectionEvent]):
             self._record_ttl_seconds,
             thumbnail or b"",
             self._thumbnail_ttl_seconds,
+            ending_attempt,
         ]
         return self._publish_once(keys=names, args=arguments) is not None
 

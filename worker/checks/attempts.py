@@ -19,12 +19,12 @@ from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# KEYS: the check's hash; ARGV: this process, 1 when the check runs isolated, the seconds after which an
-# attempt counts as lost, the most lost ones, the seconds that the hash lives. Returns {number of this
+# KEYS: the check's hash; ARGV: this process's field, 1 when the check runs isolated, the seconds after which
+# an attempt counts as lost, the most lost ones, the seconds that the hash lives. Returns {number of this
 # attempt, other processes at the check, those of them that are lost}. The number is -1 when too many were
 # lost, and 0 when the check must run isolated and does not.
 _START = """
-local own, isolated, lost_after = 'by:' .. ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
+local own, isolated, lost_after = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local others, lost = 0, 0
@@ -106,7 +106,7 @@ class SharedLock:
                 self._changed.notify_all()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attempt:
     """One attempt at a check."""
 
@@ -114,6 +114,10 @@ class Attempt:
     number: int
     #: Whether it runs isolated in its process, after another process was lost at the check.
     isolated: bool
+    #: The field of the check's hash that tells that it has not ended.
+    field: str
+    #: Whether Redis was told that it has ended.
+    ended: bool = False
 
 
 class Attempts:
@@ -131,7 +135,8 @@ class Attempts:
         self._max_attempts = max_attempts
         self._ttl_seconds = ttl_seconds
         # A container that starts again has the host name and process id of the one that died.
-        self._process = uuid4().hex
+        self._field = f"by:{uuid4().hex}"
+        self._start = client.register_script(_START)
         self._lock = SharedLock()
         self._unreported: set[str] = set()
         self._unreported_lock = threading.Lock()
@@ -150,13 +155,13 @@ class Attempts:
         self._flush()
         with self._lock.shared(self._deadline_seconds):
             if attempt := self._started(check_id, isolated=False):
-                with self._reported(check_id):
+                with self._reported(check_id, attempt):
                     yield attempt
                 return
         # A process that is lost takes along the checks beside the one at fault: this one runs isolated.
         with self._lock.exclusive(self._deadline_seconds):
             if attempt := self._started(check_id, isolated=True):
-                with self._reported(check_id):
+                with self._reported(check_id, attempt):
                     yield attempt
                 return
         raise AssertionError("unreachable: an isolated check starts or is refused")
@@ -175,32 +180,36 @@ class Attempts:
 
     def _started(self, check_id: str, *, isolated: bool) -> Attempt | None:
         arguments = (
-            self._process,
+            self._field,
             int(isolated),
             self._deadline_seconds,
             self._max_attempts,
             self._ttl_seconds,
         )
-        number, others, lost = self._redis.eval(_START, 1, keys.attempts(check_id), *arguments)
+        number, others, lost = self._start(keys=[keys.attempts(check_id)], args=arguments)
         if number < 0:
             raise InvalidMessageError(
                 "too_many_attempts", f"{lost} worker processes ended during this check."
             )
         if others and isolated:
             log.warning("check_isolated", check_id=check_id, attempt=number, processes_lost=others)
-        return Attempt(number, isolated) if number else None
+        return Attempt(number, isolated, self._field) if number else None
 
     @contextmanager
-    def _reported(self, check_id: str) -> Iterator[None]:
+    def _reported(self, check_id: str, attempt: Attempt) -> Iterator[None]:
         try:
             yield
         finally:
-            with self._unreported_lock:
-                self._unreported.add(check_id)
-            try:
-                self._flush()
-            except redis.RedisError as error:
-                log.warning("attempt_end_unreported", check_id=check_id, error=str(error))
+            if not attempt.ended:
+                self._report(check_id)
+
+    def _report(self, check_id: str) -> None:
+        with self._unreported_lock:
+            self._unreported.add(check_id)
+        try:
+            self._flush()
+        except redis.RedisError as error:
+            log.warning("attempt_end_unreported", check_id=check_id, error=str(error))
 
     def _flush(self) -> None:
         """Report the attempts that have ended, with those that Redis could not be told of before."""
@@ -208,7 +217,7 @@ class Attempts:
             ended, self._unreported = self._unreported, set()
         try:
             for check_id in list(ended):
-                self._redis.hdel(keys.attempts(check_id), f"by:{self._process}")
+                self._redis.hdel(keys.attempts(check_id), self._field)
                 ended.discard(check_id)
         finally:
             with self._unreported_lock:

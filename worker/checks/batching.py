@@ -79,7 +79,9 @@ class MicroBatcher(Generic[Item, Result]):
         # Four batches may wait: beyond that, `submit` waits.
         self._capacity = 4 * max_batch
         self._waiting: deque[_Waiting[Item, Result]] = deque()
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        # The model thread waits for items, and who submits for room.
+        self._arrived, self._room = threading.Condition(lock), threading.Condition(lock)
         self._closed = False
         self._running_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -109,22 +111,25 @@ class MicroBatcher(Generic[Item, Result]):
         """
         future: Future[Batched[Result]] = Future()
         waiting = _Waiting(item, future, time.monotonic())
-        with self._changed:
-            if not self._changed.wait_for(
+        with self._room:
+            if not self._room.wait_for(
                 lambda: self._closed or len(self._waiting) < self._capacity, timeout_seconds
             ):
                 raise TimeoutError(f"the batcher's queue was full for {timeout_seconds} seconds")
             if self._closed:
                 raise BatcherClosedError("the batcher is closed")
             self._waiting.append(waiting)
-            self._changed.notify_all()
+            # Any other item changes nothing for the model thread, which has a batch to wait for.
+            if len(self._waiting) == 1 or len(self._waiting) >= self._limit:
+                self._arrived.notify()
         return future
 
     def close(self) -> None:
         """Run what waits, then end the thread."""
-        with self._changed:
+        with self._arrived:
             self._closed = True
-            self._changed.notify_all()
+            self._arrived.notify_all()
+            self._room.notify_all()
         self._thread.join()
 
     def _work(self) -> None:
@@ -135,17 +140,17 @@ class MicroBatcher(Generic[Item, Result]):
 
     def _gather(self) -> list[_Waiting[Item, Result]]:
         """Return the next batch; an empty one once the batcher is closed and its queue is empty."""
-        with self._changed:
+        with self._arrived:
             self._running_since = None
-            self._changed.wait_for(lambda: self._waiting or self._closed)
+            self._arrived.wait_for(lambda: self._waiting or self._closed)
             if self._limit < self._max_batch and time.monotonic() >= self._limited_until:
                 self._set_limit(min(2 * self._limit, self._max_batch), "batch_enlarged")
-            self._changed.wait_for(
+            self._arrived.wait_for(
                 lambda: self._closed or len(self._waiting) >= self._limit, self._wait_seconds
             )
             count = min(self._limit, len(self._waiting))
             batch = [self._waiting.popleft() for _ in range(count)]
-            self._changed.notify_all()
+            self._room.notify_all()
             return batch
 
     def _run_batch(self, batch: list[_Waiting[Item, Result]]) -> None:

@@ -104,12 +104,14 @@ def check_image(
             cached=cached,
             shadow=None if cached else service.shadow.compare(pending_shadow, judgement.score, verdict),
         )
-        with timings.stage("publish"):
-            published = service.verdict_stream.publish(
-                VerdictEvent(**_envelope(service, check), data=data),
-                message_id=message_id,
-                thumbnail=judgement.thumbnail if data.thumbnail.redis_key else None,
-            )
+        published = _published(
+            service,
+            VerdictEvent(**_envelope(service, check), data=data),
+            attempt,
+            timings,
+            message_id=message_id,
+            thumbnail=judgement.thumbnail if data.thumbnail.redis_key else None,
+        )
         if not cached:
             service.verdict_cache.store(judgement, check.policy)
         return CheckOutcome(data, published, timings.read())
@@ -265,11 +267,27 @@ def _publish_rejection(
         reason=rejected.reason,
         detail=str(rejected),
     )
+    event = RejectionEvent(**_envelope(service, check), data=data)
+    published = _published(service, event, attempt, timings, message_id=message_id)
+    return CheckOutcome(data, published, timings.read())
+
+
+def _published(
+    service: "Service",
+    event: VerdictEvent | RejectionEvent,
+    attempt: "Attempt",
+    timings: Timings,
+    *,
+    message_id: str,
+    thumbnail: bytes | None = None,
+) -> bool:
+    """Publish the event, with which the attempt has ended; return whether its check had none before."""
     with timings.stage("publish"):
         published = service.verdict_stream.publish(
-            RejectionEvent(**_envelope(service, check), data=data), message_id=message_id
+            event, message_id=message_id, thumbnail=thumbnail, ending_attempt=attempt.field
         )
-    return CheckOutcome(data, published, timings.read())
+    attempt.ended = True
+    return published
 
 
 def _event_id(service: "Service", check: ImageCheck) -> str:

@@ -13,6 +13,7 @@ from celery.signals import worker_ready
 
 from detector.bundle.files import BundleError
 from detector.detector import Detector
+from detector.images.memory import share_one_heap
 from worker.broker.app import create_app
 from worker.broker.connection import connect
 from worker.broker.consumer import Consumer
@@ -56,6 +57,7 @@ def run_worker(
     `burst` ends when every queue is empty and every message acknowledged.
     Raises `BrokerRefusedError`, `BundleError` and `EndpointsUnavailableError`.
     """
+    share_one_heap()
     link = None if supervisor_descriptor is None else WorkerLink(supervisor_descriptor)
     unacknowledged = UnacknowledgedMessages()
     health = Health(stall_limit_seconds=settings.check_deadline_seconds)

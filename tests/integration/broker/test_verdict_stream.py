@@ -10,6 +10,7 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
+from worker.broker import keys
 from worker.broker.connection import connect
 from worker.broker.verdict_stream import VerdictStream
 from worker.contract.messages import Rejection, RejectionEvent
@@ -274,3 +275,13 @@ def test_a_group_that_vanished_is_made_again(stream: VerdictStream, broker: redi
     again = next(events)
     assert again is not None
     assert again.check_id == "after"
+
+
+def test_an_attempt_ends_with_the_event_that_it_publishes(stream: VerdictStream, broker: redis.Redis) -> None:
+    """In one step, also where the check had its event before: a death after it is not blamed on the check."""
+    for process in ("by:first", "by:second"):
+        broker.hset(keys.attempts("ended"), process, "1.0")
+    assert stream.publish(_event("ended"), message_id="m", ending_attempt="by:first")
+    assert broker.hkeys(keys.attempts("ended")) == [b"by:second"]
+    assert not stream.publish(_event("ended"), message_id="m", ending_attempt="by:second")
+    assert not broker.exists(keys.attempts("ended"))
