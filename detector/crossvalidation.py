@@ -137,6 +137,16 @@ class ScoredSample:
     probability: float
 
 
+@dataclass(frozen=True)
+class _Training:
+    """What all folds share."""
+
+    unet: Unet | None
+    recipe: ClassifierRecipe
+    bank: Path
+    samples: list[Sample]
+
+
 def crossvalidate(
     samples: Sequence[Sample],
     unet: Unet | None,
@@ -146,20 +156,23 @@ def crossvalidate(
     count: int = 4,
     leave_out: LeaveOut = "generators",
     dtype: Dtype = "auto",
+    bank: Path | None = None,
 ) -> Crossvalidation:
     """Train and score `count` folds in `folder`, and write the result there; an interrupted run continues.
 
     Held-out pictures get one draw of the augmentation, the same in every run, so that all have one history.
-    The U-Net is the same for all folds: it must not have seen the photographs. Raises `CorpusRejectedError`
+    The U-Net is the same for all folds: it must not have seen the photographs. All folds share a `bank` of
+    crops, if the recipe has one, by default in `folder`. Raises `CorpusRejectedError`
     when a fold lacks a class, and `CrossvalidationError` when the folder holds other folds or another recipe.
     """
+    training = _Training(unet, recipe, bank or folder / "bank", list(samples))
     divided = folds(samples, count, leave_out)
     _claim(folder, samples, recipe, f"{count} {leave_out}")
     scored: list[ScoredSample] = []
     results: list[FoldResult] = []
     cost: Cost | None = None
     for number, fold in enumerate(divided):
-        bundle, summary = _trained(fold, unet, recipe, folder / f"fold-{number + 1}", number + 1)
+        bundle, summary = _trained(fold, number + 1, training, folder / f"fold-{number + 1}")
         detector = Detector.load(bundle, device=recipe.device, dtype=dtype)
         cost = cost or cost_of(bundle)
         own = _scores(detector, fold, folder / f"fold-{number + 1}", number + 1)
@@ -297,9 +310,7 @@ def _auroc(scored: Sequence[ScoredSample]) -> Interval:
     return intervals({"auroc": ranking.auroc}, labels)["auroc"]
 
 
-def _trained(
-    fold: Fold, unet: Unet | None, recipe: ClassifierRecipe, folder: Path, number: int
-) -> tuple[Bundle, FoldResult]:
+def _trained(fold: Fold, number: int, training: _Training, folder: Path) -> tuple[Bundle, FoldResult]:
     """Train one fold and calibrate it on groups held out of its own training, or return what is finished."""
     summary, finished = folder / _SUMMARY_FILE, folder / "bundle"
     if summary.exists() and (finished / MANIFEST_FILE).exists():
@@ -307,7 +318,16 @@ def _trained(
     split = training_split(fold.training)
     log.info("fold_started", fold=number, training=len(split.training), held_out=len(fold.held_out))
     began = time.monotonic()
-    trained = train_classifier(unet, split.training, split.validation, folder / "work", recipe)
+    unet, recipe = training.unet, training.recipe
+    trained = train_classifier(
+        unet,
+        split.training,
+        split.validation,
+        folder / "work",
+        recipe,
+        bank=training.bank,
+        banked=training.samples,
+    )
     minutes = (time.monotonic() - began) / 60
     bundle = assemble(
         unet,

@@ -15,6 +15,7 @@ from detector.cli.training_options import (
     CLASSIFIER_TRAINING,
     FOLDER,
     MACHINE,
+    bank_folder_option,
     classifier_recipe,
     corpus_argument,
     estimator_of,
@@ -26,6 +27,7 @@ from detector.cli.training_options import (
     timesteps_option,
     unet_option,
     views_option,
+    width_option,
 )
 from detector.corpus.corpus import CorpusRejectedError
 from detector.corpus.folds import LEAVE_OUT, LeaveOut
@@ -64,8 +66,11 @@ Examples:
 @section(
     "Output",
     click.option("--out", required=True, type=FOLDER, help="Folder of folds and report, also to resume."),
+    bank_folder_option,
 )
-@section("Network", feature_option, unet_option, timesteps_option, size_option(128), views_option)
+@section(
+    "Network", feature_option, unet_option, timesteps_option, width_option, size_option(128), views_option
+)
 @section("Training", *CLASSIFIER_TRAINING)
 @section(
     "Machine",
@@ -86,6 +91,7 @@ def crossvalidate(
     feature: Feature,
     unet_folder: str | None,
     dtype: Dtype,
+    bank_folder: Path | None,
     **options: Any,
 ) -> None:
     """Measure a recipe on generators and photo sources that it was not trained on.
@@ -99,7 +105,9 @@ def crossvalidate(
     recipe = classifier_recipe(feature, options)
     samples = readable_samples(corpus, options["splits"], options["layout"])
     try:
-        result = run(samples, unet, recipe, out, count=count, leave_out=leave_out, dtype=dtype)
+        result = run(
+            samples, unet, recipe, out, count=count, leave_out=leave_out, dtype=dtype, bank=bank_folder
+        )
     except (CorpusRejectedError, CrossvalidationError) as error:
         raise WrongUsageError(str(error)) from error
     # Rich would fold the tables to 80 columns in a pipe.

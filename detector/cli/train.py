@@ -33,6 +33,7 @@ from detector.cli.training_options import (
     timesteps_option,
     unet_option,
     views_option,
+    width_option,
 )
 from detector.corpus.corpus import CorpusRejectedError, TrainingSplit, training_split
 from detector.corpus.origins import Origins
@@ -105,6 +106,7 @@ Examples:
         help="Start from the network of this bundle, not from random weights.",
     ),
     timesteps_option,
+    width_option,
     size_option(128),
     views_option,
 )
@@ -148,6 +150,7 @@ def classifier(
     ),
     channels_option,
     timesteps_option,
+    width_option,
     size_option(128),
     views_option,
 )
@@ -274,7 +277,9 @@ def _train_classifier(
             "held_out_families": list(options["hold_out"]),
             "classifier_steps": trained.steps,
             "classifier_batch": recipe.batch,
-            "classifier_bank": recipe.bank,
+            "classifier_bank_crops": recipe.bank,
+            "chain": recipe.chain,
+            "twins": list(recipe.twins),
             "validation_auroc": round(trained.validation_auroc, 4),
             "seed": recipe.seed,
             **({"fine_tuned_from": pretrained.bundle} if pretrained else {}),

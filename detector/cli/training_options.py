@@ -58,6 +58,12 @@ channels_option = click.option(
 timesteps_option = click.option(
     "--timesteps", default="0", help="Timesteps of the noise feature, comma-separated."
 )
+width_option = click.option(
+    "--width",
+    type=click.IntRange(8, 128),
+    default=32,
+    help="Channels of the classifier after its first layer.",
+)
 views_option = click.option(
     "--views",
     type=click.Choice(["1", "4", "9", "16"]),
@@ -88,10 +94,22 @@ CLASSIFIER_TRAINING = (
         "--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="Peak learning rate; 0.001."
     ),
     click.option(
+        "--chain",
+        type=click.Choice(["mild", "uploads"]),
+        default="mild",
+        help="Augmentation of the crops; uploads adds stronger scaling, blur, noise, codecs and screenshots.",
+    ),
+    click.option(
+        "--twins",
+        multiple=True,
+        type=click.Choice(["upsampled", "noisy"]),
+        help="Train on twins of the photographs, too, as generated pictures; may be repeated.",
+    ),
+    click.option(
         "--bank",
         type=click.IntRange(min=0),
         default=0,
-        help="Crops drawn once and stored with their features; 0: new ones at each step.",
+        help="Crops of each picture, drawn once and stored with their features; 0: new ones at each step.",
     ),
     seed_option,
 )
@@ -131,15 +149,16 @@ def estimator_of(feature: Feature, folder: str | None) -> "Unet | None":
 
 def classifier_recipe(feature: Feature, options: dict[str, Any]) -> "ClassifierRecipe":
     """Return the recipe of a classifier on `feature` that the options describe."""
-    from detector.training.recipe import ClassifierRecipe, paper_recipe
+    from detector.training.recipe import OWN_RESNET, ClassifierRecipe, paper_recipe
 
     timesteps = numbers_of("--timesteps", options["timesteps"])
     if any(not 0 <= t <= _LAST_TIMESTEP for t in timesteps):
         raise WrongUsageError(f"--timesteps are in 0..{_LAST_TIMESTEP}")
-    shared = ("size", "batch", "bank", "minutes", "max_steps", "seed", "device", "loaders")
+    shared = ("size", "batch", "chain", "twins", "bank", "minutes", "max_steps", "seed", "device", "loaders")
     recipe = ClassifierRecipe(
         feature=feature,
         dnf=DnfConfig(timesteps=timesteps),
+        network=OWN_RESNET.model_copy(update={"width": options["width"]}),
         views=int(options["views"]),
         **{name: options[name] for name in shared},
     )
@@ -149,6 +168,4 @@ def classifier_recipe(feature: Feature, options: dict[str, Any]) -> "ClassifierR
         recipe = paper_recipe(recipe)
     if recipe.batch % 2:
         raise WrongUsageError("--batch must be even: half of a batch is of each class")
-    if 0 < recipe.bank < recipe.batch:
-        raise WrongUsageError(f"--bank must hold at least a batch, {recipe.batch} crops")
     return recipe

@@ -60,6 +60,8 @@ class Sample:
     content: str = ""
     #: What made a generated picture, several joined by "+" where it is one of them; empty if the family says.
     generator: str = ""
+    #: How a training makes this generated picture from the photograph in the file; empty for the file itself.
+    twin: str = ""
 
     @property
     def origin(self) -> str:

@@ -1,8 +1,9 @@
-"""A bank of crops and their features on disk, computed once and reused in every epoch."""
+"""A bank of crops on disk, drawn once: several of each picture, with their features, for every training."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,96 +13,85 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector.progress import Progress
-from detector.training.batches import BalancedPictures, batches_from
+from detector.corpus.corpus import Sample
+from detector.progress import Pace, Progress
+from detector.training.batches import CropMaker, batches_from
 
 #: Computes the features (B, C, S, S) of crops (B, S, S, 3) uint8.
 Compute = Callable[[Tensor], Tensor]
 
-
-@dataclass(frozen=True)
-class StoredBatch:
-    """`pictures` (B, S, S, 3) uint8, `features` (B, C, S, S) float16 if stored, `labels` (B,) float32."""
-
-    pictures: NDArray[np.uint8]
-    features: NDArray[np.float16] | None
-    labels: NDArray[np.float32]
+_FEATURES_AT_ONCE = 32
 
 
-class FeatureBank:
-    """A folder of `crops` pictures and, for features of a U-Net, those in float16.
+class CropBank:
+    """A folder with `each` crops of every sample, in which trainings on any part of them find theirs.
 
-    Pictures are (N, S, S, 3) uint8 with alternating labels, 1 for generated first; features are (N, C, S, S).
-    Classifiers on several features can share the pictures.
+    Crops are (N * each, S, S, 3) uint8, those of a sample side by side; features of a U-Net are
+    (N * each, C, S, S) float16 in a file of their own. Crop `k` of both pictures of a pair is made alike.
     """
 
-    def __init__(self, folder: Path, crops: int) -> None:
-        self._folder, self._crops = folder, crops
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def fill(
-        self,
-        pictures: BalancedPictures,
-        batch: int,
-        compute: Compute | None,
-        name: str,
-        *,
-        loaders: int = 1,
+    def __init__(
+        self, folder: Path, samples: Sequence[Sample], maker: CropMaker, each: int, seed: int
     ) -> None:
-        """Draw the crops with `loaders` processes and compute features into `name`.npy, or resume.
+        """Open the bank. Raises ValueError when the folder holds other pictures or another recipe."""
+        self._folder, self._maker, self._each, self._seed = folder, maker, each, seed
+        self._samples = sorted(samples, key=_identity)
+        self._index = {_identity(sample): number for number, sample in enumerate(self._samples)}
+        content = repr(([(*_identity(s), s.pair) for s in self._samples], maker.recipe, each, seed))
+        self._digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._read_state("pictures").get("drawn", self._digest) != self._digest:
+            raise ValueError(f"{folder} is the bank of other pictures, or of another recipe or seed")
 
-        Raises ValueError when the folder holds crops of other pictures or of another recipe.
-        """
-        self._fill_pictures(pictures, batch, loaders)
-        if compute:
-            self._fill_features(batch, compute, name)
+    def fill(self, *, loaders: int = 1) -> None:
+        """Draw the crops that are missing, with `loaders` processes."""
+        total, done = len(self._samples), self._done("pictures")
+        progress = Progress("bank_filled", total * self._each, done=done * self._each, part="pictures")
+        pace = Pace()
+        batches = batches_from(self._crops_of, done, loaders)
+        for number in range(done, total):
+            crops = next(batches)
+            rows = self._open("pictures", (total * self._each, *crops.shape[1:]), np.uint8)
+            rows[number * self._each : (number + 1) * self._each] = crops
+            if pace.due() or number + 1 == total:
+                self._write_state("pictures", number + 1)
+            progress.advance(self._each)
 
-    def batches(self, name: str | None, batch: int, *, first: int, seed: int) -> Iterator[StoredBatch]:
-        """Yield batches of `batch` crops from number `first` on, with the features called `name` if given.
+    def fill_features(self, name: str, compute: Compute) -> None:
+        """Compute the missing features of all crops into `name`.npy."""
+        pictures, done = self.crops, self._done(name)
+        progress = Progress("bank_filled", len(pictures), done=done, part=name)
+        pace = Pace()
+        for start in range(done, len(pictures), _FEATURES_AT_ONCE):
+            features = compute(torch.from_numpy(np.array(pictures[start : start + _FEATURES_AT_ONCE])))
+            rows = self._open(name, (len(pictures), *features.shape[1:]), np.float16)
+            rows[start : start + _FEATURES_AT_ONCE] = features.cpu().numpy()
+            end = min(start + _FEATURES_AT_ONCE, len(pictures))
+            if pace.due() or end == len(pictures):
+                self._write_state(name, end)
+            progress.advance(end - start)
 
-        Each epoch has its own order, which keeps pairs together. Half of the batches are mirrored.
-        """
-        pictures = np.load(self._folder / "pictures.npy", mmap_mode="r")
-        features = np.load(self._folder / f"{name}.npy", mmap_mode="r") if name else None
-        pairs, per_batch = self._crops // 2, batch // 2
-        per_epoch = pairs // per_batch
-        while True:
-            rng = np.random.default_rng([seed, first // per_epoch])
-            order = rng.permutation(pairs)[first % per_epoch * per_batch :][:per_batch]
-            rows = np.sort(np.concatenate([order * 2, order * 2 + 1]))
-            mirrored = np.random.default_rng([seed, first, 1]).random() < 0.5  # noqa: PLR2004
-            yield StoredBatch(
-                _rows_of(pictures, rows, -2 if mirrored else None),
-                None if features is None else _rows_of(features, rows, -1 if mirrored else None),
-                (rows % 2 == 0).astype(np.float32),
-            )
-            first += 1
+    @property
+    def crops(self) -> NDArray[np.uint8]:
+        """All crops, mapped from the disk."""
+        stored: NDArray[np.uint8] = np.load(self._folder / "pictures.npy", mmap_mode="r")
+        return stored
 
-    def _fill_pictures(self, pictures: BalancedPictures, batch: int, loaders: int) -> None:
-        digest = self._read_state("pictures").get("drawn", pictures.digest)
-        if digest != pictures.digest:
-            raise ValueError(f"{self._folder} is the bank of other pictures, or of another recipe or seed")
-        done = self._done("pictures")
-        batches = batches_from(pictures.batch, done // batch, loaders)
-        progress = Progress("bank_filled", self._crops, done=done, part="pictures")
-        for start in range(done, self._crops, batch):
-            crops = next(batches).pictures
-            rows = self._open("pictures", (self._crops, *crops.shape[1:]), np.uint8)
-            rows[start : start + batch] = crops[: self._crops - start]
-            self._write_state("pictures", min(start + batch, self._crops), drawn=pictures.digest)
-            progress.advance(batch)
+    def features(self, name: str) -> NDArray[np.float16]:
+        """All features called `name`, mapped from the disk."""
+        stored: NDArray[np.float16] = np.load(self._folder / f"{name}.npy", mmap_mode="r")
+        return stored
 
-    def _fill_features(self, batch: int, compute: Compute, name: str) -> None:
-        pictures = np.load(self._folder / "pictures.npy", mmap_mode="r")
-        done = self._done(name)
-        progress = Progress("bank_filled", self._crops, done=done, part=name)
-        for start in range(done, self._crops, batch):
-            crops = torch.from_numpy(np.array(pictures[start : start + batch]))
-            features = compute(crops).cpu().numpy()
-            rows = self._open(name, (self._crops, *features.shape[1:]), np.float16)
-            rows[start : start + batch] = features
-            self._write_state(name, min(start + batch, self._crops))
-            progress.advance(batch)
+    def row(self, sample: Sample, seed: int) -> int:
+        """Return the row of one of a sample's crops; equal seeds choose crops that were made alike."""
+        return self._index[_identity(sample)] * self._each + seed % self._each
+
+    def _crops_of(self, number: int) -> NDArray[np.uint8]:
+        """Return the crops (each, S, S, 3) of a sample; beyond the last one, which loaders ask for, any."""
+        sample = self._samples[number % len(self._samples)]
+        name = zlib.crc32((sample.pair or str(sample.path)).encode())
+        seeds = np.random.default_rng([self._seed, name]).integers(0, 1 << 62, self._each)
+        return np.stack([self._maker(sample, int(seed)) for seed in seeds])
 
     def _open(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[np.generic]:
         path = self._folder / f"{name}.npy"
@@ -113,17 +103,16 @@ class FeatureBank:
         return rows
 
     def _done(self, name: str) -> int:
-        return int(self._read_state(name).get("crops", 0))
+        return int(self._read_state(name).get("done", 0))
 
     def _read_state(self, name: str) -> dict[str, Any]:
         path = self._folder / f"{name}.json"
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
-    def _write_state(self, name: str, crops: int, **more: str) -> None:
-        # Written after the rows: after a crash the last batch is computed again.
-        (self._folder / f"{name}.json").write_text(json.dumps({"crops": crops, **more}))
+    def _write_state(self, name: str, done: int) -> None:
+        # Written after the rows: after a crash the rows since the last note are computed again.
+        (self._folder / f"{name}.json").write_text(json.dumps({"done": done, "drawn": self._digest}))
 
 
-def _rows_of(values: NDArray[Any], rows: NDArray[np.int64], mirrored_axis: int | None) -> NDArray[Any]:
-    picked = values[rows]
-    return np.ascontiguousarray(picked if mirrored_axis is None else np.flip(picked, mirrored_axis))
+def _identity(sample: Sample) -> tuple[str, str]:
+    return str(sample.path), sample.twin

@@ -61,7 +61,7 @@ def _budget(own: Bundle) -> dict[str, JsonValue]:
     return {
         "steps": steps,
         "batch": manifest.provenance.get("classifier_batch", 32),
-        "bank": manifest.provenance.get("classifier_bank", 0),
+        "bank": manifest.provenance.get("classifier_bank_crops", 0),
         "preset": manifest.provenance.get("preset", "own"),
         "held_out_families": manifest.provenance.get("held_out_families", []),
         "seed": manifest.provenance.get("seed", 1),

@@ -1,6 +1,5 @@
 """Batches of pictures, balanced over classes and families, and made ahead of the step that needs them."""
 
-import hashlib
 import itertools
 import queue
 import threading
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from detector.corpus.corpus import Sample
 from detector.images.decode import decode
 from detector.training.augmentation import Augmentation
+from detector.training.twins import twin
 
 Batch = TypeVar("Batch")
 
@@ -48,8 +48,9 @@ class BalancedPictures:
     def __init__(
         self, samples: list[Sample], augmentation: Augmentation, *, size: int, batch: int, seed: int
     ) -> None:
-        self._augmentation, self._size, self._pairs, self._seed = augmentation, size, batch // 2, seed
-        self._decoded = _DecodedPictures(_CACHE_BYTES)
+        self._pairs, self._seed = batch // 2, seed
+        #: Makes the crops.
+        self.maker = CropMaker(augmentation, size)
         if {sample.generated for sample in samples} != {True, False}:
             raise ValueError("training needs pictures of both classes")
         # By class, and by class and content; None is any content.
@@ -59,18 +60,25 @@ class BalancedPictures:
                 families[sample.generated, content][sample.family].append(sample)
         self._families = {kind: list(named.values()) for kind, named in families.items()}
         photographs = {sample.pair: sample for sample in samples if sample.pair and not sample.generated}
+        by_path = {sample.path: sample for sample in samples if not sample.generated}
         self._sources = {
-            s.path: photographs[s.pair] for s in samples if s.generated and s.pair in photographs
+            s.path: by_path[s.path] if s.twin else photographs[s.pair]
+            for s in samples
+            if s.generated and (s.twin or s.pair in photographs)
         }
-        identities = sorted((str(s.path), s.generated, s.pair, s.family, s.content) for s in samples)
-        content = repr((identities, augmentation, size, batch, seed))
-        #: Identifies the pictures' paths, the augmentation, the sizes and the seed: 16 hexadecimal digits.
-        self.digest = hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def batch(self, index: int) -> PictureBatch:
-        """Return batch `index`."""
+        """Return batch `index` of new crops."""
+        pictures = [self.maker(sample, seed) for sample, seed in self.draws(index)]
+        return PictureBatch(np.stack(pictures), np.tile(np.array([1, 0], dtype=np.float32), self._pairs))
+
+    def draws(self, index: int) -> list[tuple[Sample, int]]:
+        """Return what is in batch `index`: a generated picture and a photograph in turn, each with a seed.
+
+        Equal seeds stand for crops that are made alike.
+        """
         rng = np.random.default_rng([self._seed, index])
-        pictures: list[NDArray[np.uint8]] = []
+        drawn: list[tuple[Sample, int]] = []
         for _ in range(self._pairs):
             # Each class leads half of the pairs, so that what only one of them shows is drawn too.
             leads = bool(rng.integers(2))
@@ -82,10 +90,8 @@ class BalancedPictures:
             seeds = rng.integers(0, 1 << 62, 2)
             if source:
                 seeds[1] = seeds[0]
-            for sample, seed in zip((generated, real), seeds, strict=True):
-                pixels = self._decoded[sample.path]
-                pictures.append(self._augmentation(pixels, self._size, np.random.default_rng(seed)))
-        return PictureBatch(np.stack(pictures), np.tile(np.array([1, 0], dtype=np.float32), self._pairs))
+            drawn += [(generated, int(seeds[0])), (real, int(seeds[1]))]
+        return drawn
 
     def _draw(self, rng: Generator, *, generated: bool, content: str | None = None) -> Sample:
         families = self._families.get((generated, content)) or self._families[generated, None]
@@ -93,6 +99,27 @@ class BalancedPictures:
         weights = np.sqrt([len(family) for family in families])
         family = families[int(rng.choice(len(families), p=weights / weights.sum()))]
         return family[int(rng.integers(len(family)))]
+
+
+class CropMaker:
+    """Makes augmented crops of samples, and keeps the decoded pictures in memory up to a limit."""
+
+    def __init__(self, augmentation: Augmentation, size: int) -> None:
+        self._augmentation, self._size = augmentation, size
+        self._decoded = _DecodedPictures(_CACHE_BYTES)
+
+    @property
+    def recipe(self) -> str:
+        """How crops are made, as text."""
+        return f"{self._augmentation!r} {self._size}"
+
+    def __call__(self, sample: Sample, seed: int) -> NDArray[np.uint8]:
+        """Return the crop (S, S, 3) of a sample that belongs to a seed."""
+        pixels = self._decoded[sample.path]
+        if sample.twin:
+            # A generator of its own, so that the augmentation is that of the photograph.
+            pixels = twin(sample.twin, pixels, np.random.default_rng([seed, 1]))
+        return self._augmentation(pixels, self._size, np.random.default_rng(seed))
 
 
 class _DecodedPictures:

@@ -1,6 +1,7 @@
 """Train the ResNet on a feature of augmented crops of both classes."""
 
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -25,11 +26,12 @@ from detector.networks.features import combined, compute_feature
 from detector.networks.resnet import ResNet
 from detector.networks.unet import Unet
 from detector.progress import Pace, Progress
-from detector.training.bank import FeatureBank
-from detector.training.batches import BalancedPictures, batches_from, prefetched
+from detector.training.bank import CropBank
+from detector.training.batches import BalancedPictures, batches_from
 from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from detector.training.curves import save_curves, training_state
 from detector.training.recipe import ClassifierRecipe
+from detector.training.twins import with_twins
 
 log = structlog.get_logger(__name__)
 
@@ -65,17 +67,21 @@ def train_classifier(
     recipe: ClassifierRecipe,
     *,
     bank: Path | None = None,
+    banked: list[Sample] | None = None,
     initial: ResNet | None = None,
 ) -> TrainedClassifier:
     """Train until the budget is used up, and return the network with the best AUROC on `validation`.
 
     `folder` gets the curves and the checkpoint from which an interrupted training resumes; stored crops and
-    features go to `bank`, or below `folder`. Fine-tunes `initial`, or starts from random weights. Raises
-    ValueError when a class is missing.
+    features go to `bank`, or below `folder`. A bank of all `banked` pictures, by default those of the
+    training, serves every training on a part of them. Fine-tunes `initial`, or starts from random weights.
+    Raises ValueError when a class is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    source = _FeatureSource(unet, training, bank or folder / "bank", recipe)
+    source = _FeatureSource(unet, with_twins(training, recipe.twins), recipe)
+    if recipe.bank:
+        source.open_bank(bank or folder / "bank", with_twins(banked or training, recipe.twins))
     held_out = source.held_out(validation)
     network = ResNet(recipe.network.model_copy(update={"in_channels": recipe.channels}))
     network.to(recipe.device, memory_format=training_layout(recipe.device))  # type: ignore[call-overload]
@@ -133,9 +139,7 @@ def train_classifier(
 class _FeatureSource:
     """Features with labels, of new crops at each step or from a bank."""
 
-    def __init__(
-        self, unet: Unet | None, training: list[Sample], bank: Path, recipe: ClassifierRecipe
-    ) -> None:
+    def __init__(self, unet: Unet | None, training: list[Sample], recipe: ClassifierRecipe) -> None:
         self._recipe = recipe
         self._unet = unet
         device = torch.device(recipe.device)
@@ -145,7 +149,13 @@ class _FeatureSource:
         self._pictures = BalancedPictures(
             training, recipe.augmentation, size=recipe.size, batch=recipe.batch, seed=recipe.seed
         )
-        self._bank = FeatureBank(bank, recipe.bank) if recipe.bank else None
+        self._bank: CropBank | None = None
+
+    def open_bank(self, folder: Path, samples: list[Sample]) -> None:
+        """Use a bank of the crops of `samples`, and draw what it lacks."""
+        recipe = self._recipe
+        self._bank = CropBank(folder, samples, self._pictures.maker, recipe.bank, recipe.seed)
+        self._bank.fill(loaders=recipe.loaders)
 
     def batches(self, first: int) -> Iterator[_Batch]:
         """Yield batches from number `first` on, without end."""
@@ -155,16 +165,20 @@ class _FeatureSource:
                 yield self._batch(self._features(torch.from_numpy(fresh.pictures)), fresh.labels)
             return
         name = self._stored_features()
-        compute = self._estimates if name else None
-        self._bank.fill(self._pictures, recipe.batch, compute, name or "", loaders=recipe.loaders)
-        for stored in prefetched(self._bank.batches(name, recipe.batch, first=first, seed=recipe.seed)):
-            pictures = torch.from_numpy(stored.pictures)
-            if stored.features is None:
-                yield self._batch(self._features(pictures), stored.labels)
+        if name:
+            self._bank.fill_features(name, self._estimates)
+        crops, stored = self._bank.crops, self._bank.features(name) if name else None
+        labels = np.tile(np.array([1, 0], dtype=np.float32), recipe.batch // 2)
+        for index in itertools.count(first):
+            rows = [self._bank.row(sample, seed) for sample, seed in self._pictures.draws(index)]
+            mirrored = np.random.default_rng([recipe.seed, index, 1]).random() < 0.5  # noqa: PLR2004
+            pictures = _rows_of(crops, rows, -2 if mirrored else None)
+            if stored is None:
+                yield self._batch(self._features(pictures), labels)
                 continue
             x = self._pixels(pictures)
-            estimates = torch.from_numpy(stored.features).to(x)
-            yield self._batch(self._quantised(combined(recipe.feature, estimates, x)), stored.labels)
+            estimates = _rows_of(stored, rows, -1 if mirrored else None).to(x)
+            yield self._batch(self._quantised(combined(recipe.feature, estimates, x)), labels)
 
     def _stored_features(self) -> str | None:
         """Return a name for stored features, unique to the U-Net and timesteps; None to store none.
@@ -210,6 +224,13 @@ class _FeatureSource:
 
     def _quantised(self, features: Tensor) -> Tensor:
         return quantised(features) if self._recipe.dnf.quantise else features
+
+
+def _rows_of(values: NDArray[Any], rows: list[int], mirrored_axis: int | None) -> Tensor:
+    picked = values[rows]
+    return torch.from_numpy(
+        np.ascontiguousarray(picked if mirrored_axis is None else np.flip(picked, mirrored_axis))
+    )
 
 
 def _normalise_input(network: ResNet, features: Tensor) -> None:

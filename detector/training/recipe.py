@@ -5,7 +5,7 @@ from typing import Literal
 
 from detector.bundle.manifest import DnfConfig, Feature, Preprocessing, ResNetConfig, feature_channels
 from detector.progress import REPORT_SECONDS
-from detector.training.augmentation import Augmentation, CodecChain, SquashAndFlip
+from detector.training.augmentation import CHAINS, Augmentation, SquashAndFlip
 
 OWN_RESNET = ResNetConfig(depth=18, width=32, stem_pool=False)
 FIRST_ESTIMATE = DnfConfig()
@@ -52,11 +52,15 @@ class ClassifierRecipe:
     mode: Literal["crop", "squash"] = "crop"
     #: Side of a crop in pixels.
     size: int = 128
+    #: Name of the augmentation of a crop, one of `CHAINS`.
+    chain: str = "mild"
+    #: Kinds of generated twins that are made of photographs, of `TWINS`.
+    twins: tuple[str, ...] = ()
     #: Views of a picture that the finished bundle scores: 1, 4, 9 or 16.
     views: int = 9
     #: Pictures in a batch, half of each class.
     batch: int = 32
-    #: Crops that are drawn once and stored with their features; 0 draws new crops at each step.
+    #: Crops of each picture, drawn once and stored with their features; 0 draws new ones at each step.
     bank: int = 0
     #: Wall-clock time after which training ends.
     minutes: float = 60.0
@@ -87,7 +91,7 @@ class ClassifierRecipe:
     @property
     def augmentation(self) -> Augmentation:
         """The codec chain, or the published squash and flip."""
-        return CodecChain() if self.mode == "crop" else SquashAndFlip()
+        return CHAINS[self.chain] if self.mode == "crop" else SquashAndFlip()
 
     @property
     def channels(self) -> int:

@@ -22,7 +22,7 @@ def test_a_bundle_is_trained_and_evaluated(corpus: Path, tmp_path: Path) -> None
     """`train all`, then `evaluate`, on stripes and noise."""
     out = str(tmp_path / "bundle")
     options = ["--out", out, "--max-steps", "20", "--size", "32", "--batch", "8", "--channels", "16,16"]
-    trained = CliRunner().invoke(main, ["train", "all", str(corpus), *options, "--bank", "32"])
+    trained = CliRunner().invoke(main, ["train", "all", str(corpus), *options, "--bank", "2"])
     assert trained.exit_code == 0, trained.output
     manifest = resolve(out).manifest
     assert manifest.preprocessing.mode == "crop"
@@ -42,21 +42,12 @@ def test_a_bundle_is_trained_and_evaluated(corpus: Path, tmp_path: Path) -> None
     assert "auroc" in str(resolve(out).manifest.figures["own"])
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        (["--batch", "5"], "--batch must be even"),
-        (["--bank", "8"], "--bank must hold at least a batch, 32 crops"),
-    ],
-)
-def test_a_batch_that_cannot_be_balanced_is_a_usage_error(
-    corpus: Path, tmp_path: Path, options: list[str], complaint: str
-) -> None:
+def test_a_batch_that_cannot_be_balanced_is_a_usage_error(corpus: Path, tmp_path: Path) -> None:
     """It is reported before anything is trained."""
-    command = ["train", "all", str(corpus), "--out", str(tmp_path / "b"), "--max-steps", "1", *options]
+    command = ["train", "all", str(corpus), "--out", str(tmp_path / "b"), "--max-steps", "1", "--batch", "5"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 2
-    assert complaint in result.output
+    assert "--batch must be even" in result.output
     assert not (tmp_path / "b-work").exists()
 
 

@@ -19,7 +19,7 @@ def test_features_of_another_unet_are_not_read_from_the_bank(corpus: Path, tmp_p
     """Two U-Nets share the crops of one bank, and each has its own file of features."""
     training, validation = grouped_split(read_corpus(corpus), every=4)
     recipe = ClassifierRecipe(
-        network=ResNetConfig(depth=18, width=8), size=32, batch=4, bank=8, max_steps=1, seed=1
+        network=ResNetConfig(depth=18, width=8), size=32, batch=4, bank=2, max_steps=1, seed=1
     )
     for seed in (1, 2):
         torch.manual_seed(seed)
