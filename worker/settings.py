@@ -364,6 +364,10 @@ class Settings(BaseSettings):
     web_requests_per_minute: int = Field(
         default=1200, ge=1, description="Requests of one person or token in a minute, in each process."
     )
+    intake_sqs_url: str | None = Field(
+        default=None,
+        description="Queue of S3 event notifications at SQS: `dnf-worker web` checks what they name.",
+    )
     webhook_networks: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Addresses or networks that are not of the internet and that webhooks may reach.",

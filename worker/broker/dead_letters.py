@@ -29,9 +29,10 @@ MAX_MESSAGE_CHARACTERS = 64 << 10
 _REMEMBERED_SECONDS = 7 * 86400
 
 # The newest dead letter of a message replaces the one before, so that whoever waits at the stream's end sees
-# it. KEYS: stream, mark of the message, record of the check's event, and where the message is noted with its
-# index; ARGV: the dead letter, the seconds that the mark lives, 1 to write none for a check with an event,
-# the message's tag. What a server without memory or rights refuses comes first, in both scripts.
+# it. KEYS: stream, mark of the message, record of the check's event, where the message is noted with its
+# index, and mark of the check; ARGV: the dead letter, the seconds that the marks live, 1 to write none for a
+# check with an event, the message's tag, 1 for a message that names its check. What a server without memory
+# or rights refuses comes first, in both scripts.
 _WRITE = """
 local id = false
 if ARGV[3] == '0' or redis.call('EXISTS', KEYS[3]) == 0 then
@@ -39,6 +40,7 @@ if ARGV[3] == '0' or redis.call('EXISTS', KEYS[3]) == 0 then
   local before = redis.call('GET', KEYS[2])
   if before then redis.call('XDEL', KEYS[1], before) end
   redis.call('SET', KEYS[2], id, 'EX', ARGV[2])
+  if ARGV[5] == '1' then redis.call('SET', KEYS[6], id, 'EX', ARGV[2]) end
 end
 if ARGV[4] ~= '' then
   redis.call('ZREM', KEYS[5], ARGV[4])
@@ -122,7 +124,8 @@ class DeadLetters:
         """
         note, index, tag = unacknowledged or ("unacked", "unacked_index", "")
         record = keys.published(self._verdict_stream, dead_letter.check_id or "")
-        names = [self._stream, self._mark(dead_letter), record, note, index]
+        of_check = keys.dead_letter_of_check(self._stream, dead_letter.check_id or "")
+        names = [self._stream, self._mark(dead_letter), record, note, index, of_check]
         entry_id = self._redis.eval(
             _WRITE,
             len(names),
@@ -131,6 +134,7 @@ class DeadLetters:
             _REMEMBERED_SECONDS,
             int(unless_published and dead_letter.check_id is not None),
             tag,
+            int(dead_letter.check_id is not None),
         )
         if entry_id is None:
             log.info("check_already_answered", reason=dead_letter.reason)
@@ -176,6 +180,11 @@ class DeadLetters:
         """Return one dead letter, or None when there is none (any more)."""
         entries: Any = self._redis.xrange(self._stream, min=entry_id, max=entry_id)
         return StoredDeadLetter(entry_id, parsed_dead_letter(entries[0][1])) if entries else None
+
+    def of_check(self, check_id: str) -> StoredDeadLetter | None:
+        """Return a check's newest dead letter, or None when it has none (any more)."""
+        entry_id: Any = self._redis.get(keys.dead_letter_of_check(self._stream, check_id))
+        return None if entry_id is None else self.get(_text(entry_id))
 
     def drop(self, stored: StoredDeadLetter) -> bool:
         """Delete a dead letter; return whether it was still there."""

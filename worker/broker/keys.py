@@ -27,6 +27,21 @@ def dead_letter_of(stream: str, digest: str) -> str:
     return f"{{{stream}}}:of:{digest}"
 
 
+def dead_letter_of_check(stream: str, check_id: str) -> str:
+    """Return the key that holds the entry id of a check's newest dead letter."""
+    return f"{{{stream}}}:of:check:{check_id}"
+
+
+def submitted(check_id: str) -> str:
+    """Return the record of a check that came over HTTP."""
+    return f"submitted:{check_id}"
+
+
+def submitted_under(guard: str) -> str:
+    """Return the record of an idempotency key; `guard` names caller and key."""
+    return f"submitted-under:{guard}"
+
+
 def verdict_cache(digest: str, model_digest: str, policy: str) -> str:
     """Return the cached verdict of one model on the content with this SHA-256."""
     return f"verdict-cache:{digest}:{model_digest}:{policy}"

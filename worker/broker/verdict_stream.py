@@ -107,6 +107,17 @@ class VerdictStream(EventStream[VerdictEvent | RejectionEvent]):
         arguments: list[str | bytes] = [text, _record(message_id, text), f"{message_id}\n"]
         return self._redis.eval(_PUBLISH_AGAIN, len(names), *names, *arguments) is not None
 
+    def event_of(self, check_id: str) -> Event | None:
+        """Return a check's event, without an entry id, while its record lives; None when it has none.
+
+        Raises redis.RedisError, and ValueError for an event that this version cannot read.
+        """
+        record: Any = self._redis.get(keys.published(self._stream, check_id))
+        if record is None:
+            return None
+        raw = zlib.decompress(record.partition(b"\n")[2]).decode()
+        return Event("", read_event(raw), raw)
+
     def thumbnail(self, event: Event) -> bytes | None:
         """Return an event's thumbnail from its key; None when it has none there, or no longer."""
         value: Any = self._redis.get(self.thumbnail_key(event.envelope.id))

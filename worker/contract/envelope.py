@@ -118,7 +118,7 @@ def decode(
     check_id: str | None = None
     try:
         _refuse_oversized(length or len(entry))
-        document = _bounded_json(entry)
+        document = bounded_json(entry)
         call = _call(document)
         check_id = _readable_check_id(call)
         headers = _headers(document)
@@ -159,7 +159,7 @@ def _refuse_oversized(length: int) -> None:
         )
 
 
-def _bounded_json(data: bytes) -> Any:
+def bounded_json(data: bytes) -> Any:
     """Return what JSON of a bounded depth says; its numbers are finite. Raises `InvalidMessageError`."""
     depth = 0
     # Text with fewer brackets than the limit cannot be too deep.
@@ -203,7 +203,7 @@ def _call(document: Any) -> Any:
         raise InvalidMessageError(
             "unreadable_entry", f"The entry is not a Celery message: {_short(error)}."
         ) from error
-    return _bounded_json(data)
+    return bounded_json(data)
 
 
 def _readable_check_id(call: Any) -> str | None:
@@ -248,7 +248,7 @@ def _retried(argument: object) -> object:
     """Return the check in a retry's argument, the text that an earlier `decode` wrote; others as they are."""
     if isinstance(argument, str) and argument.startswith("{"):
         with suppress(InvalidMessageError):
-            return _bounded_json(argument.encode("utf-8", "surrogatepass"))
+            return bounded_json(argument.encode("utf-8", "surrogatepass"))
     return argument
 
 

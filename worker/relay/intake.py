@@ -1,4 +1,4 @@
-"""Verdicts from the stream into the database."""
+"""Verdicts from the stream into the database, and from there to webhooks."""
 
 import socket
 from collections.abc import Generator, Sequence

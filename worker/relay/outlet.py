@@ -1,4 +1,4 @@
-"""Decisions from the database onto their stream."""
+"""Decisions from the database onto their stream, and to webhooks."""
 
 from worker.broker.decision_stream import DecisionStream
 from worker.contract.messages import DECISION_TYPE

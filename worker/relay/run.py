@@ -41,9 +41,11 @@ def run_relay(settings: Settings, stop: threading.Event) -> None:
         decisions = DecisionStream.connect(settings)
         stack.callback(decisions.close)
         intake = Intake(verdicts, database, settings.review)
+        sender = stack.enter_context(Sender(settings.webhooks, database))
         loops = [
             Loop("intake", intake.turn, failed=intake.failed),
             Loop("outlet", Outlet(decisions, database).turn),
+            Loop("webhooks", sender.turn),
             Loop("housekeeping", Housekeeping(decisions, database, settings).turn),
         ]
         webhooks = threading.Thread(

@@ -84,7 +84,7 @@ def decide(
         _settle(tx, settings, review, row)
         tx.execute(
             "INSERT INTO outbox (event_id, event, due_at) VALUES (%s, %s, %s)",
-            [str(row["id"]), _event(settings, review, row).model_dump_json(), row["publish_at"]],
+            [str(row["id"]), decision_event(settings, review, row).model_dump_json(), row["publish_at"]],
         )
     exclude(tx, review_id, moderator, "decided")
     audit.record(
@@ -282,7 +282,10 @@ def _in_force(tx: Transaction, decision_id: UUID | None) -> dict[str, Any]:
     return row or {"revision": 0, "decision_id": None, "outcome": None, "decided_at": None}
 
 
-def _event(settings: ReviewSettings, review: dict[str, Any], decision: dict[str, Any]) -> DecisionEvent:
+def decision_event(
+    settings: ReviewSettings, review: dict[str, Any], decision: dict[str, Any]
+) -> DecisionEvent:
+    """Return the event of a decision, from its row and its review's."""
     verdict = event_of(review["event"])
     return DecisionEvent(
         id=str(decision["id"]),

@@ -97,7 +97,7 @@ class Storage:
         Raises `StorageRejectedError` when it cannot be had or is not what the check names, and
         `StorageUnavailableError` when the store cannot serve it now.
         """
-        self._refuse_unlisted(check)
+        self.refuse_unlisted(check)
         limit = self._settings.max_bytes
         with self._exchange(check, "GetObject"):
             reply = self._requests.get(check.bucket, check.key, version_id=check.version_id, etag=check.etag)
@@ -127,6 +127,11 @@ class Storage:
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         key = f"{digest[:2]}/{digest}{path.suffix.lower()}"
+        self.upload_bytes(data, key)
+        return key, digest
+
+    def upload_bytes(self, data: bytes, key: str) -> None:
+        """Store an object in the upload bucket; raises what `upload` does."""
         check = ImageCheck(bucket=self._settings.upload_bucket, key=key)
         try:
             with self._exchange(check, "PutObject"):
@@ -136,7 +141,6 @@ class Storage:
             if isinstance(cause, ClientError) and cause.response["Error"].get("Code") == "NoSuchBucket":
                 raise StorageRejectedError("missing", f"There is no bucket {check.bucket}.") from cause
             raise
-        return key, digest
 
     def store_thumbnail(self, data: bytes, sha256: str) -> str:
         """Store a thumbnail in the thumbnail bucket under its digest; return its s3:// URI.
@@ -176,7 +180,8 @@ class Storage:
             except (BotoCoreError, HTTPError, OSError) as error:
                 raise self._unavailable(check, error, exchange) from error
 
-    def _refuse_unlisted(self, check: ImageCheck) -> None:
+    def refuse_unlisted(self, check: ImageCheck) -> None:
+        """Raise `StorageRejectedError` for an object that workers may not read."""
         # On its way `incoming/../private` becomes another key, and `../other` another bucket.
         if {".", ".."} & set(check.key.split("/")):
             raise StorageRejectedError(

@@ -7,7 +7,7 @@ from worker.telemetry.metrics import ENTRIES_SKIPPED, MetricSet
 RELAY = MetricSet()
 
 #: The loops of a relay.
-LOOPS = ("intake", "outlet", "housekeeping")
+LOOPS = ("intake", "outlet", "webhooks", "housekeeping")
 
 RELAY_EVENTS = RELAY.counter(
     "dnf_relay_events_total",
@@ -28,6 +28,21 @@ RELAY_FAILURES = RELAY.counter(
     "loop",
     "reason",
 )
+WEBHOOK_ATTEMPTS = RELAY.counter(
+    "dnf_webhook_attempts_total",
+    "Attempts to deliver an event to an endpoint; outcome is delivered, retried or given_up.",
+    "outcome",
+)
+WEBHOOK_ENDPOINTS_DISABLED = RELAY.gauge(
+    "dnf_webhook_endpoints_disabled",
+    "Endpoints that were disabled because of their answers; reason is gone (410) or failing (for five days).",
+    "reason",
+)
+WEBHOOK_WAITING_SECONDS = RELAY.gauge(
+    "dnf_webhook_waiting_seconds",
+    "Seconds for which the oldest delivery to an active endpoint has been due; read every minute.",
+)
+
 WEBHOOK_ATTEMPTS = RELAY.counter(
     "dnf_webhook_attempts_total",
     "Attempts to deliver an event to an endpoint; outcome is delivered, retried or given_up.",

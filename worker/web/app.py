@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request
@@ -11,7 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from detector.images.memory import MemoryBudgetError
-from worker.client import Client
+from worker.broker.connection import connect
+from worker.client import AsyncClient, Client
 from worker.client.errors import QueueUnreachableError
 from worker.database.database import Database
 from worker.database.errors import DatabaseUnavailableError
@@ -20,7 +21,10 @@ from worker.reviews.errors import ReviewError
 from worker.settings import Settings
 from worker.storage import StorageUnavailableError
 from worker.telemetry.logs import get_logger
+from worker.web import api
+from worker.web.check_states import CheckStates
 from worker.web.identity import Identities, IdentityError, OneTimeLinks
+from worker.web.intake import Intake, SqsIntake
 from worker.web.live import Live
 from worker.web.metrics import Measured
 from worker.web.pages import audit, figures, items, media, review
@@ -31,9 +35,14 @@ from worker.web.pictures import Pictures
 from worker.web.problems import ProblemError
 from worker.web.security import Guard, RateLimit
 from worker.web.site import Moderators, Site
+from worker.web.submissions import Submissions
+from worker.web.tokens import Tokens
+from worker.webhooks.addresses import Addresses
 
 log = get_logger(__name__)
 
+# An answer of the broker, or the error that says why there is none.
+_BROKER_SECONDS = 8.0
 _REVIEW_STATUS = {"not_found": 404, "not_allowed": 403, "not_judged": 422}
 _TITLES = {
     401: "Who are you?",
@@ -51,6 +60,8 @@ def create_app(settings: Settings, database: Database, *, links: OneTimeLinks | 
     """
     web = settings.web
     client = Client(settings)
+    broker = connect(settings.broker, within_seconds=_BROKER_SECONDS)
+    submissions = Submissions(settings, broker)
 
     def waiting() -> str:
         with database.transaction() as tx:
@@ -67,15 +78,24 @@ def create_app(settings: Settings, database: Database, *, links: OneTimeLinks | 
         links=links,
         claims=RateLimit(web.claims_per_minute),
         requests=RateLimit(web.requests_per_minute),
+        tokens=Tokens(database),
+        submissions=submissions,
+        check_states=CheckStates(settings, broker, database),
+        intake=Intake(settings, client.storage, submissions),
+        waiting=AsyncClient(settings, timeout_seconds=_BROKER_SECONDS),
+        webhook_addresses=Addresses(settings.webhooks.networks),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         listening = asyncio.create_task(site.live.run())
-        yield
+        with SqsIntake(settings, site.intake) if settings.intake_sqs_url else nullcontext():
+            yield
         listening.cancel()
         with suppress(asyncio.CancelledError):
             await listening
+        await site.waiting.aclose()
+        broker.close()
         client.close()
 
     app = FastAPI(
@@ -90,6 +110,7 @@ def create_app(settings: Settings, database: Database, *, links: OneTimeLinks | 
     app.state.site = site
     for page in (review, items, figures, audit, settings_page, media):
         app.include_router(page.router)
+    app.include_router(api.router)
     _tell_errors(app)
     app.add_middleware(Guard, public_url=web.public_url, loopback=links is not None)
     app.add_middleware(Measured)

@@ -9,15 +9,20 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from worker.client import Client
+from worker.client import AsyncClient, Client
 from worker.database.database import Database, Transaction
 from worker.reviews.moderators import Moderator, enrol
 from worker.settings import Settings
+from worker.web.check_states import CheckStates
 from worker.web.identity import Identities, OneTimeLinks, Person, Role
+from worker.web.intake import Intake
 from worker.web.live import Live
 from worker.web.pictures import Pictures
 from worker.web.problems import ProblemError
 from worker.web.security import RateLimit
+from worker.web.submissions import Submissions
+from worker.web.tokens import Tokens
+from worker.webhooks.addresses import Addresses
 
 
 class Moderators:
@@ -59,6 +64,14 @@ class Site:
     links: OneTimeLinks | None
     claims: RateLimit
     requests: RateLimit
+    #: What the HTTP API works with.
+    tokens: Tokens
+    submissions: Submissions
+    check_states: CheckStates
+    intake: Intake
+    #: For those who wait for an event.
+    waiting: AsyncClient
+    webhook_addresses: Addresses
 
 
 def site(request: Request) -> Site:

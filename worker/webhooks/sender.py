@@ -3,11 +3,13 @@
 import json
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from worker.database.database import Database
 from worker.database.errors import DatabaseUnavailableError
@@ -40,7 +42,10 @@ _BUSY = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
 
 class Sender:
-    """Delivers webhooks while `run` runs; any number of processes may do so at once."""
+    """Delivers webhooks while the `with` block runs, turn by turn; any number of processes may do so at once.
+
+    At the end of the block attempts that run are finished.
+    """
 
     def __init__(
         self,
@@ -54,26 +59,28 @@ class Sender:
         self._database = database
         self._exchanges = exchanges or Exchanges(Addresses(settings.networks), ca_file=settings.ca_file)
         self._retry_delays = retry_delays
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="webhook")
         self._lock = threading.Lock()
         # Attempts that run, by endpoint.
         self._running: Counter[UUID] = Counter()
+        self._next_housekeeping = 0.0
 
-    def run(self, stop: threading.Event) -> None:
-        """Make attempts until `stop` is set, then let those that run end."""
-        rounds_until_housekeeping = 0
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="webhook") as threads:
-            while not stop.is_set():
-                try:
-                    started = self._start_due(threads)
-                    if rounds_until_housekeeping <= 0:
-                        self._keep_house()
-                        rounds_until_housekeeping = int(_HOUSEKEEPING_SECONDS / _IDLE_SECONDS)
-                except DatabaseUnavailableError as error:
-                    log.warning("webhooks_interrupted", detail=str(error))
-                    started = 0
-                if not started:
-                    rounds_until_housekeeping -= 1
-                    stop.wait(_IDLE_SECONDS)
+    def turn(self) -> float:
+        """Start the attempts that are due; return the seconds until the next turn.
+
+        Raises `DatabaseUnavailableError`.
+        """
+        if time.monotonic() >= self._next_housekeeping:
+            self._keep_house()
+        return 0 if self._start_due() else _IDLE_SECONDS
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown()
 
     def attempt(self, attempt: Attempt) -> None:
         """Make one attempt and report its outcome. Raises `DatabaseUnavailableError`."""
@@ -137,7 +144,7 @@ class Sender:
         event["data"]["thumbnail"]["url"] = f"{self._settings.public_url}/v1/checks/{check_id}/thumbnail"
         return json.dumps(event, ensure_ascii=False, separators=(",", ":"))
 
-    def _start_due(self, threads: ThreadPoolExecutor) -> int:
+    def _start_due(self) -> int:
         with self._lock:
             free = _THREADS - self._running.total()
             busy = [endpoint for endpoint, running in self._running.items() if running >= _FOR_EACH_ENDPOINT]
@@ -148,7 +155,7 @@ class Sender:
         for attempt in due:
             with self._lock:
                 self._running[attempt.endpoint_id] += 1
-            threads.submit(self._attempt_in_thread, attempt)
+            self._threads.submit(self._attempt_in_thread, attempt)
         return len(due)
 
     def _attempt_in_thread(self, attempt: Attempt) -> None:
@@ -166,6 +173,7 @@ class Sender:
                     del self._running[attempt.endpoint_id]
 
     def _keep_house(self) -> None:
+        self._next_housekeeping = time.monotonic() + _HOUSEKEEPING_SECONDS
         with self._database.transaction() as tx:
             WEBHOOK_WAITING_SECONDS.set(deliveries.waiting_seconds(tx))
             for reason, count in endpoints.disabled(tx).items():

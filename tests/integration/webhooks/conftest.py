@@ -1,6 +1,5 @@
 """Endpoints, and senders that deliver to them."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -9,6 +8,7 @@ from uuid import UUID
 import pytest
 
 from worker.database.database import Database
+from worker.relay.loops import Loop
 from worker.settings import Settings
 from worker.webhooks import endpoints
 from worker.webhooks.endpoints import EventType
@@ -47,14 +47,10 @@ def sending(database: Database) -> Sending:
 
     @contextmanager
     def running(retry_delays: Sequence[float] = (0.01,) * 10) -> Iterator[None]:
-        stop = threading.Event()
-        sender = Sender(SETTINGS.webhooks, database, retry_delays=retry_delays)
-        thread = threading.Thread(target=sender.run, args=(stop,))
-        thread.start()
-        try:
+        with (
+            Sender(SETTINGS.webhooks, database, retry_delays=retry_delays) as sender,
+            Loop("webhooks", sender.turn),
+        ):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
     return running

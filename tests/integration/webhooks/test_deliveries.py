@@ -15,7 +15,7 @@ from tests.webhook_receiver import Receiver, wait_until
 from worker.contract.messages import EndpointDisabledEvent, VerdictEvent, read_event
 from worker.database.database import Database
 from worker.settings import Settings
-from worker.telemetry.metrics import REGISTRY
+from worker.telemetry.relay_metrics import RELAY
 from worker.webhooks import deliveries, endpoints
 from worker.webhooks.deliveries import Delivery
 from worker.webhooks.endpoints import EVENT_TYPES
@@ -187,8 +187,8 @@ def test_410_disables_an_endpoint_at_once(
         row = tx.execute("SELECT detail FROM audit WHERE action = 'webhook_disabled'").fetchone()
     assert row is not None
     assert row["detail"] == {"reason": "gone"}
-    assert REGISTRY.get_sample_value("dnf_webhook_endpoints_disabled", {"reason": "gone"}) == 1
-    assert REGISTRY.get_sample_value("dnf_webhook_endpoints_disabled", {"reason": "failing"}) == 0
+    assert RELAY.registry.get_sample_value("dnf_webhook_endpoints_disabled", {"reason": "gone"}) == 1
+    assert RELAY.registry.get_sample_value("dnf_webhook_endpoints_disabled", {"reason": "failing"}) == 0
 
 
 def running_attempts(database: Database) -> list[Any]:
@@ -280,11 +280,8 @@ def test_an_endpoint_whose_host_is_private_by_now_gets_no_connection(
         ):
             endpoint_id, _ = add_endpoint(url)
             published(database)
-            sender = Sender(Settings().webhooks, database)
-            with database.transaction() as tx:
-                due = deliveries.claim(tx, limit=10, for_each_endpoint=10)
-            for attempt in due:
-                sender.attempt(attempt)
+            with Sender(Settings().webhooks, database) as sender:
+                sender.turn()
             assert delivery(database, endpoint_id).failure in {"address_refused", "not_https"}
             with database.transaction() as tx:
                 endpoints.delete(tx, endpoint_id, by="tests")
