@@ -24,8 +24,6 @@ log = get_logger(__name__)
 
 # A turn takes seconds at most, also while database and broker are away.
 _STALLED_SECONDS = 120.0
-# An attempt at a webhook takes 15 seconds at most.
-_STOP_SECONDS = 20.0
 
 
 def run_relay(settings: Settings, stop: threading.Event) -> None:
@@ -48,34 +46,24 @@ def run_relay(settings: Settings, stop: threading.Event) -> None:
             Loop("webhooks", sender.turn),
             Loop("housekeeping", Housekeeping(decisions, database, settings).turn),
         ]
-        webhooks = threading.Thread(
-            target=Sender(settings.webhooks, database).run, args=(stop,), name="webhooks", daemon=True
-        )
         if settings.http_port:
             state = RelayState(database, stack.enter_context(connect(settings.broker, retries=0)), settings)
             RELAY.registry.register(state)
             stack.callback(RELAY.registry.unregister, state)
             stack.enter_context(
-                Endpoints(
-                    settings.http_host, settings.http_port, RELAY.registry, _probes(loops, webhooks, state)
-                )
+                Endpoints(settings.http_host, settings.http_port, RELAY.registry, _probes(loops, state))
             )
         for loop in loops:
             stack.enter_context(loop)
-        webhooks.start()
-        stack.callback(webhooks.join, _STOP_SECONDS)
         log.info("relay_ready", loops=[loop.name for loop in loops])
         stop.wait()
         log.info("relay_stopping")
     log.info("relay_stopped")
 
 
-def _probes(
-    loops: list[Loop], webhooks: threading.Thread, state: RelayState
-) -> dict[str, Callable[[], Answer]]:
+def _probes(loops: list[Loop], state: RelayState) -> dict[str, Callable[[], Answer]]:
     def live() -> Answer:
         stalled = [loop.name for loop in loops if not loop.alive or loop.seconds_in_turn > _STALLED_SECONDS]
-        stalled += [] if webhooks.is_alive() else [webhooks.name]
         reason = f"stalled: {', '.join(stalled)}" if stalled else "every loop makes progress"
         return Answer(ok=not stalled, reason=reason, figures={"faults": _faults(loops)})
 

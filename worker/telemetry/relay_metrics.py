@@ -43,26 +43,13 @@ WEBHOOK_WAITING_SECONDS = RELAY.gauge(
     "Seconds for which the oldest delivery to an active endpoint has been due; read every minute.",
 )
 
-WEBHOOK_ATTEMPTS = RELAY.counter(
-    "dnf_webhook_attempts_total",
-    "Attempts to deliver an event to an endpoint; outcome is delivered, retried or given_up.",
-    "outcome",
-)
-WEBHOOK_ENDPOINTS_DISABLED = RELAY.gauge(
-    "dnf_webhook_endpoints_disabled",
-    "Endpoints that were disabled because of their answers; reason is gone (410) or failing (for five days).",
-    "reason",
-)
-WEBHOOK_WAITING_SECONDS = RELAY.gauge(
-    "dnf_webhook_waiting_seconds",
-    "Seconds for which the oldest delivery to an active endpoint has been due; read every minute.",
-)
-
 for _loop in LOOPS:
     for _reason in ("unavailable", "internal_error"):
         RELAY_FAILURES.labels(_loop, _reason)
 for _result in ("stored", "unstorable"):
     RELAY_EVENTS.labels(_result)
+for _outcome in ("delivered", "retried", "given_up"):
+    WEBHOOK_ATTEMPTS.labels(_outcome)
 for _origin in ("uncertain", "audit"):
     for _result in ("opened", "capped"):
         RELAY_REVIEWS.labels(_origin, _result)
