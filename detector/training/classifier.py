@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detector.acceleration.inference import accelerate
-from detector.acceleration.precision import computes_bfloat16, training_layout, training_precision
+from detector.acceleration.precision import computes_bfloat16, training_precision
 from detector.corpus.corpus import Sample
 from detector.images.decode import decode
 from detector.metrics import auroc
@@ -84,7 +84,8 @@ def train_classifier(
         source.open_bank(bank or folder / "bank", with_twins(banked or training, recipe.twins))
     held_out = source.held_out(validation)
     network = ResNet(recipe.network.model_copy(update={"in_channels": recipe.channels}))
-    network.to(recipe.device, memory_format=training_layout(recipe.device))  # type: ignore[call-overload]
+    # On a CPU a step takes four fifths of the time of contiguous weights, in float32 and in bfloat16.
+    network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     averaged = deepcopy(network)
     make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     optimizer = make(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
