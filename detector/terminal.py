@@ -4,17 +4,22 @@ Keys, field names, metadata and queue entries are written by others. Printed as 
 cursor, change the title or forge a line. Every command prints through this module.
 """
 
+import importlib
 import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
 import rich.console
 import rich.markup
 from rich.text import Text
+
+#: The exit status after Ctrl-C.
+INTERRUPTED = 130
 
 
 def escaped(text: str, *, newlines: bool = False) -> str:
@@ -58,8 +63,7 @@ def echo_record(heading: Sequence[str], body: Sequence[str]) -> None:
     the record is one line: its fields separated by tabs, `-` for an empty one.
     """
     if not sys.stdout.isatty():
-        fields = (escaped(field.strip()) or "-" for field in [*heading, *body])
-        click.echo("\t".join(fields))
+        echo_fields(*heading, *body)
         return
     echo("  ".join(heading).rstrip())
     width = shutil.get_terminal_size().columns
@@ -75,13 +79,74 @@ def echo_record(heading: Sequence[str], body: Sequence[str]) -> None:
             click.echo(line)
 
 
+def echo_fields(*fields: str) -> None:
+    """Print a record as one line for a pipe: its fields separated by tabs, `-` for an empty one."""
+    click.echo("\t".join(escaped(field.strip()) or "-" for field in fields))
+
+
+def json_line(value: object, *, indent: int | None = None) -> str:
+    """Return a JSON value as printable ASCII, in one line unless `indent` is given."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+
+
 def echo_json(value: object, *, indent: int | None = None) -> None:
     """Print a JSON value in printable ASCII, on one line unless `indent` is given."""
-    click.echo(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
+    click.echo(json_line(value, indent=indent))
+
+
+@dataclass(frozen=True)
+class LazyCommand:
+    """A command whose module is imported when it is called."""
+
+    #: The module, and the name of the command in it.
+    module: str
+    attribute: str
+    #: The first sentence of its help, without a full stop.
+    summary: str
+
+    def load(self) -> click.Command:
+        """Import the module and return the command."""
+        command = getattr(importlib.import_module(self.module), self.attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{self.module}.{self.attribute} is not a command")
+        return command
 
 
 class Group(click.Group):
-    """A group of commands whose error messages are shown on one line, without control characters."""
+    """A group whose commands are imported when they are called, listed in the order in which they are given.
+
+    An error message is shown on one line, without control characters. Ctrl-C ends a command that does not
+    handle it with one line and status 130.
+    """
+
+    def __init__(
+        self, *arguments: Any, lazy: Mapping[str, LazyCommand] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._lazy = dict(lazy or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names of the commands."""
+        return list({**self._lazy, **self.commands})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None if there is none of this name."""
+        if cmd_name in self._lazy and cmd_name not in self.commands:
+            self.add_command(self._lazy[cmd_name].load(), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands into the help, without importing them."""
+        rows = [
+            (
+                name,
+                self._lazy[name].summary if name in self._lazy else self.commands[name].get_short_help_str(),
+            )
+            for name in self.list_commands(ctx)
+        ]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -90,3 +155,6 @@ class Group(click.Group):
         except click.ClickException as error:
             vars(error)["message"] = escaped(error.message)
             raise
+        except KeyboardInterrupt:
+            echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)

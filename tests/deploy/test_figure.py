@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from deploy.generators.figure import draw_figure, examine_picture, magnitude_spectrum, main, radial_profile
-from detector.cli.checking import CheckedFile, check_files
+from detector.cli.checking import CheckedFile, check_batches
 from detector.detector import Detector
 
 MakePicture = Callable[..., bytes]
@@ -52,7 +52,7 @@ def test_the_figure_shows_the_score_that_a_check_gives(tiny_bundle: Path, pictur
     detector = Detector.load(tiny_bundle, device="cpu")
     for name, side in [("large", 128), ("small", 64)]:
         shown = examine_picture(detector, pictures[name], generated=False)
-        (checked,) = check_files(detector, [pictures[name]])
+        ((checked,),) = check_batches(detector, [pictures[name]])
         assert isinstance(checked, CheckedFile)
         assert (shown.name, shown.verdict) == (name, checked.verdict)
         assert shown.score == pytest.approx(checked.finding.probability, abs=1e-6)

@@ -1,6 +1,5 @@
 """dnf-detector: output, exit statuses and errors of its commands."""
 
-import csv
 import json
 import re
 import shutil
@@ -9,12 +8,15 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from detector.cli import main
+from detector.cli import main as detector_cli
+from worker.cli import main as worker_cli
 
 
 @pytest.fixture(scope="module")
@@ -32,59 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*arguments: object) -> Result:
     """Run the command in this process."""
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def test_a_good_picture_gives_a_verdict_and_exit_zero(folder: Path, tiny_bundle: Path) -> None:
-    """The output is one JSON object with the documented fields."""
-    result = run("check", "--bundle", tiny_bundle, "--json", folder / "a.png")
-    assert result.exit_code == 0
-    record = json.loads(result.stdout)
-    assert record["path"] == str(folder / "a.png")
-    assert record["verdict"] in {"real", "review", "generated"}
-    assert 0 <= record["score"] <= 1
-    assert isinstance(record["logit"], float)
-
-
-def test_a_rejected_file_gives_its_reason_and_exit_one(folder: Path, tiny_bundle: Path) -> None:
-    """The other pictures in the folder still get verdicts."""
-    result = run("check", "--bundle", tiny_bundle, "--json", folder)
-    assert result.exit_code == 1
-    records = {Path(r["path"]).name: r for r in map(json.loads, result.stdout.splitlines())}
-    assert records.keys() == {"a.png", "b.jpg", "text.jpg"}
-    assert records["text.jpg"]["rejected"] == "not_an_image"
-    assert "verdict" in records["b.jpg"]
-
-
-def test_the_stability_check_keeps_the_scores_and_the_reasons(folder: Path, tiny_bundle: Path) -> None:
-    """The check may only turn verdicts into review; rejections stay the same."""
-    plain, checked = (
-        {
-            r["path"]: r
-            for r in map(json.loads, run("check", "--bundle", tiny_bundle, *more).stdout.splitlines())
-        }
-        for more in (["--json", folder], ["--json", "--stability", folder])
-    )
-    assert plain.keys() == checked.keys()
-    for path, record in plain.items():
-        after = checked[path]
-        assert after.get("rejected") == record.get("rejected")
-        assert after.get("score") == pytest.approx(record.get("score"), abs=1e-4)
-        assert after.get("verdict") in {record.get("verdict"), "review"}
-
-
-def test_the_table_the_csv_and_the_thumbnails_are_written(
-    folder: Path, tiny_bundle: Path, tmp_path: Path
-) -> None:
-    """A table on standard output, path and score in the CSV file, and one thumbnail per checked picture."""
-    result = run(
-        "check", "--bundle", tiny_bundle, "--csv", tmp_path / "s.csv", "--thumbnails", tmp_path / "t", folder
-    )
-    assert "Verdict" in result.stdout
-    with (tmp_path / "s.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "score"]
-    assert [bool(row["score"]) for row in rows] == [True, True, False]
-    assert len(list((tmp_path / "t").glob("*.jpg"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -170,13 +119,6 @@ def test_a_missing_bundle_is_one_line(folder: Path) -> None:
     assert result.stdout == ""
 
 
-def test_a_path_is_never_read_as_markup(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    """The table shows the whole path, over several lines if need be, and the brackets in it."""
-    picture = Path(shutil.copy(folder / "a.png", tmp_path / "[red]a.png"))
-    lines = run("check", "--bundle", tiny_bundle, picture).stdout.splitlines()
-    assert "".join(line.split("│")[1].strip() for line in lines if line.startswith("│")) == str(picture)
-
-
 @pytest.mark.parametrize("arguments", [["check"], ["inspect"]])
 def test_a_pipe_gets_no_colours(folder: Path, tiny_bundle: Path, arguments: list[str]) -> None:
     """Escape sequences are written only to a terminal."""
@@ -194,3 +136,17 @@ def test_the_help_of_each_command_has_an_example(command: str) -> None:
 def test_the_version_is_printed() -> None:
     """`--version` prints the version of the installed package."""
     assert run("--version").stdout.split()[-1] == version("dnf-moderation")
+
+
+@pytest.mark.parametrize("program", [detector_cli, worker_cli], ids=["dnf-detector", "dnf-worker"])
+def test_the_listed_commands_are_those_that_exist(program: click.Group) -> None:
+    """Each is loaded when it is called, and the list says what its own help begins with."""
+    context = click.Context(program)
+    listed = CliRunner().invoke(program, ["--help"], terminal_width=300).stdout
+    for name in program.list_commands(context):
+        command = program.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        summary = re.search(rf"^  {name} +(.+)$", listed, re.MULTILINE)
+        assert summary, name
+        assert (command.help or "").startswith(summary[1])
