@@ -7,7 +7,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from types import FrameType
@@ -277,12 +277,19 @@ def _files(
     return outputs
 
 
-def _opened(csv_file: Path) -> IO[str]:
+@contextmanager
+def _opened(csv_file: Path) -> Iterator[IO[str]]:
+    standard = csv_file == _STANDARD_OUTPUT
+    target = sys.stdout.fileno() if standard else csv_file
     # Names that are not Unicode keep their bytes.
-    target = sys.stdout.fileno() if csv_file == _STANDARD_OUTPUT else csv_file
-    return open(
-        target, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=target == csv_file
+    file = open(  # noqa: SIM115 - closing it must not hide why a row could not be written
+        target, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=not standard
     )
+    try:
+        yield file
+    finally:
+        with suppress(OSError):
+            file.close()
 
 
 def _csv_output(name: Path, file: IO[str]) -> _Output:
