@@ -1,11 +1,13 @@
 """The compose file, validated by the Compose specification, and its broker's command, executed."""
 
+import os
 import re
 import shutil
 import socket
 import subprocess
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import boto3
 import jsonschema
@@ -13,15 +15,20 @@ import pytest
 import redis
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.deploy.documents import DASHBOARD, PROMETHEUS, ROOT, read_yaml, schema
+from worker.database.schema import check, migrate
 from worker.embedded.guarded_process import GuardedProcess
+from worker.embedded.postgres import ADMINISTRATOR, PostgreSQL, postgres_programs
 from worker.embedded.seaweedfs import weed_program
-from worker.embedded.startup import start_on_free_ports, wait_until
+from worker.embedded.startup import HOST, start_on_free_ports, wait_until
 from worker.embedded.valkey import valkey_program
 from worker.settings import Settings
 
-OURS = ("worker", "worker-gpu", "exporter")
+OURS = ("worker", "worker-gpu", "exporter", "relay", "migrate")
+#: Ends when it has done its work.
+ONCE = "migrate"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,9 @@ def test_every_service_starts_after_its_dependencies_are_healthy(compose: dict[s
     def start(name: str, above: tuple[str, ...] = ()) -> None:
         assert name not in above, f"a cycle: {above}"
         for needed, how in services[name].get("depends_on", {}).items():
-            assert how["condition"] == "service_healthy"
+            assert how["condition"] == (
+                "service_completed_successfully" if needed == ONCE else "service_healthy"
+            )
             assert needed in healthy
             start(needed, (*above, name))
         if name not in order:
@@ -81,6 +90,8 @@ def test_every_service_starts_after_its_dependencies_are_healthy(compose: dict[s
     assert healthy == set(services)
     assert order.index("redis") < order.index("worker")
     assert order.index("seaweedfs") < order.index("worker")
+    # `up --wait` takes a container that ended for a failure unless a running one depends on its success.
+    assert order.index("postgres") < order.index(ONCE) < order.index("relay")
     assert order.index("exporter") < order.index("prometheus") < order.index("grafana")
 
 
@@ -89,10 +100,10 @@ def test_no_secret_has_a_default(compose: dict[str, Any]) -> None:
     secrets = 0
     for name, service in compose["services"].items():
         for variable, value in service.get("environment", {}).items():
-            if re.search("PASSWORD|SECRET|ACCESS_KEY|REDIS_URL", variable):
+            if re.search("PASSWORD|SECRET|ACCESS_KEY|REDIS_URL|DATABASE_.*URL", variable):
                 assert re.search(r"\$\{DNF_\w+:\?[a-z ]+\}", value), (name, variable)
                 secrets += 1
-    assert secrets == 15
+    assert secrets == 22
 
 
 def test_the_projects_containers_have_the_least_rights(compose: dict[str, Any]) -> None:
@@ -111,14 +122,16 @@ def test_every_variable_of_ours_is_a_setting(
     compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mistyped setting would be ignored silently, so each must be known, and all must load."""
-    given = {"DNF_WORKER_PASSWORD": "w" * 40, "DNF_EXPORTER_PASSWORD": "e" * 40}
+    users = {"worker": "worker", "worker-gpu": "worker", "exporter": "exporter", "relay": "relay"}
+    given = {f"DNF_{user.upper()}_PASSWORD": user[0] * 40 for user in users.values()}
     for name in OURS:
         with monkeypatch.context() as context:
             for variable, value in compose["services"][name]["environment"].items():
                 assert variable.removeprefix("DNF_").lower() in Settings.model_fields, variable
                 context.setenv(variable, substituted(value, given))
             settings = Settings()
-        user = "exporter" if name == "exporter" else "worker"
+        if (user := users.get(name)) is None:
+            continue
         assert settings.redis_url.get_secret_value() == f"redis://{user}:{user[0] * 40}@redis:6379/0"
     assert not [name for name in compose["services"]["exporter"]["environment"] if "S3" in name]
 
@@ -152,9 +165,10 @@ def test_prometheus_and_grafana_find_their_files_and_targets(compose: dict[str, 
     jobs = {job["job_name"]: job for job in read_yaml(PROMETHEUS)["scrape_configs"]}
     (target,) = jobs["dnf-exporter"]["static_configs"][0]["targets"]
     assert target == f"exporter:{services['exporter']['environment']['DNF_HTTP_PORT']}"
-    (search,) = jobs["dnf-worker"]["dns_sd_configs"]
-    for name in search["names"]:
-        assert str(search["port"]) == services[name]["environment"]["DNF_HTTP_PORT"]
+    for job in ("dnf-worker", "dnf-relay"):
+        (search,) = jobs[job]["dns_sd_configs"]
+        for name in search["names"]:
+            assert str(search["port"]) == services[name]["environment"]["DNF_HTTP_PORT"]
     home = Path(services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     provider = read_yaml(ROOT / "deploy/grafana/provisioning/dashboards/fleet.yml")["providers"][0]
     assert home.parent == Path(provider["options"]["path"])
@@ -170,18 +184,19 @@ def test_each_container_shares_a_network_only_with_what_it_talks_to(compose: dic
         for network in service["networks"]:
             members[network].add(name)
     assert members == {
-        "broker": {"redis", "worker", "worker-gpu", "exporter"},
+        "broker": {"redis", "worker", "worker-gpu", "exporter", "relay"},
         "store": {"seaweedfs", "worker", "worker-gpu"},
-        "monitoring": {"worker", "worker-gpu", "exporter", "prometheus", "grafana"},
+        "database": {"postgres", "migrate", "relay"},
+        "monitoring": {"worker", "worker-gpu", "exporter", "relay", "prometheus", "grafana"},
     }
 
 
-@pytest.mark.parametrize("name", ["redis", "seaweedfs", "prometheus", "grafana"])
+@pytest.mark.parametrize("name", ["redis", "seaweedfs", "postgres", "prometheus", "grafana"])
 def test_every_image_of_others_has_an_exact_version(compose: dict[str, Any], name: str) -> None:
     """Three numbers, or two where the project has no third; no tag that moves with the next release."""
     version = compose["services"][name]["image"].partition(":")[2]
     assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?(-alpine)?", version)
-    assert name == "seaweedfs" or version.count(".") == 2
+    assert name in {"seaweedfs", "postgres"} or version.count(".") == 2
 
 
 def test_the_store_of_compose_opens_only_its_s3_api(compose: dict[str, Any], tmp_path: Path) -> None:
@@ -261,7 +276,7 @@ def _listening_addresses(pid: int) -> set[tuple[str, int]]:
     return listening
 
 
-ROLES = ("producer", "worker", "consumer", "exporter", "operator")
+ROLES = ("producer", "worker", "consumer", "relay", "exporter", "operator")
 
 
 def test_the_broker_of_compose_has_one_user_for_each_role_and_a_memory_limit(
@@ -329,3 +344,35 @@ def test_the_broker_of_compose_has_one_user_for_each_role_and_a_memory_limit(
     )
     assert refused.returncode != 0
     assert "CONSUMER_PASSWORD" in refused.stderr
+
+
+def test_the_database_of_compose_has_a_role_for_the_service_that_owns_nothing(
+    compose: dict[str, Any], postgres: PostgreSQL
+) -> None:
+    """Its script, run here on a server of ours with a password of quotes, and then the migration."""
+    name, role, password = "of_compose", f"moderation_{uuid4().hex}", "p a$s'w;o\"r`d"
+    postgres.create_database(name)
+    service = compose["services"]["postgres"]
+    owner = conninfo_to_dict(postgres.owner_url(name))
+    environment = dict.fromkeys(service["environment"], "") | {
+        "PATH": f"{postgres_programs()}:/usr/bin:/bin",
+        "POSTGRES_USER": ADMINISTRATOR,
+        "POSTGRES_DB": name,
+        "MODERATION_PASSWORD": password,
+        "PGHOST": HOST,
+        "PGPORT": str(owner["port"]),
+        "PGPASSWORD": str(owner["password"]),
+    }
+    folder = next(v.split(":")[0] for v in service["volumes"] if ":/docker-entrypoint-initdb.d" in v)
+    (script,) = (ROOT / folder).iterdir()
+    assert os.access(script, os.X_OK)
+    text = script.read_text(encoding="utf-8").replace("ROLE moderation ", f"ROLE {role} ")
+    run = ["/bin/sh", "-c", text.replace("TO moderation;", f"TO {role};")]
+    subprocess.run(run, env=environment, check=True, timeout=60)
+    url = make_conninfo("", host=HOST, port=owner["port"], dbname=name, user=role, password=password)
+    migrate(postgres.owner_url(name), url)
+    check(url)
+    refused = subprocess.run(
+        run, env=environment | {"MODERATION_PASSWORD": ""}, capture_output=True, timeout=60, check=False
+    )
+    assert refused.returncode != 0

@@ -27,7 +27,7 @@ from worker.embedded.startup import (
 #: PostgreSQL refuses to run as root; root starts it as this user and group, by convention "nobody".
 NOBODY = 65534
 
-OWNER, APPLICATION = "moderation_owner", "moderation"
+ADMINISTRATOR, OWNER, APPLICATION = "postgres", "moderation_owner", "moderation"
 
 _OPTIONS = {
     "listen_addresses": HOST,
@@ -73,7 +73,7 @@ class PostgreSQL:
 
     def create_database(self, name: str, *, template: str = "template1") -> None:
         """Create a database of the owner's as a copy of another one, to which nobody is connected."""
-        with psycopg.connect(self._url("postgres", "postgres"), autocommit=True) as connection:
+        with psycopg.connect(self._url(ADMINISTRATOR, "postgres"), autocommit=True) as connection:
             connection.execute(
                 sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
                     sql.Identifier(name), sql.Identifier(OWNER), sql.Identifier(template)
@@ -82,7 +82,7 @@ class PostgreSQL:
 
     def drop_database(self, name: str) -> None:
         """Remove a database and end its connections."""
-        with psycopg.connect(self._url("postgres", "postgres"), autocommit=True) as connection:
+        with psycopg.connect(self._url(ADMINISTRATOR, "postgres"), autocommit=True) as connection:
             connection.execute(
                 sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
             )
@@ -132,7 +132,7 @@ class PostgreSQL:
                 raise EmbeddedServiceError(
                     f"PostgreSQL does not run as root, and user {self._user} cannot enter {obstacle}"
                 )
-        command = [f"{self._programs}/initdb", "-D", f"{self.folder}/data", "-U", "postgres", "-E", "UTF8"]
+        command = [f"{self._programs}/initdb", "-D", f"{self.folder}/data", "-U", ADMINISTRATOR, "-E", "UTF8"]
         command += ["--no-locale", "--no-sync", "--auth=scram-sha-256", f"--pwfile={password}"]
         finished = subprocess.run(  # noqa: S603 - the command is composed here
             command,
@@ -163,7 +163,7 @@ class PostgreSQL:
 
         def answers() -> bool:
             try:
-                with psycopg.connect(self._url("postgres", "postgres"), connect_timeout=2) as connection:
+                with psycopg.connect(self._url(ADMINISTRATOR, "postgres"), connect_timeout=2) as connection:
                     connection.execute("SELECT 1")
             except psycopg.OperationalError:
                 return False
@@ -173,7 +173,7 @@ class PostgreSQL:
         wait_until(answers, process, "PostgreSQL")
 
     def _create_roles(self) -> None:
-        with psycopg.connect(self._url("postgres", "postgres"), autocommit=True) as connection:
+        with psycopg.connect(self._url(ADMINISTRATOR, "postgres"), autocommit=True) as connection:
             for role in (OWNER, APPLICATION):
                 connection.execute(
                     sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(

@@ -7,16 +7,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import redis
 
 from tests.conftest import NULL_WORKER, MakePicture, StartWorker, StoreObject, settings_of
+from tests.deciding import take_decision
+from tests.relay_process import RelayProcess
+from tests.verdicts import verdict_event
 from worker.broker.dead_letters import DeadLetters
+from worker.broker.decision_stream import DecisionStream
 from worker.client import Client
 from worker.contract.envelope import encode
 from worker.contract.messages import QUEUES, ImageCheck
+from worker.database.database import Database
 from worker.embedded.services import EmbeddedServices
+from worker.embedded.startup import HOST, free_ports
 from worker.embedded.valkey import Valkey, valkey_program
 from worker.operations.doctor.broker import diagnose_broker
 from worker.operations.exporter import QueueCollector
@@ -113,6 +120,54 @@ def test_each_user_can_do_its_whole_job(  # noqa: PLR0917 - fixtures
     assert [(e["username"], e["object"]) for e in admin.acl_log()] == []  # type: ignore[index,union-attr]
 
 
+def test_a_relay_can_do_its_whole_job(
+    server: Valkey,
+    admin: redis.Redis,
+    settings_of_user: Callable[[str], Settings],
+    *,
+    service_environment: Mapping[str, str],
+    database_environment: dict[str, str],
+    database: Database,
+    wait_until: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """It reads verdicts in its group, publishes, trims and measures; a consumer reads the decisions."""
+    (port,) = free_ports(1)
+    environment = {
+        **service_environment,
+        **database_environment,
+        "DNF_REDIS_URL": _url(server, "relay"),
+        "DNF_REVIEW_UNDO_SECONDS": "0",
+        "DNF_HTTP_HOST": HOST,
+        "DNF_HTTP_PORT": str(port),
+    }
+    admin.acl_log_reset()
+    admin.xadd("verdicts", {"event": verdict_event("seen").model_dump_json()})
+    relay = RelayProcess(environment, tmp_path / "relay.log")
+    relay.start()
+    try:
+        relay.wait_for_event("relay_ready")
+        take_decision(database, settings_of(environment).review)
+        wait_until(lambda: admin.xlen("decisions") == 1, "a decision on the stream")
+        with closing(DecisionStream.connect(settings_of_user("consumer"))) as decisions:
+            read = next(decisions.consume("platform", "one"))
+            assert read is not None
+            decisions.acknowledge("platform", read)
+        with urlopen(f"http://{HOST}:{port}/metrics", timeout=10) as answer:
+            page = answer.read().decode()
+        assert 'dnf_decision_stream_pending{group="platform"} 0.0' in page
+        wait_until(lambda: _known(database, "seen"), "the verdict in the database")
+    finally:
+        relay.kill()
+    assert not relay.events("relay_interrupted")
+    assert [(e["username"], e["object"]) for e in admin.acl_log()] == []  # type: ignore[index,union-attr]
+
+
+def _known(database: Database, check_id: str) -> bool:
+    with database.transaction() as tx:
+        return bool(tx.execute("SELECT 1 FROM checks WHERE check_id = %s", [check_id]).fetchone())
+
+
 DENIED: dict[str, list[str]] = {
     "producer": [
         "XADD verdicts * event forged",
@@ -134,11 +189,23 @@ DENIED: dict[str, list[str]] = {
         "XTRIM verdicts MAXLEN 0",
         "DEL verdicts",
         "XGROUP DESTROY verdicts readers",
+        "XADD decisions * event forged",
+        "DEL decisions",
         "LLEN image-checks",
         "LPUSH image-checks forged",
         "XRANGE dead-letters - +",
         "GET {verdicts}:published:check-0",
         "GET verdict-cache:of-another",
+    ],
+    "relay": [
+        "XADD verdicts * event forged",
+        "XRANGE verdicts - +",
+        "DEL verdicts",
+        "XDEL decisions 1-1",
+        "DEL decisions",
+        "GET {verdicts}:thumbnail:of-another",
+        "SET {verdicts}:published:check-0 1",
+        "LPUSH image-checks forged",
     ],
     "exporter": [
         "LPUSH image-checks forged",

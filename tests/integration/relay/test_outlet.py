@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 from urllib.request import urlopen
-from uuid import uuid4
 
 import pytest
 import redis
 
+from tests.deciding import take_decision
 from tests.relay_process import RelayProcess
 from tests.verdicts import verdict_event
 from worker.broker.decision_stream import DecisionStream
@@ -18,28 +18,14 @@ from worker.contract.messages import read_decision
 from worker.database.database import Database
 from worker.embedded.startup import HOST, free_ports
 from worker.reviews import outbox
-from worker.reviews.decisions import Decided, decide
-from worker.reviews.intake import open_review
-from worker.reviews.moderators import enrol
-from worker.reviews.queue import Claimed, claim
+from worker.reviews.decisions import Decided
 from worker.settings import Settings
 
 
 @pytest.fixture
 def decided(database: Database, relay_settings: Settings) -> Callable[[], Decided]:
     """Provide a function that takes a decision, which can no longer be undone."""
-
-    def decided() -> Decided:
-        event = verdict_event()
-        review = relay_settings.review
-        with database.transaction() as tx:
-            open_review(tx, review, event, event.model_dump_json(), origin="uncertain", probability=1.0)
-            who = enrol(tx, f"person-{uuid4()}", "person")
-            held = claim(tx, review, who)
-            assert isinstance(held, Claimed)
-            return decide(tx, review, held.review_id, held.lease, who, outcome="real")
-
-    return decided
+    return lambda: take_decision(database, relay_settings.review)
 
 
 @pytest.fixture
