@@ -36,6 +36,26 @@ VALUES: dict[str, dict[str, Any]] = {
         "worker": {"topologySpread": {"enabled": False}, "disruptionBudget": {"enabled": False}},
     },
     "tls": {"redis": {"tls": {"caSecretName": "dnf-redis", "caKey": "authority.pem"}}},
+    "reviews": {
+        "redis": {"tls": {"caSecretName": "dnf-redis"}},
+        "relay": {
+            "enabled": True,
+            "replicas": 2,
+            "settings": {"review_daily_limit": "500"},
+            "extraEnv": [{"name": "TZ", "value": "UTC"}],
+            "nodeSelector": {"kind": "small"},
+            "affinity": {"nodeAffinity": {}},
+            "tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}],
+            "priorityClassName": "people",
+            "podAnnotations": {"note": "of the platform"},
+            "podLabels": {"tier": "people"},
+        },
+        "monitoring": {"podMonitor": {"enabled": True}},
+        "networkPolicy": {
+            "databasePeers": [{"ipBlock": {"cidr": "192.0.2.7/32"}}],
+            "webhookPorts": [443, 8443],
+        },
+    },
     "everything": {
         "nameOverride": "moderation",
         "commonLabels": {"team": "trust"},
@@ -244,7 +264,8 @@ def test_every_variable_is_a_setting_that_takes_its_value(
                     if not variable.startswith("DNF_"):
                         continue
                     assert variable.removeprefix("DNF_").lower() in Settings.model_fields, variable
-                    secret = "redis://h:1/0" if variable == "DNF_REDIS_URL" else "secret"
+                    urls = {"DNF_REDIS_URL": "redis://h:1/0", "DNF_DATABASE_URL": "postgresql://h/d"}
+                    secret = urls.get(variable, "secret")
                     text = value if isinstance(value, str) else secret
                     # The mounted files do not exist here; any file will do.
                     context.setenv(variable, __file__ if variable.endswith("_FILE") else text)
@@ -529,6 +550,8 @@ def test_the_chart_ships_the_alerts_and_the_dashboard_of_compose(
         {"autoscaling": {"backlogSecondsTarget": 0}},
         {"redis": {"secretName": ""}},
         {"redis": {"url": "redis://:secret@host/0"}},
+        {"relay": {"settings": {"database_url": "postgresql://u:secret@host/d"}}},
+        {"relay": {"replicas": 0}},
         {"redis": {"tls": {"caSecretName": "one", "caConfigMapName": "another"}}},
         {"image": {"digest": "latest"}},
         {"s3": {"allowedBuckets": []}},
@@ -556,3 +579,41 @@ def test_network_policies_allow_only_the_required_traffic(
         assert peer == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
         ports[component] = {port["port"] for rule in spec["egress"] for port in rule["ports"]}
     assert ports == {"worker": {53, 6379, 443}, "exporter": {53, 6379}}
+
+
+def test_a_relay_has_its_own_secrets_and_only_its_first_container_the_owners(
+    rendered: Callable[[str], list[Manifest]],
+) -> None:
+    """The schema is migrated before it starts; without the owner's Secret somebody else does so."""
+    manifests = rendered("reviews")
+    spec = one(manifests, "Deployment", "relay")["spec"]["template"]["spec"]
+    ((migrate,), (relay,)) = spec["initContainers"], spec["containers"]
+    assert (migrate["args"], relay["args"]) == (["database", "migrate"], ["relay"])
+    secrets = {
+        name: {
+            v: value["secretKeyRef"]["name"] for v, value in environment(each).items() if "key" in str(value)
+        }
+        for name, each in (("migrate", migrate), ("relay", relay))
+    }
+    assert secrets == {
+        "migrate": {"DNF_DATABASE_URL": "dnf-database", "DNF_DATABASE_OWNER_URL": "dnf-database-owner"},
+        "relay": {"DNF_DATABASE_URL": "dnf-database", "DNF_REDIS_URL": "dnf-redis-relay"},
+    }
+    assert environment(relay)["DNF_REDIS_CA_FILE"] == "/redis-tls/ca.crt"
+    assert not [name for name in environment(relay) if "S3" in name]
+    worker = one(manifests, "Deployment", "worker")["spec"]["template"]["spec"]["containers"][0]
+    assert environment(worker)["DNF_REDIS_URL"]["secretKeyRef"]["name"] == "dnf-redis"
+    ports = {
+        port["port"]
+        for rule in one(manifests, "NetworkPolicy", "relay")["spec"]["egress"]
+        for port in rule["ports"]
+    }
+    assert ports == {53, 6379, 5432, 443, 8443}
+    (endpoint,) = one(manifests, "PodMonitor", "relay")["spec"]["podMetricsEndpoints"]
+    assert {"targetLabel": "job", "replacement": "dnf-relay"} in endpoint["relabelings"]
+
+
+def test_without_the_owners_secret_a_relay_only_checks_the_schema(chart: helm.Chart) -> None:
+    values = {"relay": {"enabled": True}, "database": {"ownerSecretName": ""}}
+    text = chart.render(values, name="prod", namespace="moderation")["dnf-moderation/templates/relay.yaml"]
+    assert "initContainers" not in yaml.safe_load(text)["spec"]["template"]["spec"]

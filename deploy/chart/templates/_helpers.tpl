@@ -114,6 +114,15 @@ capabilities:
 {{- end }}
 {{- end -}}
 
+{{/* As the role that owns nothing. */}}
+{{- define "dnf.databaseEnv" -}}
+- name: DNF_DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.database.secretName }}
+      key: {{ .Values.database.urlKey }}
+{{- end -}}
+
 {{- define "dnf.storageEnv" -}}
 - name: DNF_S3_REGION
   value: {{ .Values.s3.region | quote }}
