@@ -283,7 +283,9 @@ def _rgb(image: Image.Image, icc_profile: bytes) -> NDArray[np.uint8]:
     convert = partial(_flattened, conversion=conversion, mode=mode)
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top, bottom in _strips(image):
-        pixels[top:bottom] = np.asarray(convert(image.crop((0, top, image.width, bottom))))
+        # A crop copies, also where it is all of the image.
+        strip = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
+        pixels[top:bottom] = np.asarray(convert(strip))
     return pixels
 
 
@@ -300,7 +302,10 @@ def _flattened(strip: Image.Image, conversion: ColourConversion | None, mode: st
     elif strip.has_transparency_data:
         strip = strip.convert("RGBA")
         alpha = strip.getchannel("A")
-    colours = conversion.apply(strip.convert(mode)) if conversion else strip.convert("RGB")
+    wanted = mode if conversion else "RGB"
+    colours = strip if strip.mode == wanted else strip.convert(wanted)
+    if conversion:
+        colours = conversion.apply(colours)
     if alpha is None:
         return colours
     return Image.composite(colours, Image.new("RGB", colours.size, "white"), alpha)

@@ -29,7 +29,9 @@ def saved_picture(dnf: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def dnf_thumbnail(dnf: NDArray[np.float32], side: int = 128) -> bytes:
     """Return `dnf_picture` of a feature (C, H, W) as a JPEG file of `side` x `side` pixels."""
-    image = Image.fromarray(dnf_picture(dnf)).resize((side, side), Image.Resampling.LANCZOS)
+    image = Image.fromarray(dnf_picture(dnf))
+    if image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.LANCZOS)
     file = BytesIO()
     # Colours at full resolution: halved, as lossy WebP stores them too, they lose most of the noise.
     image.save(file, "JPEG", quality=90, subsampling="4:4:4")
