@@ -12,6 +12,7 @@ from PIL import Image
 
 from detector.bundle.thresholds import Thresholds
 from detector.policy import VerdictName
+from worker.contract.messages import ViewScore
 
 Truth = Literal["real", "generated"]
 
@@ -22,6 +23,15 @@ LABELS: dict[VerdictName, str] = {"real": "real", "review": "needs review", "gen
 MARKS = {"right": "✓", "wrong": "✗", "open": "·"}
 
 _TRUTHS: dict[Truth, str] = {"real": "a photograph", "generated": "a generated picture"}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A view and the size of the picture that it belongs to, in pixels of the picture the right way up."""
+
+    picture_width: int
+    picture_height: int
+    view: ViewScore
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class JudgedPicture:
     credit: str = ""
     #: The parts of `milliseconds` by stage.
     stages: Mapping[str, float] = field(default_factory=dict)
+    #: Where on the picture, which is that large, the noise feature was computed.
+    outline: "Outline | None" = None
 
     @property
     def agreement(self) -> Literal["right", "wrong", "open"]:
@@ -91,7 +103,8 @@ class ContactSheet:
         low, high = self.thresholds.review_from, self.thresholds.generated_from
         return (
             f"Score: the estimated probability that the picture is generated. Review from {low:.2f}, "
-            f"generated from {high:.2f}. Right of each picture: its Diffusion Noise Feature."
+            f"generated from {high:.2f}. Right of each picture: the Diffusion Noise Feature of its "
+            "outlined part, which is the most like a generated picture's."
         )
 
 

@@ -23,8 +23,15 @@ from rich.progress import (
 from detector.terminal import Console, shown
 from worker.broker.verdict_stream import Event, VerdictStream
 from worker.client import Client
-from worker.contract.messages import Rejection
-from worker.demo.contact_sheet import NOTE, ContactSheet, JudgedPicture, RejectedUpload, render_html
+from worker.contract.messages import Rejection, Verdict
+from worker.demo.contact_sheet import (
+    NOTE,
+    ContactSheet,
+    JudgedPicture,
+    Outline,
+    RejectedUpload,
+    render_html,
+)
 from worker.demo.samples import BadUpload, Sample, bad_uploads, load_samples
 from worker.demo.tables import print_tables
 from worker.embedded.guarded_process import GuardedProcess
@@ -162,12 +169,19 @@ def _sheet(client: Client, received: list[tuple[_Upload, Event]]) -> ContactShee
                 truth=sample.truth if sample else None,
                 origin=sample.family if sample else "",
                 credit=f"{sample.author}, {sample.licence}" if sample else "",
+                outline=_outline(data),
                 stages={name: value for name, value in data.durations_ms.items() if name != "total"},
             )
         )
     if thresholds is None:
         raise DemoFailedError("No picture was judged, every upload was rejected.")
     return ContactSheet(judged, rejected, model, thresholds)
+
+
+def _outline(data: Verdict) -> Outline | None:
+    if data.strongest_view is None:
+        return None
+    return Outline(data.picture.width, data.picture.height, data.views[data.strongest_view])
 
 
 def _wait_until_ready(worker: "_Worker") -> None:

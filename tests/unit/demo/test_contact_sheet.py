@@ -3,9 +3,11 @@
 import base64
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from detector.bundle.thresholds import Thresholds
-from worker.demo.contact_sheet import ContactSheet, JudgedPicture, RejectedUpload, render_html
+from worker.contract.messages import ViewScore
+from worker.demo.contact_sheet import ContactSheet, JudgedPicture, Outline, RejectedUpload, render_html
 
 MakePicture = Callable[..., bytes]
 
@@ -36,6 +38,18 @@ def test_the_page_is_self_contained(make_picture: MakePicture) -> None:
     inside = [base64.b64decode(data) for data in re.findall(r"data:image/\w+;base64,([^\"]+)", page)]
     assert inside == [data for item in sheet.judged for data in (item.picture, item.thumbnail)]
     assert not re.search(r"https?://|<script|<link|@import", page)
+
+
+def test_the_view_of_the_noise_feature_is_outlined_on_its_picture(make_picture: MakePicture) -> None:
+    """In the picture's own pixels, scaled as the picture is; without views there is none."""
+    sheet = _sheet(make_picture)
+    view = ViewScore(x=16, y=24, width=128, height=96, score=0.9)
+    outlined = replace(sheet.judged[0], outline=Outline(200, 120, view))
+    page = render_html(replace(sheet, judged=[outlined, *sheet.judged[1:]]))
+    assert page.count("<svg") == 1
+    assert 'viewBox="0 0 200 120" preserveAspectRatio="xMidYMid meet"' in page
+    assert page.count('x="16" y="24" width="128" height="96"') == 2
+    assert "object-fit: contain" in page  # the same fit, in the words of style sheets
 
 
 def test_text_is_escaped_in_the_page(make_picture: MakePicture) -> None:
