@@ -22,8 +22,9 @@ CHANNEL = "reviews"
 # A page that reads so slowly has missed changes, and reads its state again.
 _WAITING = 256
 _RECONNECT_SECONDS = 1.0
-# Counts are read once for all changes within this time.
-_COUNT_SECONDS = 0.25
+# Counts are read once for all changes within the first, and after the second without any: leases end in
+# silence.
+_COUNT_SECONDS, _IDLE_SECONDS = 0.25, 5.0
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,11 @@ class Live:
         while True:
             try:
                 connected = False
-                async for payload in self._database.notifications(CHANNEL):
+                async for payload in self._database.notifications(CHANNEL, idle_seconds=_IDLE_SECONDS):
                     if payload is not None:
                         self._tell(Update("review", payload))
                     elif not connected:
                         self._tell(Update("missed"))
-                    # Time passes too: what was waiting becomes overdue.
                     self._changed.set()
                     connected = True
             except DatabaseUnavailableError as error:

@@ -55,20 +55,26 @@ class Listener:
         return ip_address(self.bound.getsockname()[0]).is_loopback
 
 
+def server(app: FastAPI) -> uvicorn.Server:
+    """Return a server for an application, which `run(sockets=[...])` starts."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            # Whoever connects decides whose identity headers are believed; no header may change that address.
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+        )
+    )
+
+
 def serve(app: FastAPI, listener: Listener) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests that run."""
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        loop="asyncio",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        # The address of who connects decides whose identity headers are believed; no header may change it.
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-    )
     log.info("page_served", host=listener.bound.getsockname()[0], port=listener.port)
-    uvicorn.Server(config).run(sockets=[listener.bound])
+    server(app).run(sockets=[listener.bound])

@@ -30,10 +30,14 @@ async function send(method, url, body = {}) {
   return document_;
 }
 
+async function rendered(url) {
+  const reply = await fetch(url, { headers: { Accept: "text/html" } });
+  return new DOMParser().parseFromString(await reply.text(), "text/html");
+}
+
 // Replace the content by what the server renders now; nothing else of the page is loaded again.
 async function refresh(url = location.href, { focus = true } = {}) {
-  const reply = await fetch(url, { headers: { Accept: "text/html" } });
-  const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
+  const fresh = await rendered(url);
   for (const id of ["main", "counts", "undo"]) {
     const replacement = fresh.getElementById(id);
     if (replacement) byId(id).replaceChildren(...document.adoptNode(replacement).childNodes);
@@ -366,28 +370,51 @@ function connect() {
   source.addEventListener("error", () => tell(false));
   source.addEventListener("counts", (event) => {
     byId("counts").innerHTML = JSON.parse(event.data).html;
-    const rest = document.querySelector("[data-rest]");
-    if (rest && rest.dataset.rest !== "reader" && !busy) later(() => refresh("/", { focus: false }));
+    if (resting()) soon(refreshRest);
   });
   source.addEventListener("review", (event) => {
     const change = JSON.parse(event.data);
     const shown = document.querySelector(`[data-review="${change.review}"]`);
     if (!shown || shown.dataset.lease) return;
-    later(() => (shown.matches("tr") ? refreshRows() : refresh(location.href, { focus: false })));
+    soon(shown.matches("tr") ? refreshRows : refreshItem);
+  });
+  source.addEventListener("missed", () => {
+    if (document.querySelector("tr[data-review]")) soon(refreshRows);
+    else if (document.querySelector(".workbench:not([data-lease])")) soon(refreshItem);
+    else if (resting()) soon(refreshRest);
   });
   addEventListener("pagehide", () => source.close());
 }
 
+// Once for all changes of a moment, and not for all open pages at the same one.
 let timer = 0;
-function later(work) {
-  clearTimeout(timer);
-  timer = setTimeout(work, 150);
+function soon(work) {
+  timer ||= setTimeout(() => {
+    timer = 0;
+    Promise.resolve(work()).catch(() => {});
+  }, 200 + 600 * Math.random());
+}
+
+const resting = () => document.querySelector("[data-rest]:not([data-rest=reader])");
+
+// Meanwhile an item may have been claimed, and its picture revealed.
+const refreshRest = () => resting() && !busy && refresh("/", { focus: false });
+
+// Of an item that is only read, the picture stays as it is looked at.
+async function refreshItem() {
+  const fresh = await rendered(location.href);
+  const layers = (page) => page.querySelectorAll(".overlay > *").length;
+  if (layers(fresh) !== layers(document)) return refresh(location.href, { focus: false });
+  for (const part of [".lease", ".panel"]) {
+    document.querySelector(part).replaceWith(document.adoptNode(fresh.querySelector(part)));
+  }
+  const blurred = byId("picture")?.classList.contains("blurred");
+  document.querySelectorAll(".region").forEach((region) => region.classList.toggle("blurred", blurred));
 }
 
 // Only rows that are shown change, so that nothing moves under the pointer.
 async function refreshRows() {
-  const reply = await fetch(location.href, { headers: { Accept: "text/html" } });
-  const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
+  const fresh = await rendered(location.href);
   document.querySelectorAll("tr[data-review]").forEach((row) => {
     const replacement = fresh.querySelector(`tr[data-review="${row.dataset.review}"]`);
     if (replacement) row.replaceWith(document.adoptNode(replacement));
