@@ -1,10 +1,12 @@
 """Live updates: one LISTEN connection of this process, passed on to every open page."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+from uuid import UUID
 
 from worker.database.errors import DatabaseUnavailableError
 from worker.telemetry.logs import get_logger
@@ -24,7 +26,7 @@ _WAITING = 256
 _RECONNECT_SECONDS = 1.0
 # Counts are read once for all changes within the first, and after the second without any: leases end in
 # silence.
-_COUNT_SECONDS, _IDLE_SECONDS = 0.25, 5.0
+_COUNT_SECONDS, _IDLE_SECONDS = 1.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Update:
     event: Literal["review", "counts", "missed"]
     #: JSON for `review`, HTML for `counts`.
     data: str = ""
+    #: The review that changed.
+    review: UUID | None = None
+
+
+#: The review whose changes a page shows, `all` of them for a list, or `none`.
+Shown = UUID | Literal["all", "none"]
 
 
 class Live:
@@ -47,7 +55,7 @@ class Live:
         self._database = database
         self._counts = counts
         self._changed = asyncio.Event()
-        self._subscribers: set[asyncio.Queue[Update]] = set()
+        self._subscribers: dict[asyncio.Queue[Update], Shown] = {}
 
     @property
     def subscribers(self) -> int:
@@ -61,14 +69,14 @@ class Live:
             tasks.create_task(self._count())
 
     @asynccontextmanager
-    async def subscribed(self) -> AsyncIterator[asyncio.Queue[Update]]:
-        """Provide a queue of updates."""
+    async def subscribed(self, shown: Shown) -> AsyncIterator[asyncio.Queue[Update]]:
+        """Provide a queue of the updates that concern a page."""
         queue: asyncio.Queue[Update] = asyncio.Queue(_WAITING)
-        self._subscribers.add(queue)
+        self._subscribers[queue] = shown
         try:
             yield queue
         finally:
-            self._subscribers.discard(queue)
+            del self._subscribers[queue]
 
     async def _listen(self) -> None:
         while True:
@@ -76,7 +84,7 @@ class Live:
                 connected = False
                 async for payload in self._database.notifications(CHANNEL, idle_seconds=_IDLE_SECONDS):
                     if payload is not None:
-                        self._tell(Update("review", payload))
+                        self._tell(Update("review", payload, UUID(json.loads(payload)["review"])))
                     elif not connected:
                         self._tell(Update("missed"))
                     self._changed.set()
@@ -101,7 +109,9 @@ class Live:
             await asyncio.sleep(_COUNT_SECONDS)
 
     def _tell(self, update: Update) -> None:
-        for queue in self._subscribers:
+        for queue, shown in self._subscribers.items():
+            if update.event == "review" and shown not in {"all", update.review}:
+                continue
             try:
                 queue.put_nowait(update)
             except asyncio.QueueFull:

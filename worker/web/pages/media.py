@@ -6,14 +6,14 @@ import json
 import mimetypes
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response, StreamingResponse
 
 from worker.broker.verdict_stream import Event
-from worker.reviews.details import review
+from worker.reviews import details
 from worker.web.identity import SESSION_COOKIE, Person
 from worker.web.pages.rendering import STATIC
 from worker.web.pages.review import Reader, withheld
@@ -33,7 +33,7 @@ _LIVE_SECONDS = 1800.0
 def picture(review_id: UUID, site: CurrentSite, person: Reader, part: Part = "overview") -> Response:
     """Return the judged picture: an overview, its native pixels, or the strongest view."""
     with site.database.transaction() as tx:
-        shown = review(tx, review_id)
+        shown = details.review(tx, review_id)
     if part == "strongest" and withheld(shown, person):
         raise _withheld()
     try:
@@ -49,7 +49,7 @@ def picture(review_id: UUID, site: CurrentSite, person: Reader, part: Part = "ov
 def feature(review_id: UUID, site: CurrentSite, person: Reader) -> Response:
     """Return the noise feature of the strongest view."""
     with site.database.transaction() as tx:
-        shown = review(tx, review_id)
+        shown = details.review(tx, review_id)
     if withheld(shown, person):
         raise _withheld()
     thumbnail = shown.event.data.thumbnail
@@ -79,12 +79,13 @@ async def live(
     request: Request,
     site: CurrentSite,
     _: Annotated[Person, Depends(require("moderator", "senior", "auditor", "admin"))],
+    review: UUID | Literal["all", "none"] = "none",
 ) -> StreamingResponse:
-    """Tell what changes, as server-sent events."""
+    """Tell what waits, and what changes in the review that a page shows, as server-sent events."""
 
     async def events() -> AsyncIterator[str]:
         ends = time.monotonic() + _LIVE_SECONDS
-        async with site.live.subscribed() as updates:
+        async with site.live.subscribed(review) as updates:
             yield "retry: 1000\n\n"
             while time.monotonic() < ends and not await request.is_disconnected():
                 try:

@@ -36,8 +36,13 @@ async function rendered(url) {
 }
 
 // Replace the content by what the server renders now; nothing else of the page is loaded again.
+// Of two that overlap the later one holds.
+let refreshes = 0;
+
 async function refresh(url = location.href, { focus = true } = {}) {
+  const own = ++refreshes;
   const fresh = await rendered(url);
+  if (own !== refreshes) return;
   for (const id of ["main", "counts", "undo"]) {
     const replacement = fresh.getElementById(id);
     if (replacement) byId(id).replaceChildren(...document.adoptNode(replacement).childNodes);
@@ -359,7 +364,9 @@ async function savePreferences() {
 // ---- Live updates
 
 function connect() {
-  const source = new EventSource("/live");
+  const item = document.querySelector(".workbench:not([data-lease])")?.dataset.review;
+  const which = item ?? (document.querySelector("tr[data-review]") ? "all" : "none");
+  const source = new EventSource(`/live?review=${which}`);
   const state = byId("link-state");
   const tell = (on) => {
     state.classList.toggle("live", on);
