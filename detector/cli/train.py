@@ -71,12 +71,34 @@ def train() -> None:
 @section(
     "Output", click.option("--out", required=True, type=FOLDER, help="Diffusers folder, also to resume.")
 )
-@section("Network", channels_option, size_option(64))
-@section("Training", *BUDGET, batch_option(1), seed_option)
+@section(
+    "Network",
+    channels_option,
+    click.option(
+        "--patch",
+        type=click.IntRange(1, 2),
+        default=1,
+        help="2: patches of 2 x 2 pixels at half the resolution, which costs less.",
+    ),
+    size_option(64),
+)
+@section(
+    "Training",
+    *BUDGET,
+    batch_option(1),
+    click.option(
+        "--low-share",
+        type=click.FloatRange(0, 1),
+        default=0.7,
+        help="Share of the steps that train on the 100 timesteps with the least noise.",
+    ),
+    seed_option,
+)
 @section("Machine", *MACHINE)
 def unet(corpus: Path, *, out: Path, **options: Any) -> None:
     """Train a small diffusion U-Net on the photographs of a corpus."""
-    recipe = _unet_recipe(options, size=options["size"], batch=options["batch"])
+    own = {name: options[name] for name in ("size", "batch", "patch", "low_share")}
+    recipe = _unet_recipe(options, **own)
     _train_unet(_samples(corpus, options), out, recipe)
 
 
@@ -217,7 +239,7 @@ def _require_both_classes(samples: TrainingSplit) -> None:
             raise WrongUsageError(f"there are no pictures of both classes to {name}; the corpus is too small")
 
 
-def _unet_recipe(options: dict[str, Any], **more: int) -> "UnetRecipe":
+def _unet_recipe(options: dict[str, Any], **more: float) -> "UnetRecipe":
     from detector.training.recipe import UnetRecipe
 
     channels = numbers_of("--channels", options["channels"])
@@ -231,7 +253,7 @@ def _train_unet(samples: TrainingSplit, folder: Path, recipe: "UnetRecipe") -> "
     from detector.training.unet import train_unet
 
     try:
-        return train_unet(samples.training, folder, recipe)
+        return train_unet(samples.training, folder, recipe, held_out=samples.validation)
     except ValueError as error:
         raise WrongUsageError(str(error)) from error
 

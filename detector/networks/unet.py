@@ -1,6 +1,7 @@
 """Diffusion U-Nets as noise estimators: diffusers folders, hub ids and checkpoints in the DDIM naming."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -50,7 +52,11 @@ class DdimConfig(BaseModel):
 
 
 class Unet(nn.Module):
-    """diffusers' `UNet2DModel` as a `NoiseEstimator`."""
+    """diffusers' `UNet2DModel` as a `NoiseEstimator`.
+
+    A model of 3 channels takes the picture. One of 12 takes its patches of 2 x 2 pixels (space to depth):
+    channel `4 c + 2 y + x` of its input and of its output is colour `c` of the pixel (y, x) of a patch.
+    """
 
     def __init__(self, network: "UNet2DModel") -> None:
         super().__init__()
@@ -59,7 +65,11 @@ class Unet(nn.Module):
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Estimate the noise in `x` (B, 3, H, W) in -1..1 at `timesteps` (B,): (B, 3, H, W)."""
         dtype = next(self.network.parameters()).dtype
-        return cast("Tensor", self.network(x.to(dtype), timesteps, return_dict=False)[0])
+        patch = math.isqrt(self.network.config["in_channels"] // 3)
+        if patch == 1:
+            return cast("Tensor", self.network(x.to(dtype), timesteps, return_dict=False)[0])
+        patches = pixel_unshuffle(x.to(dtype), patch)
+        return pixel_shuffle(self.network(patches, timesteps, return_dict=False)[0], patch)
 
 
 def load_unet(source: str | Path) -> Unet:

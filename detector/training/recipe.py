@@ -17,6 +17,8 @@ class UnetRecipe:
 
     #: Channels of each level, finest first.
     channels: tuple[int, ...] = (16, 32, 64, 96)
+    #: Side of the patches that the first convolution sees as one pixel: 1 or 2.
+    patch: int = 1
     #: Side of a crop in pixels.
     size: int = 64
     batch: int = 32

@@ -57,6 +57,21 @@ def test_a_unet_learns_to_estimate_noise(corpus: Path, tmp_path: Path) -> None:
     assert np.mean(losses[-10:]) < 0.9
 
 
+def test_a_unet_on_patches_has_the_size_of_the_picture_and_survives_its_folder(tmp_path: Path) -> None:
+    """It estimates noise pixel by pixel, at half the resolution, from a documented order of the channels."""
+    torch.manual_seed(0)
+    unet = build_unet((16, 32), 32, patch=2)
+    save_unet(unet, tmp_path)
+    loaded = load_unet(tmp_path)
+    x, t = torch.randn(2, 3, 32, 48), torch.tensor([3, 40])
+    estimate = loaded(x, t)
+    assert estimate.shape == x.shape
+    torch.testing.assert_close(estimate, unet(x, t))
+    patches = torch.stack([x[:, c, y::2, z::2] for c in range(3) for y in (0, 1) for z in (0, 1)], dim=1)
+    own = loaded.network(patches, t, return_dict=False)[0]
+    torch.testing.assert_close(own[:, 4 * 1 + 2 * 1 + 0], estimate[:, 1, 1::2, 0::2])
+
+
 def test_a_unet_accepts_any_size_divisible_by_its_levels() -> None:
     """It is fully convolutional."""
     unet = build_unet((16, 32), 32)
