@@ -118,11 +118,35 @@ def test_the_detector_knows_nothing_of_queues_and_the_wheel_nothing_of_the_repos
                 assert not any(each.split(".")[0] in packages for each in names), module
 
 
-def test_a_platform_that_imports_the_client_loads_no_heavy_library() -> None:
-    """Neither those of the model nor Celery; the store's is loaded when a file is uploaded."""
-    heavy = {"PIL", "boto3", "botocore", "celery", "diffusers", "kombu", "numpy", "torch"}
-    program = f"import sys, worker.client; sys.stdout.write(str(sorted({heavy} & sys.modules.keys())))"
-    finished = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+HEAVY = frozenset(
+    {"PIL", "boto3", "botocore", "celery", "diffusers", "kombu", "numpy", "rich", "structlog", "torch"}
+)
+
+
+def _loaded(program: str, *arguments: str, watched: frozenset[str]) -> list[str]:
+    """Return which of these modules are loaded when a program has ended."""
+    watching = (
+        f"import atexit, sys; atexit.register(lambda: print(*sorted({set(watched)} & sys.modules.keys())))"
     )
-    assert finished.stdout == "[]"
+    finished = subprocess.run(
+        [sys.executable, "-c", f"{watching}\n{program}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=ROOT,
+    )
+    return finished.stdout.splitlines()[-1].split()
+
+
+def test_a_platform_that_imports_the_client_loads_no_heavy_library() -> None:
+    """Those of the model, Celery's and the logs'; the store's is loaded when a file is uploaded."""
+    assert _loaded("import worker.client", watched=HEAVY) == []
+
+
+@pytest.mark.parametrize("package", ["worker", "detector"])
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_no_more_than_they_print(package: str, option: str) -> None:
+    """The commands are loaded when they are called; rich prints, and is light."""
+    watched = HEAVY - {"rich"} | {"fastapi", "prometheus_client", "psycopg", "pydantic", "redis"}
+    assert _loaded(f"from {package}.cli import main; main()", option, watched=watched) == []

@@ -82,7 +82,10 @@ class InvalidMessageError(RefusedError):
 
 class _Contract(BaseModel):
     # CloudEvents requires attributes that have a default here, so the schemas require them too.
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
+    # A platform that imports the client builds the few models that it uses, when it uses them.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_serialization_defaults_required=True, defer_build=True
+    )
 
 
 # The validation context of a reader.
@@ -334,7 +337,7 @@ class DecisionEvent(_CloudEvent):
 
 
 ImageEvent = Annotated[VerdictEvent | RejectionEvent, Field(discriminator="type")]
-_EVENT: TypeAdapter[ImageEvent] = TypeAdapter(ImageEvent)
+_EVENT: TypeAdapter[ImageEvent] = TypeAdapter(ImageEvent, config=ConfigDict(defer_build=True))
 
 
 class UnknownEventTypeError(ValueError):

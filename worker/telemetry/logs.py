@@ -1,4 +1,8 @@
-"""Structured logs of our events, Celery's and boto3's: JSON lines, or colours on a terminal."""
+"""Structured logs of our events, Celery's and boto3's: JSON lines, or colours on a terminal.
+
+structlog loads rich and others. A platform that imports the client pays for that with its first log event,
+which most never have.
+"""
 
 import json
 import logging
@@ -6,19 +10,14 @@ import re
 import sys
 from collections.abc import MutableMapping
 from io import StringIO
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-import structlog
-
-from detector.terminal import escaped
 from worker.settings import MASK, Settings
 
-_SHARED: list[structlog.typing.Processor] = [
-    structlog.contextvars.merge_contextvars,
-    structlog.stdlib.add_logger_name,
-    structlog.stdlib.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-]
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+    from structlog.typing import ExcInfo, Processor
+
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
 # A shorter text occurs in half of all lines; masking it would hide them and protect nothing.
 _SHORTEST_SECRET = 4
@@ -26,9 +25,17 @@ _SHORTEST_SECRET = 4
 
 def configure_logs(settings: Settings) -> None:
     """Send every log line of this process to standard error in the format that the settings ask for."""
+    import structlog
+
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     # Tracebacks show no local variables, which hold pictures and keys.
-    ending: list[structlog.typing.Processor] = (
+    ending: list[Processor] = (
         [_escape_values, structlog.dev.ConsoleRenderer(exception_formatter=_plain_traceback)]
         if console
         else [
@@ -39,7 +46,7 @@ def configure_logs(settings: Settings) -> None:
         ]
     )
     structlog.configure(
-        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
@@ -47,7 +54,7 @@ def configure_logs(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=_SHARED,
+            foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 *ending,
@@ -66,13 +73,19 @@ def configure_logs(settings: Settings) -> None:
 
 def _escape_values(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Escape the control characters of every text: keys and messages come from outside."""
+    from detector.terminal import escaped
+
     for name, value in event.items():
         if isinstance(value, str):
             event[name] = escaped(value, newlines=True)
     return event
 
 
-def _plain_traceback(stream: TextIO, exception: structlog.typing.ExcInfo) -> None:
+def _plain_traceback(stream: TextIO, exception: "ExcInfo") -> None:
+    import structlog
+
+    from detector.terminal import escaped
+
     text = StringIO()
     structlog.dev.plain_traceback(text, exception)
     stream.write(escaped(text.getvalue(), newlines=True))
@@ -96,7 +109,21 @@ class SecretMask:
         return _URL_PASSWORD.sub(rf"\g<1>{MASK}@", text)
 
 
-def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+class _Logger:
+    """The logger of a module, which imports structlog with its first event."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._logger: Any = None
+
+    def __getattr__(self, method: str) -> Any:
+        if self._logger is None:
+            import structlog
+
+            self._logger = structlog.stdlib.get_logger(self._name)
+        return getattr(self._logger, method)
+
+
+def get_logger(name: str) -> "BoundLogger":
     """Return the logger of a module."""
-    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
-    return logger
+    return cast("BoundLogger", _Logger(name))
