@@ -192,6 +192,7 @@ def crossvalidate(
                 "path": str(item.sample.path),
                 "fold": item.fold,
                 "generated": item.sample.generated,
+                "content": item.sample.content,
                 "logit": item.logit,
             }
             for item in scored
@@ -249,28 +250,68 @@ def _matched(
 ) -> tuple[list[ContentFigures], Interval | None]:
     """Return the figures by content, and the mean AUROC over the contents that have both classes."""
     contents = np.array([item.sample.content for item in scored])
-    rows: list[ContentFigures] = []
-    rankings: list[tuple[NDArray[np.bool_], Ranking]] = []
-    for content in np.unique(contents):
-        own = contents == content
-        real, generated = int((labels[own] == 0).sum()), int((labels[own] == 1).sum())
-        if not content or min(real, generated) < FEWEST:
-            continue
-        ranking = Ranking(logits[own], labels[own])
-        rankings.append((own, ranking))
-        measured = intervals({"auroc": ranking.auroc}, labels[own])["auroc"]
-        rows.append(ContentFigures(str(content), real, generated, measured))
-    if not rankings:
-        return rows, None
+    matched = _MatchedRanking(logits, labels, contents)
+    rows = [
+        ContentFigures(
+            content,
+            int((labels[own] == 0).sum()),
+            int((labels[own] == 1).sum()),
+            intervals({"auroc": ranking.auroc}, labels[own])["auroc"],
+        )
+        for content, (own, ranking) in matched.rankings.items()
+    ]
+    return rows, intervals({"auroc": matched.auroc}, matched.strata)["auroc"] if rows else None
 
-    def mean(counts: Counts) -> Scores:
-        return np.asarray(np.mean([ranking.auroc(counts[:, own]) for own, ranking in rankings], axis=0))
 
-    # Drawn within each content and class, so that no resample lacks one.
-    strata = np.unique(
-        [f"{content}/{label}" for content, label in zip(contents, labels, strict=True)], return_inverse=True
-    )[1]
-    return rows, intervals({"matched": mean}, strata)["matched"]
+class _MatchedRanking:
+    """Scores ranked within each content that has at least `FEWEST` pictures of each class."""
+
+    def __init__(self, logits: Scores, labels: NDArray[np.int64], contents: NDArray[np.str_]) -> None:
+        self.rankings: dict[str, tuple[NDArray[np.bool_], Ranking]] = {}
+        for content in np.unique(contents):
+            own = contents == content
+            if content and min((labels[own] == label).sum() for label in (0, 1)) >= FEWEST:
+                self.rankings[str(content)] = own, Ranking(logits[own], labels[own])
+        #: Resamples are drawn within each content and class, so that none lacks one.
+        self.strata = np.unique(np.char.add(contents, labels.astype(str)), return_inverse=True)[1]
+
+    def auroc(self, counts: Counts) -> Scores:
+        """Return the mean AUROC over the contents of each resample, (R,); `counts` as for `Ranking`."""
+        each = [ranking.auroc(counts[:, own]) for own, ranking in self.rankings.values()]
+        return np.asarray(np.mean(each, axis=0))
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How much higher one cross-validation is than another, on the same resampled pictures."""
+
+    pooled: Interval
+    matched: Interval | None
+
+
+def margin(own: Crossvalidation, folder: Path) -> Margin:
+    """Compare a result with that in another folder. Raises `CrossvalidationError` for other pictures."""
+    try:
+        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CrossvalidationError(f"{folder} has no finished cross-validation: {error}") from error
+    others = {picture["path"]: float(picture["logit"]) for picture in report["pictures"]}
+    paths = [picture["path"] for picture in own.pictures]
+    if set(paths) != set(others):
+        raise CrossvalidationError(f"{folder} holds a cross-validation of other pictures")
+    labels = np.array([int(picture["generated"]) for picture in own.pictures])
+    contents = np.array([picture["content"] for picture in own.pictures])
+    scores = (
+        np.array([picture["logit"] for picture in own.pictures]),
+        np.array([others[path] for path in paths]),
+    )
+    first, second = (Ranking(values, labels) for values in scores)
+    pooled = intervals({"margin": lambda counts: first.auroc(counts) - second.auroc(counts)}, labels)
+    mine, theirs = (_MatchedRanking(values, labels, contents) for values in scores)
+    if not mine.rankings:
+        return Margin(pooled["margin"], None)
+    matched = intervals({"margin": lambda counts: mine.auroc(counts) - theirs.auroc(counts)}, mine.strata)
+    return Margin(pooled["margin"], matched["margin"])
 
 
 def _families(scored: Sequence[ScoredSample]) -> list[FamilyRow]:

@@ -35,7 +35,7 @@ from detector.detector import Dtype
 from detector.terminal import Console, echo, shown
 
 if TYPE_CHECKING:
-    from detector.crossvalidation import Crossvalidation
+    from detector.crossvalidation import Crossvalidation, Margin
     from detector.metrics import Interval
 
 _PIPE_WIDTH = 140
@@ -67,6 +67,9 @@ Examples:
     "Output",
     click.option("--out", required=True, type=FOLDER, help="Folder of folds and report, also to resume."),
     bank_folder_option,
+    click.option(
+        "--against", multiple=True, type=FOLDER, help="Folder of a trial to compare with; may be repeated."
+    ),
 )
 @section(
     "Network", feature_option, unet_option, timesteps_option, width_option, size_option(128), views_option
@@ -92,13 +95,14 @@ def crossvalidate(
     unet_folder: str | None,
     dtype: Dtype,
     bank_folder: Path | None,
+    against: tuple[Path, ...],
     **options: Any,
 ) -> None:
     """Measure a recipe on generators and photo sources that it was not trained on.
 
     The budget is that of each fold. A U-Net is given, and must not have been trained on the corpus.
     """
-    from detector.crossvalidation import CrossvalidationError
+    from detector.crossvalidation import CrossvalidationError, margin
     from detector.crossvalidation import crossvalidate as run
 
     unet = estimator_of(feature, unet_folder)
@@ -108,21 +112,22 @@ def crossvalidate(
         result = run(
             samples, unet, recipe, out, count=count, leave_out=leave_out, dtype=dtype, bank=bank_folder
         )
+        margins = {folder.name: margin(result, folder) for folder in against}
     except (CorpusRejectedError, CrossvalidationError) as error:
         raise WrongUsageError(str(error)) from error
     # Rich would fold the tables to 80 columns in a pipe.
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    for table in _tables(result):
+    for table in _tables(result, margins):
         console.print(table)
     with (out / _TABLES_FILE).open("w", encoding="utf-8") as file:
         page = Console(file=file, width=_PIPE_WIDTH)
-        for table in _tables(result):
+        for table in _tables(result, margins):
             table.title, table.box = None, box.MARKDOWN
             page.print(table)
     echo(f"{out}: {_TABLES_FILE} has these tables, crossvalidation.json every figure and score")
 
 
-def _tables(result: "Crossvalidation") -> list[Table]:
+def _tables(result: "Crossvalidation", margins: "dict[str, Margin]") -> list[Table]:
     figures, cost = result.figures, result.cost
     new = "new generators" if result.leave_out == "generators" else "new sources"
     summary = _table(
@@ -156,7 +161,13 @@ def _tables(result: "Crossvalidation") -> list[Table]:
             *_cells(row.auroc),
             "-" if row.matched is None else f"{row.matched:.3f}",
         )
-    return [summary, folds, families]
+    if not margins:
+        return [summary, folds, families]
+    compared = _table("Margins on the same pictures", "Against", "Pooled", "95 %", "Matched", "95 %")
+    for name, margin in margins.items():
+        matched = _signed(margin.matched) if margin.matched else ("-", "")
+        compared.add_row(shown(name), *_signed(margin.pooled), *matched)
+    return [summary, compared, folds, families]
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -168,3 +179,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _cells(interval: "Interval") -> tuple[str, str]:
     return f"{interval.value:.3f}", f"{interval.low:.3f}-{interval.high:.3f}"
+
+
+def _signed(interval: "Interval") -> tuple[str, str]:
+    return f"{interval.value:+.3f}", f"{interval.low:+.3f} to {interval.high:+.3f}"

@@ -96,6 +96,12 @@ def test_a_cross_validation_reports_new_generators_and_continues(corpus: Path, t
     assert again.exit_code == 0, again.output
     assert (out / "fold-1" / "bundle" / "classifier.safetensors").stat().st_mtime_ns == weights
     assert json.loads((out / "crossvalidation.json").read_text())["figures"] == report["figures"]
+    assert "Margins" not in again.output
+    compared = CliRunner().invoke(main, [*command, *tiny, "--max-steps", "1", "--against", str(out)])
+    assert "+0.000" in compared.output
     other = CliRunner().invoke(main, [*command, *tiny, "--max-steps", "2"])
     assert other.exit_code == 2
     assert "other pictures or of another recipe" in " ".join(other.output.split())
+    wrong = CliRunner().invoke(main, [*command, *tiny, "--max-steps", "1", "--against", str(tmp_path)])
+    assert wrong.exit_code == 2
+    assert "has no finished cross-validation" in " ".join(wrong.output.split())
