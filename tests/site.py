@@ -145,6 +145,19 @@ class RunningSite:
             redis.set(thumbnail_key(self.settings.verdict_stream, event.id), feature)
         return event
 
+    def again(self, event: VerdictEvent, check_id: str) -> VerdictEvent:
+        """Return the verdict of another check of the same object."""
+        new = event.model_copy(
+            update={
+                "id": hashlib.sha256(check_id.encode()).hexdigest(),
+                "data": event.data.model_copy(update={"check_id": check_id}),
+            }
+        )
+        with connect(self.settings.broker) as redis:
+            old = thumbnail_key(self.settings.verdict_stream, event.id)
+            redis.copy(old, thumbnail_key(self.settings.verdict_stream, new.id))
+        return new
+
     def open_review(
         self, event: VerdictEvent | None = None, *, origin: str = "uncertain", **data: Any
     ) -> UUID:

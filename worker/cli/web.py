@@ -1,6 +1,8 @@
 """dnf-worker web: the page for moderators and the HTTP API."""
 
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, get_args
@@ -37,6 +39,9 @@ def web(*, links: Sequence[str]) -> None:
     from worker.web.identity import OneTimeLinks, Role
     from worker.web.server import AddressUnavailableError, Listener, serve
 
+    # The server raises the signal that stopped it again when it has finished.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     settings = current_settings()
     configure_logs(settings)
     if unknown := unknown_variables(os.environ):

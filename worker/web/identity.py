@@ -116,17 +116,10 @@ class Identities:
         Raises `IdentityError`.
         """
         if self._links is not None:
-            return self._by_session(cookies)
+            return _by_session(self._links, cookies)
         if self._keys is not None:
             return self._by_token(headers, self._keys)
         return self._by_proxy(headers, peer)
-
-    def _by_session(self, cookies: Mapping[str, str]) -> Person:
-        assert self._links is not None  # noqa: S101 - the caller has looked
-        person = self._links.person(cookies.get(SESSION_COOKIE, ""))
-        if person is None:
-            raise IdentityError("Open the one-time link that this command printed when it started.")
-        return person
 
     def _by_proxy(self, headers: Mapping[str, str], peer: str | None) -> Person:
         subject = headers.get(self._settings.user_header.lower(), "").strip()
@@ -167,6 +160,13 @@ class Identities:
         if isinstance(address, IPv6Address) and address.ipv4_mapped:
             address = address.ipv4_mapped
         return any(address in network for network in self._proxies)
+
+
+def _by_session(links: OneTimeLinks, cookies: Mapping[str, str]) -> Person:
+    person = links.person(cookies.get(SESSION_COOKIE, ""))
+    if person is None:
+        raise IdentityError("Open the one-time link that this command printed when it started.")
+    return person
 
 
 class _Keys:

@@ -131,7 +131,7 @@ def review_page(site: CurrentSite, person: CurrentPerson) -> Response:
         if claimed is None:
             return html("rest.html.j2", page=page, why=queue.outlook(tx, page.moderator))
         shown = review(tx, claimed.review_id)
-        history = _history(tx, shown, hidden=claimed.blind)
+        history = _history(tx, shown, person)
     return html(
         "review.html.j2",
         page=page,
@@ -159,7 +159,7 @@ def item_page(review_id: UUID, site: CurrentSite, person: Reader) -> Response:
         page = frame(tx, site, person, "/items")
         shown = review(tx, review_id)
         hidden = withheld(shown, person)
-        history = _history(tx, shown, hidden=hidden)
+        history = _history(tx, shown, person)
     return html(
         "item.html.j2",
         page=page,
@@ -300,10 +300,10 @@ def state_words(shown: Review | listing.Item) -> str:
     return "Waiting for a senior" if shown.needs_senior else "Waiting"
 
 
-def _history(tx: Transaction, shown: Review, *, hidden: bool) -> list[listing.PastDecision]:
-    """Return what may be known of earlier decisions: nothing where the next one must be independent."""
-    independent = shown.state == "waiting" and shown.purpose == "second_opinion"
-    if hidden or independent:
+def _history(tx: Transaction, shown: Review, person: Person) -> list[listing.PastDecision]:
+    """Return what a person may know of earlier decisions: nothing where the next one must be independent."""
+    independent = shown.state == "waiting" and shown.purpose == "second_opinion" and person.may("moderator")
+    if independent or withheld(shown, person):
         return []
     others = listing.same_bytes(tx, shown.event.data.picture.sha256, other_than=shown.id)
     return [*reversed(listing.decisions(tx, shown.id)), *others]
