@@ -34,6 +34,7 @@ from worker.contract.messages import (
     event_id,
 )
 from worker.settings import Settings
+from worker.web.api.description import description
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _FORMAT = "application/schema+json;version=draft-2020-12"
@@ -280,7 +281,7 @@ def asyncapi() -> dict[str, Any]:
 def documents() -> dict[str, str]:
     """Return the text of every document by its file name."""
     made = {f"{name}.json": message_schema(name) for name in MESSAGES}
-    made |= {"queue-entry.json": entry_schema(), "asyncapi.json": asyncapi()}
+    made |= {"queue-entry.json": entry_schema(), "asyncapi.json": asyncapi(), "openapi.json": description()}
     return {name: json.dumps(document, indent=2) + "\n" for name, document in made.items()}
 
 

@@ -41,6 +41,12 @@ _COMMANDS = {
         "worker.cli.web", "web", "Serve the page for moderators and the HTTP API on DNF_WEB_PORT"
     ),
     "database": LazyCommand("worker.cli.database", "database", "Migrate the schema, verify the audit"),
+    "tokens": LazyCommand(
+        "worker.cli.tokens", "tokens", "Make, list and revoke the tokens of machines that call the HTTP API"
+    ),
+    "decisions": LazyCommand(
+        "worker.cli.decisions", "decisions", "Export the published decisions of moderators"
+    ),
 }
 
 

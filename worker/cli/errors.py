@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 import redis
@@ -9,6 +10,9 @@ from pydantic import ValidationError
 
 from worker.contract.messages import first_fault
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.database.database import Database
 
 # For finding out why the broker cannot be reached.
 _DIAGNOSIS_SECONDS = 4.0
@@ -28,6 +32,19 @@ def current_settings() -> Settings:
         first = error.errors(include_url=False, include_input=False)[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         raise WrongUsageError(f"DNF_{name}: {first['msg']}" if name else first["msg"]) from error
+
+
+@contextmanager
+def opened_database() -> "Iterator[Database]":
+    """Open the database of the environment, and report what is wrong with it in one line: exit status 1."""
+    from worker.database.database import Database
+    from worker.database.errors import DatabaseUnavailableError, SchemaError
+
+    try:
+        with Database.open(current_settings().database) as database:
+            yield database
+    except (DatabaseUnavailableError, SchemaError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @contextmanager

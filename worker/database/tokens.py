@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from worker.database.database import Transaction
@@ -28,6 +28,11 @@ class Token:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+
+    @property
+    def expired(self) -> bool:
+        """Whether it has expired, by this machine's clock."""
+        return self.expires_at is not None and self.expires_at <= datetime.now(UTC)
 
 
 def create_token(

@@ -22,6 +22,7 @@ from worker.settings import Settings
 from worker.storage import StorageUnavailableError
 from worker.telemetry.logs import get_logger
 from worker.web import api
+from worker.web.api.description import description
 from worker.web.check_states import CheckStates
 from worker.web.identity import Identities, IdentityError, OneTimeLinks
 from worker.web.intake import Intake, SqsIntake
@@ -107,6 +108,7 @@ def create_app(settings: Settings, database: Database, *, links: OneTimeLinks | 
         openapi_url="/v1/openapi.json",
         lifespan=lifespan,
     )
+    app.openapi = description  # type: ignore[method-assign] # as FastAPI documents it
     app.state.site = site
     for page in (review, items, figures, audit, settings_page, media):
         app.include_router(page.router)

@@ -174,7 +174,7 @@ async def state(
     response_class=Response,
     responses={
         200: {"content": {"image/jpeg": {}, "image/png": {}}, "description": "The picture."},
-        **problems(401, 403, 404, 429, 503),
+        **problems(401, 403, 404, 422, 429, 503),
     },
     summary="The picture of a check's Diffusion Noise Feature.",
 )
