@@ -85,7 +85,8 @@ class Guard:
             return "A request that changes something needs the header Origin or Sec-Fetch-Site, or a token."
         if site not in {None, "same-origin"} or (origin is not None and origin.lower() != own):
             return "The request comes from another site."
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if scope["method"] != "DELETE" and kind != "application/json":
             return "A request that changes something has a JSON body."
         return None
 

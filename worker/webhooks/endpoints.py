@@ -59,11 +59,11 @@ _ONE = sql.SQL("SELECT {} FROM webhook_endpoints WHERE id = %s").format(_COLUMNS
 _CHANGE = sql.SQL(
     "UPDATE webhook_endpoints SET url = coalesce(%(url)s, url),"
     " event_types = coalesce(%(types)s, event_types), description = coalesce(%(description)s, description),"
-    " state = CASE %(active)s WHEN true THEN 'active' WHEN false THEN 'disabled' ELSE state END,"
-    " disabled_reason = CASE %(active)s WHEN false THEN coalesce(disabled_reason, 'by_request')"
+    " state = CASE %(active)s::boolean WHEN true THEN 'active' WHEN false THEN 'disabled' ELSE state END,"
+    " disabled_reason = CASE %(active)s::boolean WHEN false THEN coalesce(disabled_reason, 'by_request')"
     " WHEN true THEN NULL ELSE disabled_reason END,"
-    " failing_since = CASE WHEN %(active)s THEN NULL ELSE failing_since END,"
-    " paused_until = CASE WHEN %(active)s THEN NULL ELSE paused_until END"
+    " failing_since = CASE WHEN %(active)s::boolean THEN NULL ELSE failing_since END,"
+    " paused_until = CASE WHEN %(active)s::boolean THEN NULL ELSE paused_until END"
     " WHERE id = %(id)s RETURNING {}"
 ).format(_COLUMNS)
 _ROTATE = sql.SQL(
