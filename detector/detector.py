@@ -99,11 +99,13 @@ class Detector:
         device: str = "auto",
         dtype: Dtype = "auto",
         compiled: bool = False,
+        plain: bool = False,
     ) -> Self:
         """Load a bundle's networks; a bundle that is not one yet is resolved first.
 
         `device` is auto, cpu, cuda, cuda:N or mps; the dtype "auto" is bfloat16 on CUDA and float32
-        elsewhere; `compiled` lets PyTorch compile the U-Net on its first batches. Raises `BundleError`.
+        elsewhere; `compiled` lets PyTorch compile the U-Net on its first batches, and `plain` keeps PyTorch's
+        layers as they are, as a reference. Raises `BundleError`.
         """
         import torch
         from safetensors.torch import load_file
@@ -124,7 +126,7 @@ class Detector:
         except (UnetRejectedError, OSError, RuntimeError) as error:
             raise BundleError("malformed", f"The weights of {bundle.folder} do not fit: {error}") from error
         estimator, classifier, acceleration = accelerate(
-            unet, network, torch_device, torch_dtype, compiled=compiled
+            unet, network, torch_device, torch_dtype, compiled=compiled, plain=plain
         )
         return cls(bundle, estimator, classifier, torch_device, torch_dtype, acceleration=acceleration)
 

@@ -6,13 +6,12 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from detector.acceleration.cpu_layers import replace_layers
+from detector.acceleration.cpu_layers import fuse_classifier, fused_unet
 from detector.acceleration.cuda_graphs import GRAPH_SIZES, CapturedGraphs
 from detector.acceleration.kernels import KernelsUnavailableError, cpu_kernels
 from detector.networks.resnet import BasicBlock, Bottleneck, ResNet
 
 if TYPE_CHECKING:
-    from detector.acceleration.kernels import CpuKernels
     from detector.networks.dnf import NoiseEstimator
     from detector.networks.unet import Unet
 
@@ -26,32 +25,26 @@ def accelerate(
     dtype: torch.dtype,
     *,
     compiled: bool = False,
+    plain: bool = False,
 ) -> tuple["NoiseEstimator | None", Classifier, str]:
     """Move float32 networks to a device in `dtype`, with the memory layout and layers that are fast there.
 
-    Returns both networks, for inference only, and a description of what they run on. Float32 networks keep
-    their layers: they are the reference. With `compiled` PyTorch compiles the U-Net on its first batches,
-    which takes about a minute and needs a C compiler.
+    Returns both networks, for inference only, and a description of what they run on. With `compiled` PyTorch
+    compiles the U-Net on its first batches, which takes about a minute and needs a C compiler; with `plain`
+    the networks keep PyTorch's layers, as a reference.
     """
     # Channels last is faster on CPUs (measured) and on tensor cores (documented), and no faster on Metal.
     layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
-    description = "PyTorch's layers"
-    kernels: CpuKernels | None = None
-    if dtype == torch.bfloat16:
-        _fold_batch_norms(classifier)
-        if device.type == "cpu":
-            try:
-                kernels = cpu_kernels()
-            except KernelsUnavailableError as reason:
-                description = f"PyTorch's layers: {reason}"
-    if kernels and not compiled:
-        # Before the conversion to bfloat16, so that the packed weights are rounded only once.
-        replaced = replace_layers(unet, kernels) + replace_layers(classifier, kernels)
-        description = f"fused kernels for {replaced} layers"
+    description, estimator = "PyTorch's layers", cast("NoiseEstimator | None", unet)
     networks: list[nn.Module] = [classifier] if unet is None else [unet, classifier]
+    if not plain:
+        _fold_batch_norms(classifier)
     for network in networks:
-        network.to(device=device, dtype=dtype, memory_format=layout).eval()  # type: ignore[call-overload]
-    estimator: NoiseEstimator | None = unet
+        network.to(memory_format=layout)  # type: ignore[call-overload]
+    if device.type == "cpu" and not compiled and not plain:
+        estimator, description = _on_kernels(unet, classifier, dtype)
+    for network in networks:
+        network.to(device=device, dtype=dtype).eval()
     sizes: tuple[int, ...] = GRAPH_SIZES
     if unet is not None and compiled:
         # All batches of two or more share one compilation; a batch of one would need its own.
@@ -60,6 +53,21 @@ def accelerate(
         description = f"{description}, CUDA graphs" if compiled else "CUDA graphs"
         return CapturedGraphs(estimator, sizes), classifier, description
     return estimator, classifier, description
+
+
+def _on_kernels(
+    unet: "Unet | None", classifier: nn.Module, dtype: torch.dtype
+) -> tuple["NoiseEstimator | None", str]:
+    """Put float32 networks on the CPU kernels for `dtype`, the classifier in place; return the U-Net and how.
+
+    Before a conversion to bfloat16, so that packed weights are rounded only once.
+    """
+    try:
+        kernels = cpu_kernels(dtype)
+    except KernelsUnavailableError as reason:
+        return unet, f"PyTorch's layers: {reason}"
+    fuse_classifier(classifier, kernels)
+    return unet and fused_unet(unet, kernels), f"kernels for {kernels.target}"
 
 
 def _fold_batch_norms(classifier: nn.Module) -> None:

@@ -6,7 +6,8 @@ along a DDIM inversion (Song et al., "Denoising Diffusion Implicit Models", ICLR
 eta = 0, from the picture towards the noise).
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +24,14 @@ class NoiseEstimator(Protocol):
         """Return the estimated noise."""
 
 
+@runtime_checkable
+class SharingNoiseEstimator(NoiseEstimator, Protocol):
+    """A `NoiseEstimator` that computes once what several timesteps have in common."""
+
+    def estimates(self, x: Tensor, timesteps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the estimated noise at each of `timesteps` (1,)."""
+
+
 def signal_levels(device: torch.device | str = "cpu") -> Tensor:
     """Return the cumulative products of 1 - beta, (1000,) float64, for linear betas from 1e-4 to 0.02."""
     betas = torch.linspace(1e-4, 0.02, TRAINING_TIMESTEPS, dtype=torch.float64, device=device)
@@ -35,7 +44,7 @@ def diffusion_noise_feature(unet: NoiseEstimator, x: Tensor, config: DnfConfig) 
     The U-Net's output is kept unbounded; where the U-Net sees noise, its scale is about one.
     """
     if config.variant == "first":
-        return torch.cat([_estimate(unet, x, t) for t in config.timesteps], dim=1)
+        return torch.cat(_estimates(unet, x, config.timesteps), dim=1)
     estimates = invert(unet, x, config.steps)
     if config.variant == "last":
         return estimates[-1]
@@ -69,6 +78,13 @@ def quantised(dnf: Tensor) -> Tensor:
     Returns the bytes divided by 255, in the same shape; negative noise becomes 0.
     """
     return dnf.mul(255).add(0.5).clamp(0, 255).to(torch.uint8).float() / 255
+
+
+def _estimates(unet: NoiseEstimator, x: Tensor, timesteps: Sequence[int]) -> list[Tensor]:
+    if isinstance(unet, SharingNoiseEstimator):
+        each = [torch.tensor([t], device=x.device) for t in timesteps]
+        return [estimate.float() for estimate in unet.estimates(x, each)]
+    return [_estimate(unet, x, t) for t in timesteps]
 
 
 def _estimate(unet: NoiseEstimator, x: Tensor, t: int) -> Tensor:

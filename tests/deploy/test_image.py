@@ -4,16 +4,18 @@ import importlib.metadata
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from detector.acceleration import kernels
-from detector.acceleration.kernels import KernelsUnavailableError, build, cpu_kernels
+from detector.acceleration.kernels import KernelsUnavailableError, build, cpu_kernels, cpu_target
 from tests.deploy.documents import DEPLOY, DEPLOY_GUIDE, ROOT
 
 DOCKERFILE = DEPLOY / "Dockerfile"
@@ -164,25 +166,25 @@ def test_the_wheel_runs_from_a_folder_of_its_own(tmp_path: Path) -> None:
 def test_kernels_built_into_an_image_need_no_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once built, they load without g++ on PATH; an invalid library is reported."""
-    library = tmp_path / "kernels.so"
-    try:
-        build(library)
-    except KernelsUnavailableError as reason:
-        assert "no C++ compiler" in str(reason)  # noqa: PT017 - a machine without one can build nothing
-        library.write_bytes(b"")
-    monkeypatch.setattr(kernels, "_BUILT", library)
-    monkeypatch.setattr(kernels, "processor_features", lambda: frozenset({"avx512_bf16"}))
-    monkeypatch.setenv("PATH", "")
+    """Built once for every kind of CPU, they load without g++ on PATH; an invalid library is reported."""
+    monkeypatch.setattr(
+        kernels, "_SOURCE", Path(shutil.copy(Path(kernels.__file__).with_suffix(".cpp"), tmp_path))
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library = tmp_path / f"kernels-{cpu_target().lower()}.so"
+    library.write_bytes(b"no library")
     cpu_kernels.cache_clear()
     try:
-        if library.stat().st_size:
-            assert cpu_kernels()
-        library = tmp_path / "broken.so"
-        library.write_bytes(b"no library")
-        monkeypatch.setattr(kernels, "_BUILT", library)
-        cpu_kernels.cache_clear()
-        with pytest.raises(KernelsUnavailableError, match="cannot be loaded"):
-            cpu_kernels()
+        with pytest.raises(KernelsUnavailableError, match="could not be compiled or loaded"):
+            cpu_kernels(torch.float32)
+        library.unlink()
+        build(tmp_path)
+        targets = {"kernels-avx2.so", "kernels-avx512.so", "kernels-avx512-bf16.so"}
+        assert {path.name for path in tmp_path.glob("*.so")} == targets
+        monkeypatch.setenv("PATH", "")
+        if library.exists():
+            assert cpu_kernels(torch.float32)
+    except KernelsUnavailableError as reason:
+        assert "no C++ compiler" in str(reason)  # noqa: PT017 - a machine without one can build nothing
     finally:
         cpu_kernels.cache_clear()
