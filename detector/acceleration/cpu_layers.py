@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import group_norm, interpolate, linear, pad, silu
+from torch.nn.functional import group_norm, interpolate, linear, pad, pixel_shuffle, pixel_unshuffle, silu
 
 from detector.acceleration.kernels import CHANNELS_TOGETHER, CpuKernels
 from detector.networks.resnet import BasicBlock
@@ -134,6 +134,7 @@ class FusedUnet(nn.Module):
         super().__init__()
         network: Any = unet.network
         self.network = network
+        self._patch = unet.patch
         self.norm_out = NormalisedActivation(network.conv_norm_out, kernels)
         self.conv_out = Convolution(network.conv_out, kernels)
         for block in _blocks(network):
@@ -155,13 +156,14 @@ class FusedUnet(nn.Module):
         """Estimate the noise in `x` (B, 3, H, W) at each of `timesteps` (B,) or (1,), in one go."""
         network = self.network
         dtype = network.conv_in.weight.dtype
-        hidden = network.conv_in(x.to(dtype).contiguous(memory_format=torch.channels_last))
+        patches = pixel_unshuffle(x.to(dtype), self._patch)
+        hidden = network.conv_in(patches.contiguous(memory_format=torch.channels_last))
         shared = self._down([hidden], network.down_blocks[: self._timeless], None)
         found: list[Tensor] = []
         for each in timesteps:
             temb = silu(network.time_embedding(network.time_proj(each).to(dtype)))
             skips = self._down([*shared], network.down_blocks[self._timeless :], temb)
-            found.append(self._up(skips, temb))
+            found.append(pixel_shuffle(self._up(skips, temb), self._patch))
         return found
 
     @staticmethod

@@ -65,11 +65,15 @@ class Unet(nn.Module):
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Estimate the noise in `x` (B, 3, H, W) in -1..1 at `timesteps` (B,): (B, 3, H, W)."""
         dtype = next(self.network.parameters()).dtype
-        patch = math.isqrt(self.network.config["in_channels"] // 3)
-        if patch == 1:
+        if self.patch == 1:
             return cast("Tensor", self.network(x.to(dtype), timesteps, return_dict=False)[0])
-        patches = pixel_unshuffle(x.to(dtype), patch)
-        return pixel_shuffle(self.network(patches, timesteps, return_dict=False)[0], patch)
+        patches = pixel_unshuffle(x.to(dtype), self.patch)
+        return pixel_shuffle(self.network(patches, timesteps, return_dict=False)[0], self.patch)
+
+    @property
+    def patch(self) -> int:
+        """Side of the patches of pixels that the network takes as channels; 1 for a network on pixels."""
+        return math.isqrt(self.network.config["in_channels"] // 3)
 
 
 def load_unet(source: str | Path) -> Unet:
