@@ -4,6 +4,7 @@ Everything but the networks is the product's own. Environment variables change h
 
 - `NULL_BATCH_SECONDS`: how long a batch takes.
 - `NULL_LOAD_SECONDS`: how long loading takes.
+- `NULL_VIEWS`: how many views of 128 pixels are cut, as for the default bundle; unset: one of 32 pixels.
 - `NULL_POISON`: a white picture kills the process from within the model, as a fault in native code does.
 - `NULL_HANGS`: the model never returns from a batch.
 - `NULL_RAISES`: the model raises RuntimeError.
@@ -25,6 +26,7 @@ from celery import Celery
 
 import worker.checks.service
 import worker.process.run
+from detector.bundle.manifest import Preprocessing
 from detector.detector import Finding
 from detector.images.views import PreparedPicture
 from tests.null_detector import NullDetector
@@ -34,6 +36,9 @@ from worker.process.broker_watch import BrokerWatch
 
 BATCH_SECONDS = float(os.environ.get("NULL_BATCH_SECONDS", "0.02"))
 LOAD_SECONDS = float(os.environ.get("NULL_LOAD_SECONDS", "0"))
+# Of one view of 32 pixels, or of `NULL_VIEWS` of 128.
+_VIEWS = int(os.environ.get("NULL_VIEWS", "0"))
+PREPROCESSING = Preprocessing(mode="crop", size=128 if _VIEWS else 32, views=_VIEWS or 1)
 POISON = "NULL_POISON" in os.environ
 HANGS = "NULL_HANGS" in os.environ
 RAISES = "NULL_RAISES" in os.environ
@@ -50,7 +55,7 @@ class FaultyDetector(NullDetector):
     def load(cls, *_: Any, **__: Any) -> Self:
         """Return the detector, after `NULL_LOAD_SECONDS`."""
         time.sleep(LOAD_SECONDS)
-        return cls(batch_seconds=BATCH_SECONDS)
+        return cls(PREPROCESSING, batch_seconds=BATCH_SECONDS)
 
     def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
         """Score by brightness, unless a poisonous picture is in the batch."""
