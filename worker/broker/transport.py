@@ -27,6 +27,7 @@ from typing import Any
 from uuid import uuid4
 
 import redis
+from kombu.asynchronous import get_event_loop
 from kombu.transport import redis as stock
 from kombu.utils.json import dumps
 
@@ -37,9 +38,12 @@ from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# Pause before the next poll when every queue is empty, and when the server refuses a command.
+# Pause before the next poll: when every queue is empty, when none has had a message for `_LULL_SECONDS`, and
+# when the server refuses a command.
+ACTIVE_SECONDS = 0.02
 IDLE_SECONDS = 0.05
 REFUSED_SECONDS = 1.0
+_LULL_SECONDS = 1.0
 
 # A note in `unacked` is kombu's: [entry, exchange, queue], and the exchange is empty.
 _NOTE_MIDDLE = b',"",'
@@ -309,6 +313,7 @@ class Channel(stock.Channel):
         "longest_wait_seconds",
     )
     _paused_until = 0.0
+    _taken_at = 0.0
     _tag = ""
 
     def finish_taking(self) -> None:
@@ -361,8 +366,9 @@ class Channel(stock.Channel):
             with self._waiting_after_refusal():
                 taken = self.client.parse_response(self.client.connection, "EVAL", **options)
                 if not taken:
-                    self._paused_until = monotonic() + IDLE_SECONDS
+                    self._pause()
                     raise Empty
+                self._taken_at = monotonic()
                 name, entry, length, server_time = taken
                 queue = name.decode().rsplit(self.sep, 1)[0]
                 payload = self._decoded(entry, int(length), float(server_time), queue)
@@ -372,6 +378,14 @@ class Channel(stock.Channel):
             self._in_poll = None
         self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu does
         return True
+
+    def _pause(self) -> None:
+        """Poll again after a pause, for which the event loop wakes at its end and not at the next tick."""
+        lull = monotonic() - self._taken_at > _LULL_SECONDS
+        seconds = IDLE_SECONDS if lull else ACTIVE_SECONDS
+        self._paused_until = monotonic() + seconds
+        if loop := get_event_loop():
+            loop.call_later(seconds, _wake)
 
     @contextmanager
     def _waiting_after_refusal(self) -> Iterator[None]:
