@@ -45,7 +45,7 @@ _COMMANDS = {
         "worker.cli.tokens", "tokens", "Make, list and revoke the tokens of machines that call the HTTP API"
     ),
     "decisions": LazyCommand(
-        "worker.cli.decisions", "decisions", "Export the published decisions of moderators"
+        "worker.cli.decisions", "decisions", "Show and export the published decisions of moderators"
     ),
 }
 

@@ -1,16 +1,46 @@
 """dnf-worker decisions: what people decided, for a refit, for training, for other systems."""
 
+import json
 from pathlib import Path
 
 import click
 
-from detector.terminal import Group, echo, echo_json
+from detector.terminal import Group, echo, echo_json, echo_record
+from worker.broker.decision_stream import Decided, DecisionStream
 from worker.cli.errors import WrongUsageError, current_settings, opened_database, reported_errors
 
 
 @click.group(cls=Group)
 def decisions() -> None:
-    """Export the published decisions of moderators."""
+    """Show and export the published decisions of moderators."""
+
+
+@decisions.command(epilog="\b\nExample:\n  dnf-worker decisions show --follow --group platform --json")
+@click.option("--follow", is_flag=True, help="Keep running and show decisions as they come, until Ctrl-C.")
+@click.option("--group", metavar="NAME", help="Consume as a member of this group and acknowledge each one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one event per line.")
+def show(*, follow: bool, group: str | None, as_json: bool) -> None:
+    """Show the decisions on the decision stream, oldest first.
+
+    In a pipe each one is a line: time, outcome, basis, check id, revision, and object, separated by tabs.
+    """
+    from worker.client import Client
+
+    settings = current_settings()
+    with reported_errors(), Client(settings) as client:
+        try:
+            if group is not None:
+                for delivered in client.decisions(group, follow=follow):
+                    _show(delivered.event, as_json=as_json)
+                    delivered.ack()
+                return
+            for event in DecisionStream.connect(settings).tail(block_seconds=1.0 if follow else 0.001):
+                if event is not None:
+                    _show(event, as_json=as_json)
+                elif not follow:
+                    return
+        except KeyboardInterrupt:
+            return
 
 
 @decisions.command(epilog="\b\nExample:\n  dnf-worker decisions export > decisions.jsonl")
@@ -57,3 +87,19 @@ def corpus(folder: Path, *, uploader: str | None, bases: tuple[str, ...]) -> Non
     echo(f"{folder}: {written.real} photographs, {written.generated} generated pictures")
     if written.left_out:
         echo("left out: " + ", ".join(f"{count} {reason}" for reason, count in written.left_out.items()))
+
+
+def _show(event: Decided, *, as_json: bool) -> None:
+    if as_json:
+        echo_json(json.loads(event.raw))
+        return
+    data = event.envelope.data
+    echo_record(
+        [
+            f"{event.envelope.time:%Y-%m-%dT%H:%M:%SZ}",
+            f"{data.outcome:<11}",
+            f"{data.basis:<13}",
+            data.check_id,
+        ],
+        [f"revision {data.revision}", event.envelope.subject],
+    )

@@ -3,8 +3,8 @@
 `Client` blocks, `AsyncClient` is for asyncio; both make the same promises.
 """
 
-from worker.client.async_client import AsyncClient, AsyncConsumedEvent
-from worker.client.client import Client, ConsumedEvent
+from worker.client.async_client import AsyncClient, AsyncConsumedDecision, AsyncConsumedEvent
+from worker.client.client import Client, ConsumedDecision, ConsumedEvent
 from worker.client.errors import (
     NoVerdictError,
     QueueFullError,
@@ -15,8 +15,10 @@ from worker.client.errors import (
 
 __all__ = [
     "AsyncClient",
+    "AsyncConsumedDecision",
     "AsyncConsumedEvent",
     "Client",
+    "ConsumedDecision",
     "ConsumedEvent",
     "NoVerdictError",
     "QueueFullError",

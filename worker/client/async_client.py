@@ -5,17 +5,17 @@ import contextlib
 import socket
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 import redis
 from pydantic import JsonValue
 
 from worker.broker import keys
-from worker.broker.event_stream import entries_of
+from worker.broker.event_stream import Envelope, StreamEvent, entries_of, parsed
 from worker.broker.verdict_stream import Event, parsed_event
 from worker.checks.attempts import RETRY_FIELDS
 from worker.client.async_broker import AsyncBroker
@@ -32,7 +32,18 @@ from worker.client.submission import (
     refuse_unknown,
     span_attributes,
 )
-from worker.contract.messages import DEFAULT_QUEUE, DeadLetter, ImageCheck, QueueName, Verdict
+from worker.contract.messages import (
+    DEFAULT_QUEUE,
+    DeadLetter,
+    DecisionEvent,
+    ImageCheck,
+    QueueName,
+    RejectionEvent,
+    Verdict,
+    VerdictEvent,
+    read_decision,
+    read_event,
+)
 from worker.settings import Settings
 from worker.telemetry import tracing
 
@@ -46,25 +57,31 @@ _SHARED_READ_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class AsyncConsumedEvent:
-    """An event that a member of a consumer group received."""
-
-    event: Event
+class _Consumed(Generic[Envelope]):
+    event: StreamEvent[Envelope]
     _broker: AsyncBroker
+    _stream: str
     _group: str
     _consumer: str
 
     async def ack(self) -> None:
         """Acknowledge the event; until then another member of the group may claim it."""
-        stream = self._broker.settings.verdict_stream
-        await self._broker.ask(self._broker.redis.xack, stream, self._group, self.event.entry_id)
+        await self._broker.ask(self._broker.redis.xack, self._stream, self._group, self.event.entry_id)
 
     async def renew(self) -> None:
         """Start the time after which another member may claim the event anew: for long work."""
-        stream, ids = self._broker.settings.verdict_stream, [self.event.entry_id]
+        ids = [self.event.entry_id]
         await self._broker.ask(
-            self._broker.redis.xclaim, stream, self._group, self._consumer, 0, ids, justid=True
+            self._broker.redis.xclaim, self._stream, self._group, self._consumer, 0, ids, justid=True
         )
+
+
+class AsyncConsumedEvent(_Consumed[VerdictEvent | RejectionEvent]):
+    """An event that a member of a consumer group received."""
+
+
+class AsyncConsumedDecision(_Consumed[DecisionEvent]):
+    """A person's decision that a member of a consumer group received."""
 
 
 @dataclass(eq=False)
@@ -82,13 +99,29 @@ class _Waiting:
 class _Member:
     """A member of a consumer group: its own unacknowledged events first, then claimed ones, then new ones."""
 
-    def __init__(self, broker: AsyncBroker, group: str, name: str, claim_after_seconds: float) -> None:
-        self.name = name
+    def __init__(
+        self, broker: AsyncBroker, stream: str, group: str, name: str, claim_after_seconds: float
+    ) -> None:
+        self._name = name
         self._broker = broker
-        self._stream = broker.settings.verdict_stream
+        self._stream = stream
         self._group = group
         self._claim_after_ms = int(claim_after_seconds * 1000)
         self._own, self._cursor = "0", "0-0"
+
+    async def events(
+        self, read: Callable[[str], Envelope], *, follow: bool
+    ) -> AsyncIterator[StreamEvent[Envelope]]:
+        """Yield events, for ever or until there is none; entries that cannot be read are acknowledged."""
+        while True:
+            entries = await self.read(self._broker.block_seconds if follow else 0.001)
+            for entry_id, fields in entries:
+                if event := parsed(entry_id, fields, read):
+                    yield event
+                else:
+                    await self._broker.ask(self._broker.redis.xack, self._stream, self._group, entry_id)
+            if not entries and not follow:
+                return
 
     async def read(self, block_seconds: float) -> _Entries:
         """Return one entry, or none when none came for `block_seconds`."""
@@ -118,7 +151,7 @@ class _Member:
             self._broker.redis.xautoclaim,
             self._stream,
             self._group,
-            self.name,
+            self._name,
             self._claim_after_ms,
             start_id=self._cursor,
             count=1,
@@ -131,7 +164,7 @@ class _Member:
         reply = await self._broker.ask(
             self._broker.redis.xreadgroup,
             self._group,
-            self.name,
+            self._name,
             {self._stream: since},
             count=1,
             block=block,
@@ -253,16 +286,27 @@ class AsyncClient:
         crash with the events that it had not acknowledged. Events that another member left pending for
         `claim_after_seconds` are claimed.
         """
-        member = _Member(self._broker, group, consumer or socket.gethostname(), claim_after_seconds)
-        while True:
-            entries = await member.read(self._broker.block_seconds if follow else 0.001)
-            for entry_id, fields in entries:
-                if event := parsed_event(entry_id, fields):
-                    yield AsyncConsumedEvent(event, self._broker, group, member.name)
-                else:
-                    await self._broker.ask(self._redis.xack, self.settings.verdict_stream, group, entry_id)
-            if not entries and not follow:
-                return
+        name, stream = consumer or socket.gethostname(), self.settings.verdict_stream
+        member = _Member(self._broker, stream, group, name, claim_after_seconds)
+        async for event in member.events(read_event, follow=follow):
+            yield AsyncConsumedEvent(event, self._broker, stream, group, name)
+
+    async def decisions(
+        self,
+        group: str,
+        *,
+        consumer: str | None = None,
+        follow: bool = True,
+        claim_after_seconds: float = 60.0,
+    ) -> AsyncIterator[AsyncConsumedDecision]:
+        """Yield people's decisions as a member of a consumer group; everything is as in `verdicts`.
+
+        Of several decisions on one check the one with the highest revision is in force.
+        """
+        name, stream = consumer or socket.gethostname(), self.settings.decision_stream
+        member = _Member(self._broker, stream, group, name, claim_after_seconds)
+        async for event in member.events(read_decision, follow=follow):
+            yield AsyncConsumedDecision(event, self._broker, stream, group, name)
 
     async def wait_for(
         self,

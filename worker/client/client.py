@@ -7,13 +7,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 import redis
 from pydantic import JsonValue
 
 from worker.broker import keys
 from worker.broker.connection import connect
+from worker.broker.decision_stream import DecisionStream
+from worker.broker.event_stream import Envelope, EventStream, StreamEvent
 from worker.broker.verdict_stream import Event, VerdictStream
 from worker.checks.attempts import RETRY_FIELDS
 from worker.client.awaited import ENTRIES, Awaited, StreamReader, retries_in
@@ -28,7 +30,15 @@ from worker.client.submission import (
     refuse_unknown,
     span_attributes,
 )
-from worker.contract.messages import DEFAULT_QUEUE, ImageCheck, QueueName, Verdict
+from worker.contract.messages import (
+    DEFAULT_QUEUE,
+    DecisionEvent,
+    ImageCheck,
+    QueueName,
+    RejectionEvent,
+    Verdict,
+    VerdictEvent,
+)
 from worker.settings import Settings
 from worker.telemetry import tracing
 
@@ -37,21 +47,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ConsumedEvent:
-    """An event that a member of a consumer group received."""
-
-    event: Event
+class _Consumed(Generic[Envelope]):
+    event: StreamEvent[Envelope]
     _client: "Client"
+    _stream: EventStream[Envelope]
     _group: str
     _consumer: str
 
     def ack(self) -> None:
         """Acknowledge the event; until then another member of the group may claim it."""
-        self._client._acknowledge(self._group, self.event)  # noqa: SLF001 - it is a part of the client
+        with self._client._reached():  # noqa: SLF001 - it is a part of the client
+            self._stream.acknowledge(self._group, self.event)
 
     def renew(self) -> None:
         """Start the time after which another member may claim the event anew: for long work."""
-        self._client._renew(self._group, self._consumer, self.event)  # noqa: SLF001 - the same
+        with self._client._reached():  # noqa: SLF001 - the same
+            self._stream.renew(self._group, self._consumer, self.event)
+
+
+class ConsumedEvent(_Consumed[VerdictEvent | RejectionEvent]):
+    """An event that a member of a consumer group received."""
+
+
+class ConsumedDecision(_Consumed[DecisionEvent]):
+    """A person's decision that a member of a consumer group received."""
 
 
 class Client:
@@ -72,6 +91,7 @@ class Client:
         # A read that waits for events ends well before the socket's limit, which is a quarter of that.
         self._block_seconds = min(1.0, timeout_seconds / 8)
         self._verdict_stream = VerdictStream.connect(self.settings, client=self._redis)
+        self._decision_stream = DecisionStream.connect(self.settings, client=self._redis)
         self._positions = Positions()
         self._storage: Storage | None = None
 
@@ -156,18 +176,25 @@ class Client:
         crash with the events that it had not acknowledged. Events that another member left pending for
         `claim_after_seconds` are claimed.
         """
-        member = consumer or socket.gethostname()
-        with self._reached():
-            for event in self._verdict_stream.consume(
-                group,
-                member,
-                block_seconds=self._block_seconds if follow else 0.001,
-                claim_after_seconds=claim_after_seconds,
-            ):
-                if event is not None:
-                    yield ConsumedEvent(event, self, group, member)
-                elif not follow:
-                    return
+        member, stream = consumer or socket.gethostname(), self._verdict_stream
+        for event in self._consume(stream, group, member, follow=follow, claim_after=claim_after_seconds):
+            yield ConsumedEvent(event, self, stream, group, member)
+
+    def decisions(
+        self,
+        group: str,
+        *,
+        consumer: str | None = None,
+        follow: bool = True,
+        claim_after_seconds: float = 60.0,
+    ) -> Iterator[ConsumedDecision]:
+        """Yield people's decisions as a member of a consumer group; everything is as in `verdicts`.
+
+        Of several decisions on one check the one with the highest revision is in force.
+        """
+        member, stream = consumer or socket.gethostname(), self._decision_stream
+        for event in self._consume(stream, group, member, follow=follow, claim_after=claim_after_seconds):
+            yield ConsumedDecision(event, self, stream, group, member)
 
     def wait_for(
         self,
@@ -244,13 +271,20 @@ class Client:
         """Close the connections."""
         self._redis.close()
 
-    def _acknowledge(self, group: str, event: Event) -> None:
+    def _consume(
+        self, stream: EventStream[Envelope], group: str, member: str, *, follow: bool, claim_after: float
+    ) -> Iterator[StreamEvent[Envelope]]:
         with self._reached():
-            self._verdict_stream.acknowledge(group, event)
-
-    def _renew(self, group: str, consumer: str, event: Event) -> None:
-        with self._reached():
-            self._verdict_stream.renew(group, consumer, event)
+            for event in stream.consume(
+                group,
+                member,
+                block_seconds=self._block_seconds if follow else 0.001,
+                claim_after_seconds=claim_after,
+            ):
+                if event is not None:
+                    yield event
+                elif not follow:
+                    return
 
     def _failure(self, awaited: Awaited) -> NoVerdictError:
         """Return the error of a wait, with what the workers noted of the missing checks."""
