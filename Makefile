@@ -10,7 +10,7 @@ READY := $(VENV)/.ready$(if $(filter file,$(origin PYTHON)),,-$(notdir $(PYTHON)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 TORCH := 2.13.0
 
-.PHONY: setup demo test chaos lint bench scale-out schemas reference lock sbom clean
+.PHONY: setup demo test browser chaos lint bench scale-out schemas reference lock sbom clean
 
 setup: $(READY)
 
@@ -33,6 +33,10 @@ test: setup
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist loadfile
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+# The tests of the review page in a browser with two hundred reviews, and the README's picture of the page.
+browser: setup
+	DNF_TEST_REVIEWS=200 DNF_TEST_SCREENSHOT=docs/images/review-page.png $(BIN)/pytest tests/browser
 
 # `make chaos SEEDS=1,2,3` injects the random faults of each seed, for five minutes each.
 SEEDS ?= 1

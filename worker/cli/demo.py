@@ -15,7 +15,7 @@ import click
     help="Folder for the contact sheet and the worker's log.",
 )
 @click.option("--bundle", default="default", show_default=True, help="Detector bundle: a name or a folder.")
-@click.option("--keep", is_flag=True, help="Keep the services and the worker running until Ctrl-C.")
+@click.option("--keep", is_flag=True, help="Keep everything running until Ctrl-C, with the review page.")
 def demo(*, out: Path, bundle: str, keep: bool) -> None:
     """Start broker, object store and worker on this machine, judge sample pictures, show the verdicts."""
     from worker.demo.demonstration import run_demo

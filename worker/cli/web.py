@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -15,6 +15,7 @@ from worker.settings import ROLES, Settings, unknown_variables
 
 if TYPE_CHECKING:
     from worker.telemetry.http import Endpoints
+    from worker.web.identity import Role
     from worker.web.site import Site
 
 
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     "--link",
     "links",
     multiple=True,
-    type=click.Choice(ROLES),
-    help="Print a one-time link for a person with this role; can be repeated. On a loopback address alone.",
+    metavar="ROLES",
+    callback=lambda _context, _option, values: [_roles(value) for value in values],
+    help="Print a one-time link for a person with these roles, joined by +; can be repeated. On a loopback"
+    " address alone.",
 )
-def web(*, links: Sequence[str]) -> None:
+def web(*, links: Sequence[Sequence["Role"]]) -> None:
     """Serve the page for moderators and the HTTP API on DNF_WEB_PORT until SIGTERM.
 
     Any number of processes may serve one database.
@@ -36,7 +39,7 @@ def web(*, links: Sequence[str]) -> None:
     from worker.telemetry.http import EndpointsUnavailableError
     from worker.telemetry.logs import configure_logs, get_logger
     from worker.web.app import create_app
-    from worker.web.identity import OneTimeLinks, Role
+    from worker.web.identity import OneTimeLinks
     from worker.web.server import AddressUnavailableError, Listener, serve
 
     # The server raises the signal that stopped it again when it has finished.
@@ -61,14 +64,21 @@ def web(*, links: Sequence[str]) -> None:
             cleanup.enter_context(_endpoints(settings, app.state.site))
             if one_time:
                 host = f"[{settings.web_host}]" if ":" in settings.web_host else settings.web_host
-                for name in links:
-                    role: Role = next(known for known in get_args(Role) if known == name)
-                    echo(f"{name}: http://{host}:{listener.port}/link?secret={one_time.create(role)}")
+                for roles in links:
+                    secret = one_time.create(*roles)
+                    echo(f"{'+'.join(roles)}: http://{host}:{listener.port}/link?secret={secret}")
             serve(app, listener)
     except (AddressUnavailableError, EndpointsUnavailableError) as error:
         raise click.ClickException(str(error)) from error
     except (SchemaError, DatabaseUnavailableError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _roles(text: str) -> list["Role"]:
+    roles = text.split("+")
+    if unknown := set(roles) - set(ROLES):
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}: the roles are {', '.join(ROLES)}")
+    return cast("list[Role]", roles)
 
 
 def _endpoints(settings: Settings, site: "Site") -> "ExitStack | Endpoints":

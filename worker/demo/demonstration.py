@@ -1,12 +1,14 @@
 """The demonstration: broker, object store and worker on this machine judge sample pictures."""
 
+import re
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from os import environ
 from pathlib import Path
 from types import FrameType
@@ -43,6 +45,14 @@ from worker.settings import Settings
 QUIET_SECONDS = 180.0
 INTERRUPTED = 130
 
+# A page on a port of its own for this machine alone, and enough audits that there is one among a few samples.
+_PEOPLE = {
+    "DNF_WEB_HOST": "127.0.0.1",
+    "DNF_WEB_PORT": "0",
+    "DNF_REVIEW_AUDIT_SHARE_REAL": "0.5",
+    "DNF_REVIEW_AUDIT_SHARE_GENERATED": "0.5",
+}
+
 
 class DemoFailedError(RuntimeError):
     """The demonstration failed; the message says why."""
@@ -52,7 +62,7 @@ def run_demo(*, keep: bool, out: Path, bundle: str) -> int:
     """Run the demonstration and return its exit status: 0, 1 after a failure, 130 after an interrupt.
 
     The contact sheet and the worker's log are written to the folder `out`; `bundle` names the detector; with
-    `keep` the services and the worker run until Ctrl-C.
+    `keep` the services, the worker and the review page run until Ctrl-C.
     """
     console = Console()
     try:
@@ -86,13 +96,17 @@ def _demonstrate(
     out.mkdir(parents=True, exist_ok=True)
     log = out / "worker.log"
     log.unlink(missing_ok=True)
-    with EmbeddedServices() as services:
+    # The page for moderators is of interest only to who stays.
+    people = keep and find_spec("fastapi") is not None
+    with EmbeddedServices(database=people) as services:
         console.print(f"Valkey at {services.redis_url}, SeaweedFS at {services.s3_endpoint}")
         # An absolute path, so that the printed commands work in any directory.
         bundle = str(Path(bundle).resolve()) if Path(bundle).is_dir() else bundle
         variables = {**services.environment(), "DNF_BUNDLE": bundle, "DNF_LOG_FORMAT": "json"}
         # A pin of the environment is that of another bundle.
         variables["DNF_BUNDLE_DIGEST"] = ""
+        if people:
+            variables |= _PEOPLE
         with _environment(variables), _worker(log, interruption) as worker:
             sheet = _judge_samples(console, services, worker)
             print_tables(console, sheet)
@@ -102,8 +116,12 @@ def _demonstrate(
                 soft_wrap=True,
                 highlight=False,
             )
-            if keep:
-                _keep_running(console, worker, variables)
+            if people:
+                with _people(out, interruption) as page:
+                    _print_links(console, page)
+                    _keep_running(console, [worker, *page], variables)
+            elif keep:
+                _keep_running(console, [worker], variables)
 
 
 def _judge_samples(console: Console, services: EmbeddedServices, worker: "_Worker") -> ContactSheet:
@@ -236,17 +254,18 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Worker:
-    """The worker process; `check` tells whether waiting for it still makes sense."""
+    """A process of the service; `check` tells whether waiting for it still makes sense."""
 
     process: GuardedProcess
     interruption: "_Interruption"
+    name: str = "worker"
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt after an interrupt, `DemoFailedError` when the worker has ended."""
+        """Raise KeyboardInterrupt after an interrupt, `DemoFailedError` when the process has ended."""
         self.interruption.check()
         if not self.process.alive:
             status = self.process.popen.returncode
-            raise DemoFailedError(f"The worker ended with status {status}. {self.log_tail()}")
+            raise DemoFailedError(f"The {self.name} ended with status {status}. {self.log_tail()}")
 
     def log_tail(self) -> str:
         """Return the last lines of the worker's log."""
@@ -263,7 +282,37 @@ def _worker(log: Path, interruption: "_Interruption") -> Iterator[_Worker]:
         process.stop(grace_seconds=15.0)
 
 
-def _keep_running(console: Console, worker: "_Worker", variables: Mapping[str, str]) -> None:
+@contextmanager
+def _people(out: Path, interruption: "_Interruption") -> Iterator[list[_Worker]]:
+    """Run relay and review page while the block runs."""
+    commands = {"relay": ["relay"], "web": ["web", "--link", "senior+admin", "--link", "moderator"]}
+    with ExitStack() as cleanup:
+        running = []
+        for name, arguments in commands.items():
+            log = out / f"{name}.log"
+            log.unlink(missing_ok=True)
+            process = GuardedProcess([sys.executable, "-m", "worker.cli", *arguments], log=log)
+            cleanup.callback(process.stop, grace_seconds=10.0)
+            running.append(_Worker(process, interruption, name))
+        yield running
+
+
+def _print_links(console: Console, processes: Sequence[_Worker]) -> None:
+    """Wait until the review page is served and print its one-time links."""
+    page = processes[-1]
+    progress = Progressing(page.process)
+    while "startup complete" not in (log := page.process.log.read_text(encoding="utf-8", errors="replace")):
+        page.check()
+        progress.check("the review page was not served yet")
+        time.sleep(0.1)
+    console.print(
+        "\nThe review page, for two people: open the second link in a private window.\n", style="bold"
+    )
+    for role, link in re.findall(r"^([a-z+]+): (http://\S+)$", log, re.MULTILINE):
+        console.print(f"{role}: {link}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _keep_running(console: Console, processes: Sequence[_Worker], variables: Mapping[str, str]) -> None:
     """Print how to submit pictures from another terminal and wait for Ctrl-C."""
     command = shlex.quote(str(Path(sys.executable).with_name("dnf-worker")))
     console.print("\nThe services and the worker run until Ctrl-C. In another terminal:\n", style="bold")
@@ -272,7 +321,8 @@ def _keep_running(console: Console, worker: "_Worker", variables: Mapping[str, s
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print("\nThe keys are valid only for these throw-away services.")
     while True:
-        worker.check()
+        for process in processes:
+            process.check()
         time.sleep(0.2)
 
 

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ def _demo(out: Path, bundle: str | Path, *, keep: bool = False) -> Iterator[subp
     """Run the demonstration in a process with its temporary files beside `out`."""
     temporary = out.parent / "temporary"
     temporary.mkdir()
+    temporary.chmod(0o711)
     process = subprocess.Popen(
         [sys.executable, "-c", DEMO, "keep" if keep else "end", str(out), str(bundle)],
         env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
@@ -118,12 +121,20 @@ def test_an_interrupted_demonstration_leaves_nothing_running(
     _assert_nothing_is_left(out, _ports(text))
 
 
-def test_a_kept_demonstration_judges_your_own_pictures(
-    tiny_bundle: Path, tmp_path: Path, make_picture: Callable[..., bytes]
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Provide a folder that PostgreSQL's user may enter; nobody else enters `tmp_path`."""
+    with tempfile.TemporaryDirectory(prefix="dnf-demo-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+def test_a_kept_demonstration_judges_your_own_pictures_and_serves_the_review_page(
+    tiny_bundle: Path, open_folder: Path, make_picture: Callable[..., bytes]
 ) -> None:
-    """The printed commands, run in a shell, return a verdict on a new picture."""
-    out = tmp_path / "demo"
-    picture = tmp_path / "own.jpg"
+    """The printed link opens the review page; the printed commands return a verdict on a new picture."""
+    out = open_folder / "demo"
+    picture = open_folder / "own.jpg"
     picture.write_bytes(make_picture(7))
     with _demo(out, tiny_bundle, keep=True) as demo:
         assert demo.stdout is not None
@@ -133,6 +144,10 @@ def test_a_kept_demonstration_judges_your_own_pictures(
             if "throw-away" in line:
                 break
         text = "".join(lines)
+        links = re.findall(r"^([a-z+]+): (http://\S+)$", text, re.MULTILINE)
+        assert [roles for roles, _ in links] == ["senior+admin", "moderator"], text
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        assert "waiting" in opener.open(links[1][1], timeout=30).read().decode()
         commands = [line for line in lines if line.startswith("export ")]
         commands += [line.replace("PICTURE.jpg", str(picture)) for line in lines if "submit --wait" in line]
         shell = subprocess.run(
