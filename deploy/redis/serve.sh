@@ -1,12 +1,12 @@
 #!/bin/sh
 # Start the broker with the users of users.acl and an append-only file. Their passwords are in PRODUCER_PASSWORD,
-# WORKER_PASSWORD, CONSUMER_PASSWORD, RELAY_PASSWORD, EXPORTER_PASSWORD and OPERATOR_PASSWORD; REDIS_MAXMEMORY limits the memory, beyond
+# WORKER_PASSWORD, CONSUMER_PASSWORD, RELAY_PASSWORD, WEB_PASSWORD, EXPORTER_PASSWORD and OPERATOR_PASSWORD; REDIS_MAXMEMORY limits the memory, beyond
 # which writes are refused; REDIS_DIR is the folder of the data. Further arguments go to the server.
 set -eu
 umask 077
 generated=${TMPDIR:-/tmp}
 : > "$generated/users.sed"
-for role in PRODUCER WORKER CONSUMER RELAY EXPORTER OPERATOR; do
+for role in PRODUCER WORKER CONSUMER RELAY WEB EXPORTER OPERATOR; do
     eval "password=\${${role}_PASSWORD:?choose a password}"
     hash=$(printf %s "$password" | sha256sum | cut -c-64)
     echo "s/#${role}_PASSWORD_SHA256/#$hash/" >> "$generated/users.sed"

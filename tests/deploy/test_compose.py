@@ -103,7 +103,7 @@ def test_no_secret_has_a_default(compose: dict[str, Any]) -> None:
             if re.search("PASSWORD|SECRET|ACCESS_KEY|REDIS_URL|DATABASE_.*URL", variable):
                 assert re.search(r"\$\{DNF_\w+:\?[a-z ]+\}", value), (name, variable)
                 secrets += 1
-    assert secrets == 22
+    assert secrets == 23
 
 
 def test_the_projects_containers_have_the_least_rights(compose: dict[str, Any]) -> None:
@@ -276,7 +276,7 @@ def _listening_addresses(pid: int) -> set[tuple[str, int]]:
     return listening
 
 
-ROLES = ("producer", "worker", "consumer", "relay", "exporter", "operator")
+ROLES = ("producer", "worker", "consumer", "relay", "web", "exporter", "operator")
 
 
 def test_the_broker_of_compose_has_one_user_for_each_role_and_a_memory_limit(

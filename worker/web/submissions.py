@@ -16,22 +16,22 @@ from worker.contract.messages import DEFAULT_QUEUE, ImageCheck, QueueName
 from worker.settings import Settings
 from worker.telemetry import tracing
 
-# KEYS: the queue, then for each check its submission's record and that of its event, then the record of an
-# idempotency key, if any; ARGV: how many checks may wait, the seconds that a record lives, those after which
-# a check without an event is enqueued again, how many checks there are, then for each its body's digest and
-# its entry. A record is the digest and the server's time at which the check was last enqueued. What a server
-# without memory or rights refuses comes first.
+# KEYS: the queue, each check's record, then the record of an idempotency key, if any; ARGV: how many checks
+# may wait, the seconds that a record lives, those after which a check without an event is enqueued again, how
+# many checks there are, then for each its body's digest, its entry and the record of its event, which is only
+# read: as one of KEYS it would need the right to write. A record is the digest and the server's time at which
+# the check was last enqueued. What a server without memory or rights refuses comes first.
 _SUBMIT = """
 local now, count = tonumber(redis.call('TIME')[1]), tonumber(ARGV[4])
-local guard, enqueued = KEYS[2 * count + 2], {}
+local guard, enqueued = KEYS[count + 2], {}
 if guard then
   local known = redis.call('GET', guard)
   if known and known ~= ARGV[5] then return {'conflict', 1} end
 end
 for i = 1, count do
-  local known, event = redis.call('GET', KEYS[2 * i]), KEYS[2 * i + 1]
+  local known, event = redis.call('GET', KEYS[i + 1]), ARGV[3 * i + 4]
   if not known then enqueued[#enqueued + 1] = i
-  elseif string.sub(known, 1, 64) ~= ARGV[2 * i + 3] then return {'conflict', i}
+  elseif string.sub(known, 1, 64) ~= ARGV[3 * i + 2] then return {'conflict', i}
   elseif now - tonumber(string.sub(known, 66)) >= tonumber(ARGV[3]) and redis.call('EXISTS', event) == 0 then
     enqueued[#enqueued + 1] = i
   end
@@ -41,8 +41,8 @@ if #enqueued > 0 then
   if waiting + #enqueued > tonumber(ARGV[1]) then return {'full', waiting} end
 end
 for _, i in ipairs(enqueued) do
-  redis.call('LPUSH', KEYS[1], ARGV[2 * i + 4])
-  redis.call('SET', KEYS[2 * i], ARGV[2 * i + 3] .. ':' .. now, 'EX', ARGV[2])
+  redis.call('LPUSH', KEYS[1], ARGV[3 * i + 3])
+  redis.call('SET', KEYS[i + 1], ARGV[3 * i + 2] .. ':' .. now, 'EX', ARGV[2])
 end
 if guard then redis.call('SET', guard, ARGV[5], 'EX', ARGV[2]) end
 return {'accepted', #enqueued}
@@ -105,8 +105,8 @@ class Submissions:
         ]
         for request, check, entry in zip(requests, checks, entries(checks, queue), strict=True):
             names.append(keys.submitted(check.check_id))
-            names.append(keys.published(self._settings.verdict_stream, check.check_id))
-            arguments += [request.digest(), entry]
+            event = keys.published(self._settings.verdict_stream, check.check_id)
+            arguments += [request.digest(), entry, event]
         if guard:
             names.append(keys.submitted_under(guard))
         try:

@@ -11,16 +11,19 @@ from urllib.request import urlopen
 
 import pytest
 import redis
+from pydantic import SecretStr
 
 from tests.conftest import NULL_WORKER, MakePicture, StartWorker, StoreObject, settings_of
 from tests.deciding import take_decision
 from tests.relay_process import RelayProcess
+from tests.served_page import Caller, bearer, served, token
 from tests.verdicts import verdict_event
-from worker.broker.dead_letters import DeadLetters
+from worker.broker.dead_letters import DeadLetters, dead_letter_of_check
 from worker.broker.decision_stream import DecisionStream
+from worker.broker.verdict_stream import VerdictStream
 from worker.client import Client
 from worker.contract.envelope import encode
-from worker.contract.messages import QUEUES, ImageCheck
+from worker.contract.messages import QUEUES, ImageCheck, InvalidMessageError
 from worker.database.database import Database
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import HOST, free_ports
@@ -168,6 +171,31 @@ def _known(database: Database, check_id: str) -> bool:
         return bool(tx.execute("SELECT 1 FROM checks WHERE check_id = %s", [check_id]).fetchone())
 
 
+def test_the_http_api_can_do_its_whole_job(
+    server: Valkey, admin: redis.Redis, settings_of_user: Callable[[str], Settings], database: Database
+) -> None:
+    """It enqueues checks, looks up their events, dead letters and thumbnails, and waits for them."""
+    admin.acl_log_reset()
+    with served(settings_of_user("web"), database) as port:
+        caller = Caller(port, bearer(token(database)))
+        body = {"check_id": "by-http", "bucket": "test-uploads", "key": "acl.jpg"}
+        for _ in range(2):
+            assert caller.post("/v1/checks", body).status == 202
+        assert caller.get("/v1/checks/by-http?wait=0.2").json["state"] == "queued"
+        event = verdict_event("by-http")
+        settings = settings_of_user("admin").model_copy(
+            update={"redis_url": SecretStr(server.url.replace("//", f"//{ADMIN[0]}:{ADMIN[1]}@"))}
+        )
+        VerdictStream.connect(settings, client=admin).publish(event, message_id="m", thumbnail=b"picture")
+        assert caller.get("/v1/checks/by-http").json["state"] == "answered"
+        assert caller.get("/v1/checks/by-http/thumbnail").body == b"picture"
+        dead = InvalidMessageError("unknown_policy", "There is no policy x.", "dead-by-http")
+        DeadLetters.connect(settings, client=admin).write(dead_letter_of_check("{}", None, dead, 1))
+        assert caller.get("/v1/checks/dead-by-http").json["state"] == "dead_lettered"
+    admin.delete("image-checks")
+    assert [(e["username"], e["object"]) for e in admin.acl_log()] == []  # type: ignore[index,union-attr]
+
+
 DENIED: dict[str, list[str]] = {
     "producer": [
         "XADD verdicts * event forged",
@@ -206,6 +234,17 @@ DENIED: dict[str, list[str]] = {
         "GET {verdicts}:thumbnail:of-another",
         "SET {verdicts}:published:check-0 1",
         "LPUSH image-checks forged",
+    ],
+    "web": [
+        "XADD verdicts * event forged",
+        "DEL verdicts",
+        "RPOP image-checks",
+        "LRANGE image-checks 0 -1",
+        "SET {verdicts}:published:check-0 1",
+        "XADD dead-letters * letter forged",
+        "GET verdict-cache:of-another",
+        "XADD decisions * event forged",
+        "HSET attempts:check-0 by:nobody 1",
     ],
     "exporter": [
         "LPUSH image-checks forged",
