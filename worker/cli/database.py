@@ -31,7 +31,10 @@ def migrate() -> None:
         )
     except (DatabaseUnavailableError, SchemaError) as error:
         raise click.ClickException(str(error)) from error
-    echo("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
+    for name in applied:
+        echo(f"applied {name}")
+    if not applied:
+        echo("nothing to apply")
 
 
 @database.command("verify-audit")

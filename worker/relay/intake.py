@@ -7,7 +7,7 @@ import psycopg
 
 from worker.broker.verdict_stream import Event, VerdictStream
 from worker.database.database import Database
-from worker.reviews.intake import Stored, sampling_key, store
+from worker.reviews.intake import Stored, sampling_key, store, take_turn
 from worker.settings import ReviewSettings
 from worker.telemetry.logs import get_logger
 from worker.telemetry.relay_metrics import RELAY_EVENTS, RELAY_REVIEWS
@@ -58,6 +58,7 @@ class Intake:
     def _store(self, events: Sequence[Event]) -> None:
         stored: list[Stored] = []
         with self._database.transaction() as tx:
+            take_turn(tx)
             if not self._key:
                 self._key = sampling_key(tx)
             for event in events:

@@ -25,6 +25,14 @@ class Stored:
     capped: bool = False
 
 
+def take_turn(tx: Transaction) -> None:
+    """Wait until no other transaction stores events, and let others wait until this one ends.
+
+    They count the same days' reviews, in any order: at once they would wait for each other.
+    """
+    tx.execute("SELECT pg_advisory_xact_lock(hashtext('dnf-moderation intake'))")
+
+
 def sampling_key(tx: Transaction) -> bytes:
     """Return the key of this installation's draws."""
     row = tx.execute("SELECT sampling_key FROM installation").fetchone()
