@@ -50,6 +50,17 @@ VALUES: dict[str, dict[str, Any]] = {
             "podAnnotations": {"note": "of the platform"},
             "podLabels": {"tier": "people"},
         },
+        "web": {
+            "enabled": True,
+            "publicUrl": "https://review.example.org",
+            "trustedProxies": ["10.0.0.0/8", "192.0.2.1"],
+            "jwt": {"keys": "https://id.example.org/keys", "issuer": "https://id.example.org", "audience": "a"},
+            "roles": ["ts-leads=senior", "ts=moderator"],
+            "ingress": {"enabled": True, "host": "review.example.org", "tlsSecretName": "review-tls"},
+            "settings": {"web_claims_per_minute": "30"},
+            "extraVolumes": [{"name": "keys", "configMap": {"name": "keys"}}],
+            "extraVolumeMounts": [{"name": "keys", "mountPath": "/keys"}],
+        },
         "monitoring": {"podMonitor": {"enabled": True}},
         "networkPolicy": {
             "databasePeers": [{"ipBlock": {"cidr": "192.0.2.7/32"}}],
@@ -552,6 +563,9 @@ def test_the_chart_ships_the_alerts_and_the_dashboard_of_compose(
         {"redis": {"url": "redis://:secret@host/0"}},
         {"relay": {"settings": {"database_url": "postgresql://u:secret@host/d"}}},
         {"relay": {"replicas": 0}},
+        {"web": {"jwt": {"keys": "https://login.example.org/keys"}}},
+        {"web": {"roles": ["staff=boss"]}},
+        {"web": {"publicUrl": "https://review.example.org/path"}},
         {"redis": {"tls": {"caSecretName": "one", "caConfigMapName": "another"}}},
         {"image": {"digest": "latest"}},
         {"s3": {"allowedBuckets": []}},
@@ -617,3 +631,38 @@ def test_without_the_owners_secret_a_relay_only_checks_the_schema(chart: helm.Ch
     values = {"relay": {"enabled": True}, "database": {"ownerSecretName": ""}}
     text = chart.render(values, name="prod", namespace="moderation")["dnf-moderation/templates/relay.yaml"]
     assert "initContainers" not in yaml.safe_load(text)["spec"]["template"]["spec"]
+
+
+def test_the_page_is_reached_from_the_ingress_alone_and_reaches_what_it_shows(
+    rendered: Callable[[str], list[Manifest]],
+) -> None:
+    """It has the store's keys, its own user of the broker and never the owner of the database."""
+    manifests = rendered("reviews")
+    (page,) = one(manifests, "Deployment", "web")["spec"]["template"]["spec"]["containers"]
+    variables = environment(page)
+    assert page["args"] == ["web"]
+    assert variables["DNF_REDIS_URL"]["secretKeyRef"]["name"] == "dnf-redis-web"
+    assert variables["DNF_DATABASE_URL"]["secretKeyRef"]["name"] == "dnf-database"
+    assert "DNF_DATABASE_OWNER_URL" not in variables
+    assert variables["DNF_WEB_TRUSTED_PROXIES"] == "10.0.0.0/8,192.0.2.1"
+    assert variables["DNF_WEB_ROLES"] == "ts-leads=senior,ts=moderator"
+    assert variables["DNF_WEB_JWT_AUDIENCE"] == "a"
+    assert variables["DNF_WEB_CLAIMS_PER_MINUTE"] == "30"
+    assert variables["DNF_ALLOWED_BUCKETS"] == "uploads"
+    ports = {port["name"]: port["containerPort"] for port in page["ports"]}
+    assert ports == {"page": 8080, "http": 9102}
+    assert (variables["DNF_WEB_PORT"], variables["DNF_HTTP_PORT"]) == ("8080", "9102")
+    policy = one(manifests, "NetworkPolicy", "web")["spec"]
+    sources = {
+        rule["ports"][0]["port"]: rule["from"][0]["namespaceSelector"]["matchLabels"].popitem()[1]
+        for rule in policy["ingress"]
+    }
+    assert sources == {9102: "monitoring", 8080: "ingress-nginx"}
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 6379, 5432, 443}
+    (rule,) = one(manifests, "Ingress", "web")["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    assert path["backend"]["service"] == {"name": "prod-dnf-moderation-web", "port": {"name": "page"}}
+    service = one(manifests, "Service", "web")["spec"]
+    assert service["ports"][0]["targetPort"] == "page"
+    (endpoint,) = one(manifests, "PodMonitor", "web")["spec"]["podMetricsEndpoints"]
+    assert {"targetLabel": "job", "replacement": "dnf-web"} in endpoint["relabelings"]

@@ -26,7 +26,7 @@ from worker.embedded.startup import HOST, start_on_free_ports, wait_until
 from worker.embedded.valkey import valkey_program
 from worker.settings import Settings
 
-OURS = ("worker", "worker-gpu", "exporter", "relay", "migrate")
+OURS = ("worker", "worker-gpu", "exporter", "relay", "web", "migrate")
 #: Ends when it has done its work.
 ONCE = "migrate"
 
@@ -91,7 +91,7 @@ def test_every_service_starts_after_its_dependencies_are_healthy(compose: dict[s
     assert order.index("redis") < order.index("worker")
     assert order.index("seaweedfs") < order.index("worker")
     # `up --wait` takes a container that ended for a failure unless a running one depends on its success.
-    assert order.index("postgres") < order.index(ONCE) < order.index("relay")
+    assert order.index("postgres") < order.index(ONCE) < min(order.index("relay"), order.index("web"))
     assert order.index("exporter") < order.index("prometheus") < order.index("grafana")
 
 
@@ -107,7 +107,7 @@ def test_no_secret_has_a_default(compose: dict[str, Any]) -> None:
 
 
 def test_the_projects_containers_have_the_least_rights(compose: dict[str, Any]) -> None:
-    """Read-only root with /tmp, no capabilities, no new privileges, no volumes, no ports."""
+    """Read-only root with /tmp, no capabilities, no new privileges, no volumes, no ports but the page's."""
     for name in OURS:
         service = compose["services"][name]
         assert service["read_only"] is True
@@ -115,14 +115,14 @@ def test_the_projects_containers_have_the_least_rights(compose: dict[str, Any]) 
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert [entry.partition(":")[0] for entry in service["tmpfs"]] == ["/tmp"]  # noqa: S108
         assert "volumes" not in service
-        assert "ports" not in service
+        assert service.get("ports", []) == (["127.0.0.1:8080:8080"] if name == "web" else [])
 
 
 def test_every_variable_of_ours_is_a_setting(
     compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mistyped setting would be ignored silently, so each must be known, and all must load."""
-    users = {"worker": "worker", "worker-gpu": "worker", "exporter": "exporter", "relay": "relay"}
+    users = {name: name.removesuffix("-gpu") for name in OURS if name != ONCE}
     given = {f"DNF_{user.upper()}_PASSWORD": user[0] * 40 for user in users.values()}
     for name in OURS:
         with monkeypatch.context() as context:
@@ -165,7 +165,7 @@ def test_prometheus_and_grafana_find_their_files_and_targets(compose: dict[str, 
     jobs = {job["job_name"]: job for job in read_yaml(PROMETHEUS)["scrape_configs"]}
     (target,) = jobs["dnf-exporter"]["static_configs"][0]["targets"]
     assert target == f"exporter:{services['exporter']['environment']['DNF_HTTP_PORT']}"
-    for job in ("dnf-worker", "dnf-relay"):
+    for job in ("dnf-worker", "dnf-relay", "dnf-web"):
         (search,) = jobs[job]["dns_sd_configs"]
         for name in search["names"]:
             assert str(search["port"]) == services[name]["environment"]["DNF_HTTP_PORT"]
@@ -178,16 +178,17 @@ def test_prometheus_and_grafana_find_their_files_and_targets(compose: dict[str, 
 
 
 def test_each_container_shares_a_network_only_with_what_it_talks_to(compose: dict[str, Any]) -> None:
-    """The store has the workers alone beside it; Prometheus and Grafana reach neither broker nor store."""
+    """The store has workers and page beside it; Prometheus and Grafana reach neither broker nor store."""
     members: dict[str, set[str]] = {name: set() for name in compose["networks"]}
     for name, service in compose["services"].items():
         for network in service["networks"]:
             members[network].add(name)
     assert members == {
-        "broker": {"redis", "worker", "worker-gpu", "exporter", "relay"},
-        "store": {"seaweedfs", "worker", "worker-gpu"},
-        "database": {"postgres", "migrate", "relay"},
-        "monitoring": {"worker", "worker-gpu", "exporter", "relay", "prometheus", "grafana"},
+        "broker": {"redis", "worker", "worker-gpu", "exporter", "relay", "web"},
+        "store": {"seaweedfs", "worker", "worker-gpu", "web"},
+        "database": {"postgres", "migrate", "relay", "web"},
+        "monitoring": {"worker", "worker-gpu", "exporter", "relay", "web", "prometheus", "grafana"},
+        "front": {"web"},
     }
 
 

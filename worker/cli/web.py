@@ -50,8 +50,8 @@ def web(*, links: Sequence[Sequence["Role"]]) -> None:
     if unknown := unknown_variables(os.environ):
         get_logger(__name__).warning("unknown_settings_ignored", variables=unknown)
     if not links and not settings.web_trusted_proxies and not settings.web_jwt_keys:
-        raise WrongUsageError(
-            "nobody could come in: set DNF_WEB_TRUSTED_PROXIES or DNF_WEB_JWT_KEYS, or give --link"
+        get_logger(__name__).warning(
+            "people_cannot_come_in", remedy="set DNF_WEB_TRUSTED_PROXIES or DNF_WEB_JWT_KEYS, or give --link"
         )
     try:
         listener = Listener.bind(settings.web_host, settings.web_port)
