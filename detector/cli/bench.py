@@ -45,12 +45,13 @@ Examples:
         "batch_sizes",
         multiple=True,
         type=click.IntRange(1, 512),
-        help="Pictures at once; may be repeated. With --paper, pictures per round; default: 2.",
+        help="Pictures at once; may be repeated. In a comparison, pictures per round; default: 2.",
     ),
     click.option("--threads", type=click.IntRange(1, 256), help="CPU threads of the networks."),
     click.option("--compile", "compiled", is_flag=True, help="Compile the U-Net with PyTorch first."),
     click.option("--full-size", is_flag=True, help="Networks of the published size with random weights."),
     click.option("--paper", is_flag=True, help="Compare with the published pipeline on the same weights."),
+    click.option("--plain", is_flag=True, help="Compare with the same networks on PyTorch's layers."),
 )
 @section(
     "How to measure",
@@ -76,32 +77,35 @@ def bench(
     compiled: bool,
     full_size: bool,
     paper: bool,
+    plain: bool,
     rounds: int,
     peak_tflops: float | None,
     json_file: Path | None,
 ) -> None:
     """Measure the speed of BUNDLE (default: default): throughput, stages, memory and arithmetic.
 
-    With --paper, run the published pipeline and this one alternately in one process and print the ratio.
+    With --paper or --plain, run another pipeline and this one alternately in one process and print the ratio.
     """
     import torch
 
     from detector.benchmark.speed import device_name, flops_per_picture, measure
 
     devices = devices or ("auto",)
-    _check(bundle, devices, batch_sizes, full_size=full_size, paper=paper)
+    if paper and plain:
+        raise WrongUsageError("--paper and --plain are two comparisons; give one of them")
+    _check(bundle, devices, batch_sizes, full_size=full_size, compares=paper or plain)
     if threads is not None:
         torch.set_num_threads(threads)
     rows: list[Measurement] = []
     comparison: Comparison | None = None
-    ours = ""
+    names = ("", "")
     with plain_errors(), tempfile.TemporaryDirectory() as name:
         measured = _full_size(Path(name)) if full_size else resolve(bundle or "default")
         flops = flops_per_picture(measured)
-        if paper:
-            comparison, ours = _compare(
+        if paper or plain:
+            comparison, names = _compare(
                 measured,
-                Path(name),
+                Path(name) if paper else None,
                 device=devices[0],
                 dtypes=dtypes,
                 pictures=batch_sizes[0] if batch_sizes else 2,
@@ -123,13 +127,14 @@ def bench(
     if json_file:
         record: dict[str, Any] = {"bundle": title, "machine": machine, "flops_per_picture": flops}
         record["rows"] = [asdict(row) for row in rows]
-        record["comparison"] = comparison and {**asdict(comparison), "ratio": comparison.ratio, "ours": ours}
+        named = {"reference": names[0], "ours": names[1]}
+        record["comparison"] = comparison and {**asdict(comparison), "ratio": comparison.ratio, **named}
         json_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     console = Console()
     described = ", ".join(f"{name} {value}" for name, value in machine.items())
     console.print(f"{title}, {flops / 1e9:.1f} GFLOP per picture; {described}", highlight=False)
     if comparison:
-        _print_comparison(console, comparison, ours)
+        _print_comparison(console, comparison, names)
     else:
         console.print(_table(rows))
         for line in sorted({f"{row.device}, {row.dtype}: {row.acceleration}" for row in rows}):
@@ -142,14 +147,14 @@ def _check(
     batch_sizes: tuple[int, ...],
     *,
     full_size: bool,
-    paper: bool,
+    compares: bool,
 ) -> None:
     import torch
 
     if bundle and full_size:
         raise WrongUsageError("--full-size draws its own weights; name no bundle with it")
-    if paper and (len(devices) > 1 or len(batch_sizes) > 1):
-        raise WrongUsageError("--paper compares on one device and one batch size")
+    if compares and (len(devices) > 1 or len(batch_sizes) > 1):
+        raise WrongUsageError("a comparison is of one device and one batch size")
     for device in devices:
         kind, _, index = device.partition(":")
         if kind not in {"auto", "cpu", "cuda", "mps"}:
@@ -170,26 +175,36 @@ def _full_size(folder: Path) -> Bundle:
 
 def _compare(
     bundle: Bundle,
-    folder: Path,
+    published: Path | None,
     *,
     device: str,
     dtypes: "tuple[Dtype, ...]",
     pictures: int,
     rounds: int,
     compiled: bool,
-) -> "tuple[Comparison, str]":
-    """Return the comparison, and a description of this pipeline."""
+) -> "tuple[Comparison, tuple[str, str]]":
+    """Return the comparison with the published pipeline, which writes to `published`, or with plain layers.
+
+    With a description of both sides.
+    """
     from detector.benchmark.paper_pipeline import PaperPipeline
-    from detector.benchmark.speed import compare, our_pipeline, sample_files, usual_dtypes
+    from detector.benchmark.speed import Pipeline, compare, our_pipeline, sample_files, usual_dtypes
     from detector.detector import Detector
 
-    dtype = dtypes[0] if dtypes else usual_dtypes(device)[-1]
+    dtype = dtypes[0] if dtypes else usual_dtypes(device)[-1 if published else 0]
     detector = Detector.load(bundle, device=device, dtype=dtype, compiled=compiled)
-    published = PaperPipeline(bundle, folder, device=detector.device)
+    ours = f"{detector.device}, {detector.dtype}, {detector.acceleration}"
     with ThreadPoolExecutor(1) as pool:
+        reference: Pipeline
+        if published:
+            reference = PaperPipeline(bundle, published, device=detector.device).logits
+            name = "published: float32, contiguous, features in files"
+        else:
+            plain = Detector.load(bundle, device=device, dtype=dtype, plain=True)
+            reference, name = our_pipeline(plain, pool), f"plain: {plain.dtype}, {plain.acceleration}"
         files = sample_files(pictures)
-        comparison = compare(published.logits, our_pipeline(detector, pool), files, rounds=rounds)
-    return comparison, f"{detector.device}, {detector.dtype}, {detector.acceleration}"
+        comparison = compare(reference, our_pipeline(detector, pool), files, rounds=rounds)
+    return comparison, (name, ours)
 
 
 def _table(rows: "list[Measurement]") -> Table:
@@ -209,10 +224,12 @@ def _table(rows: "list[Measurement]") -> Table:
     return table
 
 
-def _print_comparison(console: Console, comparison: "Comparison", ours: str) -> None:
-    table = Table("Pipeline", "Seconds per picture")
-    table.add_row("published: float32, contiguous, features in files", f"{comparison.paper_seconds:.3f}")
-    table.add_row(f"ours: {ours}", f"{comparison.ours_seconds:.3f}")
+def _print_comparison(console: Console, comparison: "Comparison", names: tuple[str, str]) -> None:
+    table = Table("Pipeline", "Seconds per picture", "Processor seconds")
+    reference = comparison.reference_seconds, comparison.reference_cpu_seconds
+    ours = comparison.ours_seconds, comparison.ours_cpu_seconds
+    for name, seconds in zip((names[0], f"ours: {names[1]}"), (reference, ours), strict=True):
+        table.add_row(name, *(f"{each:.3f}" for each in seconds))
     console.print(table)
     low, high = min(comparison.ratios), max(comparison.ratios)
     console.print(

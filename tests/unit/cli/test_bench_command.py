@@ -38,6 +38,20 @@ def test_the_comparison_is_printed_with_its_spread(tiny_bundle: Path, tmp_path: 
     assert comparison["ours"].startswith(f"cpu, {usual_dtypes('cpu')[-1]}")
 
 
+def test_the_accelerated_layers_are_compared_with_pytorchs(tiny_bundle: Path, tmp_path: Path) -> None:
+    """`bench --plain` measures both in processor time and says how far their answers differ: below 1e-3."""
+    out = tmp_path / "bench.json"
+    options = ["--plain", "--device", "cpu", "--batch-size", "1", "--rounds", "1", "--json", str(out)]
+    result = CliRunner().invoke(bench, [str(tiny_bundle), *options])
+    assert result.exit_code == 0, result.output
+    comparison = json.loads(out.read_text())["comparison"]
+    assert comparison["reference"] == "plain: float32, PyTorch's layers"
+    assert comparison["ours"].startswith("cpu, float32, ")
+    assert min(comparison["reference_cpu_seconds"], comparison["ours_cpu_seconds"]) > 0
+    assert comparison["largest_logit_difference"] < 1e-3
+    assert "by processor time" in result.output
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -45,6 +59,7 @@ def test_the_comparison_is_printed_with_its_spread(tiny_bundle: Path, tmp_path: 
         (["--device", "abacus"], "is not a device"),
         (["--device", "cuda:99"], "finds no device"),
         (["--paper", "--batch-size", "1", "--batch-size", "2"], "one batch size"),
+        (["--paper", "--plain"], "give one of them"),
         (["/nowhere/at/all"], "not_found"),
     ],
 )
