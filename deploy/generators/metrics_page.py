@@ -13,6 +13,7 @@ from worker.relay import state
 from worker.telemetry import metrics
 from worker.telemetry.metrics import Documented, RetryReason
 from worker.telemetry.relay_metrics import LOOPS, RELAY
+from worker.web.metrics import ENDPOINTS, STATUSES, WEB
 
 _HEAD = """\
 # Metrics
@@ -23,8 +24,8 @@ Each worker process serves `/metrics`, `/livez`, `/readyz` and `/startupz` on `D
 default, disables them). With several processes on one host, process number i serves on `DNF_HTTP_PORT` + i:
 each has its own metrics, and Prometheus sums them. `dnf-worker exporter` serves the metrics of queues and
 streams, once for the fleet; a scrape costs Redis some ten commands, however long the queues are. Each
-`dnf-worker relay` serves its own counters and what waits in the database, which is the same at every relay.
-GPU metrics come from NVIDIA's DCGM exporter.
+`dnf-worker relay` serves its own counters and what waits in the database, which is the same at every relay;
+each `dnf-worker web` serves those of its requests. GPU metrics come from NVIDIA's DCGM exporter.
 """
 
 _LABELS_HEAD = """\
@@ -66,11 +67,19 @@ LABELS = {
     "origin": (_listed(("uncertain", "audit")), "2"),
     "result": ("what became of an event or a review", "2"),
     "loop": (_listed(LOOPS), f"{len(LOOPS)}"),
+    "endpoint": (_listed(ENDPOINTS), f"{len(ENDPOINTS)}"),
+    "status": (_listed(STATUSES), f"{len(STATUSES)}"),
 }
 
 
 #: Every metric.
-DOCUMENTED = [*metrics.DOCUMENTED, *exporter.DOCUMENTED, *RELAY.documented, *state.DOCUMENTED]
+DOCUMENTED = [
+    *metrics.DOCUMENTED,
+    *exporter.DOCUMENTED,
+    *RELAY.documented,
+    *state.DOCUMENTED,
+    *WEB.documented,
+]
 
 
 def page() -> str:
@@ -87,6 +96,10 @@ def page() -> str:
             *_table("A relay's `/metrics`", [*RELAY.documented, *state.DOCUMENTED]),
             "",
             "A relay also serves `dnf_stream_entries_skipped_total` and the `process_` metrics.",
+            "",
+            *_table("A page's `/metrics`", WEB.documented),
+            "",
+            "It serves the `process_` metrics too.",
             "",
             *_labels(),
             "",

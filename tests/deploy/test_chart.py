@@ -54,7 +54,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "enabled": True,
             "publicUrl": "https://review.example.org",
             "trustedProxies": ["10.0.0.0/8", "192.0.2.1"],
-            "jwt": {"keys": "https://id.example.org/keys", "issuer": "https://id.example.org", "audience": "a"},
+            "jwt": {"keys": "https://id.example/keys", "issuer": "https://id.example", "audience": "a"},
             "roles": ["ts-leads=senior", "ts=moderator"],
             "ingress": {"enabled": True, "host": "review.example.org", "tlsSecretName": "review-tls"},
             "settings": {"web_claims_per_minute": "30"},

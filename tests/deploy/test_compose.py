@@ -103,7 +103,7 @@ def test_no_secret_has_a_default(compose: dict[str, Any]) -> None:
             if re.search("PASSWORD|SECRET|ACCESS_KEY|REDIS_URL|DATABASE_.*URL", variable):
                 assert re.search(r"\$\{DNF_\w+:\?[a-z ]+\}", value), (name, variable)
                 secrets += 1
-    assert secrets == 23
+    assert secrets == 27
 
 
 def test_the_projects_containers_have_the_least_rights(compose: dict[str, Any]) -> None:

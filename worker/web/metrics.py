@@ -3,59 +3,43 @@
 import time
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector
 
-from worker.telemetry.metrics import Documented
+from worker.telemetry.metrics import MetricSet
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from worker.web.site import Site
 
-#: Every metric of this process, in the order of the page of metrics.
-DOCUMENTED = (
-    Documented(
-        "dnf_web_requests_total",
-        "counter",
-        "Answered requests, by the kind of endpoint (page, api, media, live, other) and class of status.",
-        ("endpoint", "status"),
-    ),
-    Documented(
-        "dnf_web_request_seconds",
-        "histogram",
-        "Seconds from a request to the end of its answer, by the kind of endpoint; live updates excluded.",
-        ("endpoint",),
-    ),
-    Documented("dnf_web_live_pages", "gauge", "Pages that listen for live updates."),
-)
-_BY_NAME = {row.name: row for row in DOCUMENTED}
+WEB = MetricSet()
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
-_REGISTRY = CollectorRegistry(auto_describe=True)
-_REQUESTS = Counter(
-    "dnf_web_requests",
-    _BY_NAME["dnf_web_requests_total"].meaning,
-    _BY_NAME["dnf_web_requests_total"].labels,
-    registry=_REGISTRY,
+_REQUESTS = WEB.counter(
+    "dnf_web_requests_total",
+    "Answered requests, by kind of endpoint and class of status.",
+    "endpoint",
+    "status",
 )
-_REQUEST_SECONDS = Histogram(
+_REQUEST_SECONDS = WEB.histogram(
     "dnf_web_request_seconds",
-    _BY_NAME["dnf_web_request_seconds"].meaning,
-    _BY_NAME["dnf_web_request_seconds"].labels,
-    buckets=_SECONDS,
-    registry=_REGISTRY,
+    "Seconds from a request to the end of its answer, by kind of endpoint; live updates excluded.",
+    _SECONDS,
+    "endpoint",
 )
-_LIVE_PAGES = Gauge("dnf_web_live_pages", _BY_NAME["dnf_web_live_pages"].meaning, registry=_REGISTRY)
-ProcessCollector(registry=_REGISTRY)
+_LIVE_PAGES = WEB.gauge("dnf_web_live_pages", "Pages that listen for live updates.")
+ProcessCollector(registry=WEB.registry)
 
-#: The values of the label `endpoint`.
+#: The values of the labels.
+STATUSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 ENDPOINTS = ("page", "api", "media", "live", "other")
 
 
 def web_registry(site: "Site") -> CollectorRegistry:
     """Return the registry of this process."""
     _LIVE_PAGES.set_function(lambda: site.live.subscribers)
-    return _REGISTRY
+    return WEB.registry
 
 
 class Measured:
