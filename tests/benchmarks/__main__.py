@@ -11,6 +11,7 @@ from rich.table import Table
 
 from detector.bundle.files import BundleError
 from detector.terminal import Console
+from tests.benchmarks.api import submissions
 from tests.benchmarks.detector import against_bare_detector
 from tests.benchmarks.path import costs
 from tests.benchmarks.pictures import SIZES
@@ -100,6 +101,29 @@ def detector(*, pictures: int, batch_size: int, rounds: int, bundle: str, json_f
     )
     Console().print(table)
     _save(json_file, [asdict(row)])
+
+
+@main.command()
+@click.option("--checks", type=click.IntRange(16, 100_000), default=1000, show_default=True)
+@click.option("--clients", type=click.IntRange(1, 256), default=16, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
+@_json
+def api(*, checks: int, clients: int, rounds: int, json_file: Path | None) -> None:
+    """Measure submissions over HTTP beside those of the Python client, and that each has one verdict."""
+    with EmbeddedServices(database=True) as services:
+        rows = submissions(services, checks=checks, clients=clients, rounds=rounds)
+    table = Table("Submitted by", "Clients", "per second", "p50 ms", "p99 ms", "CPU ms: client", "API")
+    for row in sorted(rows, key=lambda row: row.way):
+        figures = (
+            row.submissions / row.seconds,
+            row.p50_ms,
+            row.p99_ms,
+            row.client_cpu_ms,
+            row.server_cpu_ms,
+        )
+        table.add_row(row.way, str(row.clients), *(f"{figure:.1f}" for figure in figures))
+    Console().print(table)
+    _save(json_file, [asdict(row) for row in rows])
 
 
 def _save(file: Path | None, rows: list[dict[str, Any]]) -> None:

@@ -45,3 +45,11 @@ def test_bench_measures_the_whole_path_against_the_bare_detector(tiny_bundle: Pa
     (row,), _ = _bench(tmp_path / "bench.json", *arguments)
     assert row["ours"][0] > 0
     assert row["reference"][0] > 0
+
+
+def test_bench_measures_submissions_over_http_beside_those_of_the_client(tmp_path: Path) -> None:
+    """Every check of both has one event, or the benchmark fails."""
+    rows, table = _bench(tmp_path / "bench.json", "api", "--checks", "48", "--clients", "16")
+    assert sorted(row["way"] for row in rows) == ["Client.submit", "POST /v1/checks"]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
+    assert "p99" in table
