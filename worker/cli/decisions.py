@@ -43,15 +43,24 @@ def show(*, follow: bool, group: str | None, as_json: bool) -> None:
             return
 
 
-@decisions.command(epilog="\b\nExample:\n  dnf-worker decisions export > decisions.jsonl")
-def export() -> None:
-    """Print every published decision as an event `image.decision.v1`, one a line, oldest first."""
+@decisions.command(epilog="\b\nExample:\n  dnf-worker decisions export decisions.jsonl")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
+def export(*, file: Path | None) -> None:
+    """Write every published decision as an event `image.decision.v1`, one a line, oldest first.
+
+    Without FILE to standard output.
+    """
     from worker.reviews.published import published_decisions
 
     settings = current_settings()
     with opened_database() as database:
-        for event in published_decisions(database, settings.review):
-            echo_json(event.model_dump(mode="json"))
+        events = published_decisions(database, settings.review)
+        if file is None:
+            for event in events:
+                echo_json(event.model_dump(mode="json"))
+        else:
+            with file.open("w", encoding="utf-8") as lines:
+                lines.writelines(f"{event.model_dump_json()}\n" for event in events)
 
 
 @decisions.command(

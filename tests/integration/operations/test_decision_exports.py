@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
@@ -80,7 +81,10 @@ def test_exported_decisions_are_what_a_refit_reads(
     decided("undone.jpg", "f" * 64, "real", undone=True)
     exported = CliRunner().invoke(main, ["decisions", "export"])
     assert exported.exit_code == 0, exported.output
-    (tmp_path / "decisions.jsonl").write_text(exported.output)
+    written = CliRunner().invoke(main, ["decisions", "export", str(tmp_path / "decisions.jsonl")])
+    assert written.exit_code == 0, written.output
+    lines = (tmp_path / "decisions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in exported.output.splitlines()] == [json.loads(line) for line in lines]
     decisions = read_decisions(tmp_path / "decisions.jsonl")
     assert [decision.check_id for decision in decisions] == ids
     assert {decision.sampling_probability for decision in decisions} == {1.0, 0.01, 0.05}
