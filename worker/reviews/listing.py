@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from uuid import UUID
 
+import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
@@ -105,29 +106,61 @@ SELECT reviews.id, reviews.check_id, state, reviews.purpose, origin, reviews.nee
   state = 'waiting' AND due_at <= now() AS overdue,
   CASE WHEN claimed_until > now() THEN claimed_by END AS claimed_by,
   origin = 'audit' AND reviews.revision = 0 AND reviews.purpose <> 'appeal' AS blind,
-  {rank} AS rank, {place} AS place
+  {keys}
 FROM reviews LEFT JOIN decisions ON decisions.id = reviews.decision_id
-WHERE {conditions} ORDER BY rank, place, reviews.id LIMIT %(limit)s
+WHERE {conditions} ORDER BY {order} LIMIT %(limit)s
 """)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The order of a list: by these expressions, then by id; `{column: type}`."""
+
+    by: Mapping[str, str]
+    descending: bool = False
+
+    def keys(self) -> sql.Composed:
+        """Return the expressions as columns."""
+        return sql.SQL(", ").join(
+            sql.SQL("{} AS {}").format(sql.SQL(each), sql.Identifier(f"key_{number}"))
+            for number, each in enumerate(self.by)
+        )
+
+    def order(self) -> sql.Composed:
+        """Return what stands after ORDER BY; the newest first has an index."""
+        direction = sql.SQL(" DESC" if self.descending else "")
+        return sql.SQL(", ").join(sql.SQL(each) + direction for each in (*self.by, "reviews.id"))
+
+    def after(self) -> sql.Composed:
+        """Return the condition for what comes after the row of a cursor."""
+        return sql.SQL("({}, reviews.id) {} ({}, %(after)s::uuid)").format(
+            sql.SQL(", ").join(map(sql.SQL, self.by)),
+            sql.SQL("<" if self.descending else ">"),
+            sql.SQL(", ").join(
+                sql.SQL("{}::{}").format(sql.Placeholder(f"key_{number}"), sql.SQL(kind))
+                for number, kind in enumerate(self.by.values())
+            ),
+        )
+
+
 # As the queue orders what waits: appeals, overdue, nearest to a threshold.
-_QUEUED = {
-    "rank": sql.SQL("CASE WHEN reviews.purpose = 'appeal' THEN 0 WHEN due_at <= %(at)s THEN 1 ELSE 2 END"),
-    "place": sql.SQL(
+_OVERDUE = "due_at <= %(at)s::timestamptz"
+_QUEUED = _Order(
+    {
+        f"CASE WHEN reviews.purpose = 'appeal' THEN 0 WHEN {_OVERDUE} THEN 1 ELSE 2 END": "int",
         "CASE WHEN reviews.purpose = 'appeal' THEN extract(epoch FROM opened_at)"
-        " WHEN due_at <= %(at)s THEN extract(epoch FROM due_at) ELSE distance END::float8"
-    ),
-}
-_NEWEST_FIRST = {
-    "rank": sql.SQL("0"),
-    "place": sql.SQL("-extract(epoch FROM coalesce(reviews.decided_at, opened_at))::float8"),
-}
-_OLDEST_FIRST = {"rank": sql.SQL("0"), "place": sql.SQL("extract(epoch FROM opened_at)::float8")}
+        f" WHEN {_OVERDUE} THEN extract(epoch FROM due_at) ELSE distance END::float8": "float8",
+    }
+)
+_NEWEST_FIRST = _Order({"coalesce(reviews.decided_at, opened_at)": "timestamptz"}, descending=True)
+_OLDEST_FIRST = _Order({"opened_at": "timestamptz"})
 
 _VIEWS: dict[View, str] = {
     "waiting": "state = 'waiting' AND available_at <= now()",
-    "mine": "((claimed_by = %(moderator)s AND claimed_until > now())"
-    " OR EXISTS (SELECT 1 FROM decisions AS own"
-    " WHERE own.review_id = reviews.id AND own.moderator_id = %(moderator)s AND own.undone_at IS NULL))",
+    "mine": "reviews.id IN (SELECT held.id FROM reviews AS held"
+    " WHERE held.claimed_by = %(moderator)s AND held.claimed_until > now()"
+    " UNION SELECT own.review_id FROM decisions AS own"
+    " WHERE own.moderator_id = %(moderator)s AND own.undone_at IS NULL)",
     "decided": "reviews.outcome IS NOT NULL",
     "appeals": "EXISTS (SELECT 1 FROM appeals WHERE appeals.review_id = reviews.id)",
     "all": "true",
@@ -183,7 +216,8 @@ def count(tx: Transaction, filters: Filters) -> int:
 def find(tx: Transaction, *, review_id: UUID | None = None, check_id: str | None = None) -> Item | None:
     """Return one review by its id or its check."""
     query = _ITEM.format(
-        **_OLDEST_FIRST,
+        keys=_OLDEST_FIRST.keys(),
+        order=_OLDEST_FIRST.order(),
         conditions=sql.SQL("(reviews.id = %(review)s OR reviews.check_id = %(check)s)"),
     )
     row = tx.execute(query, {"review": review_id, "check": check_id, "limit": 1}).fetchone()
@@ -191,12 +225,13 @@ def find(tx: Transaction, *, review_id: UUID | None = None, check_id: str | None
 
 
 def choices(tx: Transaction) -> dict[str, list[str]]:
-    """Return the policies, models and metadata keys that reviews have, for the filters of a page."""
+    """Return the policies, models and metadata keys of the newest 5,000 reviews, for a page's filters."""
     row = tx.execute(
-        "SELECT (SELECT array_agg(DISTINCT policy ORDER BY policy) FROM reviews) AS policies,"
-        " (SELECT array_agg(DISTINCT model ORDER BY model) FROM reviews) AS models,"
-        " (SELECT array_agg(name) FROM (SELECT DISTINCT jsonb_object_keys(metadata) AS name FROM"
-        "  (SELECT metadata FROM reviews ORDER BY opened_at DESC LIMIT 1000) AS newest"
+        "WITH newest AS MATERIALIZED ("
+        "  SELECT policy, model, metadata FROM reviews ORDER BY opened_at DESC, id DESC LIMIT 5000)"
+        " SELECT (SELECT array_agg(DISTINCT policy ORDER BY policy) FROM newest) AS policies,"
+        " (SELECT array_agg(DISTINCT model ORDER BY model) FROM newest) AS models,"
+        " (SELECT array_agg(name) FROM (SELECT DISTINCT jsonb_object_keys(metadata) AS name FROM newest"
         "  ORDER BY name LIMIT 100) AS names) AS metadata_keys"
     ).fetchone()
     return {name: list(values or []) for name, values in (row or {}).items()}
@@ -271,46 +306,37 @@ def appeals(tx: Transaction, review_id: UUID) -> list[PastAppeal]:
     return [PastAppeal(**row) for row in rows]
 
 
-@dataclass(frozen=True)
-class _Cursor:
-    """The last row of a page, and the moment against which `overdue` was decided."""
-
-    at: datetime
-    rank: int
-    place: float
-    id: UUID
-
-    def __str__(self) -> str:
-        return f"{self.at.isoformat()}~{self.rank}~{self.place!r}~{self.id}"
-
-    @classmethod
-    def read(cls, text: str) -> Self:
-        """Return the cursor of a text. Raises ValueError."""
-        at, rank, place, review_id = text.split("~")
-        return cls(datetime.fromisoformat(at), int(rank), float(place), UUID(review_id))
-
-
-def _page(
-    tx: Transaction, filters: Filters, order: dict[str, sql.SQL], *, after: str | None, size: int
-) -> Page:
+def _page(tx: Transaction, filters: Filters, order: _Order, *, after: str | None, size: int) -> Page:
     conditions: sql.Composable = _conditions(filters)
     values = _values(filters)
     if after is None:
         now = tx.execute("SELECT now() AS at").fetchone()
-        values["at"] = now and now["at"]
+        values["at"] = now and now["at"].isoformat()
     else:
-        cursor = _Cursor.read(after)
-        values |= {"at": cursor.at, "rank": cursor.rank, "place": cursor.place, "after": cursor.id}
-        conditions += sql.SQL(" AND ({}, {}, reviews.id) > (%(rank)s, %(place)s, %(after)s)").format(
-            order["rank"], order["place"]
-        )
+        # The moment against which `overdue` was decided, the last row's place, and its id.
+        parts = after.split("~")
+        if len(parts) != len(order.by) + 2:
+            raise ValueError("no cursor of this list")
+        at, *keys, last_id = parts
+        values |= {"at": at, "after": str(UUID(last_id))}
+        values |= {f"key_{number}": key for number, key in enumerate(keys)}
+        conditions += sql.SQL(" AND {}").format(order.after())
     values["limit"] = size + 1
-    rows = tx.execute(_ITEM.format(**order, conditions=conditions), values).fetchall()
+    query = _ITEM.format(keys=order.keys(), order=order.order(), conditions=conditions)
+    try:
+        rows = tx.execute(query, values).fetchall()
+    except psycopg.DataError as error:
+        raise ValueError("no cursor of this list") from error
     following = None
     if len(rows) > size:
         last = rows[size - 1]
-        following = str(_Cursor(values["at"], last["rank"], last["place"], last["id"]))
+        keys = [_text(last[f"key_{number}"]) for number in range(len(order.by))]
+        following = "~".join([values["at"], *keys, str(last["id"])])
     return Page([_item(row) for row in rows[:size]], following)
+
+
+def _text(key: object) -> str:
+    return key.isoformat() if isinstance(key, datetime) else repr(key)
 
 
 def _item(row: dict[str, Any]) -> Item:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -164,5 +165,6 @@ def test_pages_of_a_list_neither_repeat_nor_leave_out_a_review(
             if (after := part.next) is None:
                 break
         assert Counter(seen) == Counter(names)
-    with pytest.raises(ValueError, match="unpack"), database.transaction() as tx:
-        listed(tx, Filters(), after="no cursor")
+    for wrong in ("no cursor", f"now~later~{uuid4()}", "a~b~c~d~e"):
+        with pytest.raises(ValueError, match=r"cursor|UUID"), database.transaction() as tx:
+            listed(tx, Filters(), after=wrong)

@@ -90,7 +90,7 @@ CREATE INDEX reviews_due ON reviews (due_at) WHERE state = 'waiting';
 CREATE INDEX reviews_nearest ON reviews (distance, opened_at) WHERE state = 'waiting';
 CREATE INDEX reviews_claimed ON reviews (claimed_by) WHERE claimed_by IS NOT NULL;
 CREATE INDEX reviews_opened_at ON reviews (opened_at, id);
-CREATE INDEX reviews_decided_at ON reviews (decided_at, id) WHERE decided_at IS NOT NULL;
+CREATE INDEX reviews_newest ON reviews ((coalesce(decided_at, opened_at)), id);
 CREATE INDEX reviews_sha256 ON reviews (sha256);
 CREATE INDEX reviews_metadata ON reviews USING gin (metadata);
 
