@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from detector.acceleration.memory import to_device
 from detector.bundle.files import Bundle, BundleError, resolve
 from detector.bundle.manifest import needs_unet
+from detector.images.domain import doubt_of
+from detector.images.doubt import Doubt
 from detector.images.views import (
     SQUASHED_BYTES,
     PreparedPicture,
@@ -66,6 +68,8 @@ class Finding:
     dnf_ms: float
     #: Milliseconds in which the whole batch was classified.
     classify_ms: float
+    #: Why the score says little about the picture; None for a picture of the usual kind.
+    doubt: Doubt | None = None
 
 
 class Detector:
@@ -158,10 +162,12 @@ class Detector:
         height, width = pixels.shape[:2]
         size = preprocessing.size
         if preprocessing.mode == "squash":
-            return PreparedPicture(squashed(pixels, size), (Rectangle(0, 0, width, height),))
+            whole = (Rectangle(0, 0, width, height),)
+            return PreparedPicture(squashed(pixels, size), whole, doubt_of(pixels))
         return PreparedPicture(
             network_input(crops(pixels, size, preprocessing.views)),
             crop_places(height, width, size, preprocessing.views),
+            doubt_of(pixels),
         )
 
     def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
@@ -224,6 +230,7 @@ class Detector:
             dnf=dnf,
             dnf_ms=dnf_ms,
             classify_ms=classify_ms,
+            doubt=picture.doubt,
         )
 
     def _parts(self, views: "torch.Tensor") -> "Sequence[torch.Tensor]":

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from detector.corpus.corpus import Sample
 from detector.detector import Detector
 from detector.images.decode import decode
 from detector.images.degradations import Pixels
+from detector.images.doubt import Doubt
 from detector.images.views import PreparedPicture
 
 #: Changes a sample's pixels (H, W, 3) before they are scored.
@@ -42,11 +43,21 @@ class Scored:
     logit: float
     #: Calibrated probability of *generated*, 0..1.
     probability: float
+    #: Why the score says little; None for a picture of the usual kind.
+    doubt: Doubt | None = None
 
 
 def as_is(pixels: Pixels, _: Sample) -> Pixels:
     """Return the pixels unchanged."""
     return pixels
+
+
+class Score(NamedTuple):
+    """What a detector says of a picture; see `Scored`."""
+
+    logit: float
+    probability: float
+    doubt: Doubt | None
 
 
 class ScoreJournal:
@@ -58,31 +69,31 @@ class ScoreJournal:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._scores: dict[str, tuple[float, float]] = {}
+        self._scores: dict[str, Score] = {}
         if path and path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 # The last line of a killed run may be incomplete.
                 with suppress(ValueError):
                     entry = json.loads(line)
-                    self._scores[entry["key"]] = entry["logit"], entry["probability"]
+                    self._scores[entry["key"]] = Score(**entry["score"])
 
     @staticmethod
     def key(detector: str, condition: str, sample: Sample, content: bytes) -> str:
         """Return the key of one score."""
         return "/".join((detector, condition, sample.path.name, hashlib.sha256(content).hexdigest()[:32]))
 
-    def get(self, key: str) -> tuple[float, float] | None:
-        """Return the logit and the probability under `key`, if they are known."""
+    def get(self, key: str) -> Score | None:
+        """Return the score under `key`, if it is known."""
         return self._scores.get(key)
 
-    def add(self, scores: dict[str, tuple[float, float]]) -> None:
-        """Keep logits and probabilities by their keys."""
+    def add(self, scores: dict[str, Score]) -> None:
+        """Keep scores by their keys."""
         self._scores.update(scores)
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
-                for key, (logit, probability) in scores.items():
-                    file.write(json.dumps({"key": key, "logit": logit, "probability": probability}) + "\n")
+                for key, score in scores.items():
+                    file.write(json.dumps({"key": key, "score": score._asdict()}) + "\n")
 
     def remove(self) -> None:
         """Delete the file: the run is complete."""
@@ -144,12 +155,14 @@ def score_samples(
             ahead = pool.map(prepare, batches[index + 1] if index + 1 < len(batches) else [])
             new = {key: views for key, views in prepared if views is not None}
             findings = detector.examine(list(new.values()))
-            journal.add({k: (f.logit, f.probability) for k, f in zip(new, findings, strict=True)})
+            journal.add(
+                {k: Score(f.logit, f.probability, f.doubt) for k, f in zip(new, findings, strict=True)}
+            )
             for sample, (key, _) in zip(batch, prepared, strict=True):
-                logit, probability = journal.get(key) or (math.nan, math.nan)
-                if not math.isfinite(logit):
+                score = journal.get(key)
+                if score is None or not math.isfinite(score.logit):
                     raise ScoringError(f"the score of {sample.path} is not a number")
-                scored.append(Scored(sample.path, sample.generated, sample.family, logit, probability))
+                scored.append(Scored(sample.path, sample.generated, sample.family, *score))
             progress(len(batch))
     return scored
 

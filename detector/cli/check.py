@@ -22,6 +22,7 @@ from detector.cli.checking import CheckedFile, RejectedFile, check_batches, pict
 from detector.cli.errors import WrongUsageError
 from detector.cli.loading import bundle_option, device_option, dtype_option, load, title
 from detector.detector import Dtype
+from detector.images.doubt import confidence
 from detector.images.heatmap import heatmap
 from detector.images.thumbnail import SUFFIX, dnf_thumbnail
 from detector.terminal import INTERRUPTED, Console, echo, echo_fields, echo_json, escaped, json_line
@@ -237,6 +238,8 @@ def _record(result: _Result) -> dict[str, Any]:
         "verdict": result.verdict,
         "score": result.finding.probability,
         "logit": result.finding.logit,
+        "confidence": confidence(result.finding.doubt),
+        "doubt": result.finding.doubt,
         "views": _views(result),
         "strongest_view": result.finding.strongest,
         "width": result.width,

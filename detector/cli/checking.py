@@ -149,7 +149,7 @@ def _checked(
             verdict, finding = stable.verdict, stable.finding
         else:
             finding = next(findings)
-            verdict = decide(finding.probability, thresholds)
+            verdict = decide(finding.probability, thresholds, finding.doubt)
         yield CheckedFile(
             path=file.path,
             sha256=file.sha256,

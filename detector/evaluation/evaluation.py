@@ -277,7 +277,7 @@ def _stability(detector: Detector, unchanged: list[Scored], score: _Score) -> St
 
 
 def _verdicts(scored: list[Scored], thresholds: Thresholds) -> list[VerdictName]:
-    return [decide(item.probability, thresholds) for item in scored]
+    return [decide(item.probability, thresholds, item.doubt) for item in scored]
 
 
 def _shares(scored: list[Scored], verdicts: list[VerdictName]) -> PolicyShares:

@@ -112,7 +112,7 @@ def figures(scored: Sequence[Scored], thresholds: Thresholds) -> Figures:
         accuracy_on_real=share(int(correct[real].sum()), int(real.sum())),
         accuracy_on_generated=share(int(correct[generated].sum()), int(generated.sum())),
         **measured,
-        **policy_shares(labels, [decide(item.probability, thresholds) for item in scored]),
+        **policy_shares(labels, [decide(item.probability, thresholds, item.doubt) for item in scored]),
     )
 
 

@@ -66,7 +66,7 @@ def stable_verdict(
     """Score a picture (H, W, 3) and its re-encodings in one batch, and return the final verdict."""
     prepared = [detector.prepare(pixels), *(detector.prepare(each.apply(pixels)) for each in reencodings)]
     finding, *others = detector.examine(prepared)
-    first = decide(finding.probability, thresholds)
+    first = decide(finding.probability, thresholds, finding.doubt)
     probabilities = tuple(other.probability for other in others)
-    verdict = combined_verdict(first, [decide(probability, thresholds) for probability in probabilities])
+    verdict = combined_verdict(first, [decide(o.probability, thresholds, o.doubt) for o in others])
     return StableVerdict(verdict, first, finding, probabilities)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.images.doubt import Doubt
+
 
 @dataclass(frozen=True)
 class Rectangle:
@@ -25,6 +27,8 @@ class PreparedPicture:
     views: NDArray[np.float32]
     #: Where each view is in the picture.
     places: tuple[Rectangle, ...]
+    #: Why a score would say little about the picture; None for a picture of the usual kind.
+    doubt: Doubt | None = None
 
 
 def crop_places(height: int, width: int, size: int, views: int) -> tuple[Rectangle, ...]:

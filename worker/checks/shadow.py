@@ -108,9 +108,11 @@ class Shadow:
     def _answer(self, pending: "Future[Batched[Finding]]") -> ShadowVerdict | None:
         try:
             with tracing.span("shadow"):
-                score = pending.result(timeout=self._timeout).result.probability
+                finding = pending.result(timeout=self._timeout).result
             # A score that is not finite raises here.
-            return ShadowVerdict(model=self._model, score=score, verdict=decide(score, self._thresholds))
+            score = finding.probability
+            verdict = decide(score, self._thresholds, finding.doubt)
+            return ShadowVerdict(model=self._model, score=score, verdict=verdict)
         except Exception as error:  # noqa: BLE001 - it never fails a check
             log.warning("shadow_failed", error=f"{type(error).__name__}: {error}"[:500])
             return None

@@ -9,6 +9,7 @@ from celery.exceptions import Reject
 from pydantic import ValidationError
 
 from detector.images.decode import ImageLimits, ImageRejectedError, open_picture
+from detector.images.doubt import confidence
 from detector.images.thumbnail import dnf_thumbnail
 from detector.images.views import PreparedPicture
 from detector.policy import decide
@@ -84,7 +85,7 @@ def check_image(
                 judgement = _judgement(service, prepared.facts, batched.result, timings)
         except (StorageRejectedError, ImageRejectedError) as rejected:
             return _publish_rejection(service, check, attempt, timings, rejected, message_id=message_id)
-        verdict = decide(judgement.score, service.thresholds)
+        verdict = decide(judgement.score, service.thresholds, judgement.doubt)
         data = Verdict(
             check_id=check.check_id,
             policy=check.policy,
@@ -94,6 +95,8 @@ def check_image(
             metadata=check.metadata,
             verdict=verdict,
             score=judgement.score,
+            confidence=confidence(judgement.doubt),
+            doubt=judgement.doubt,
             views=judgement.views,
             strongest_view=judgement.strongest_view,
             thresholds=service.thresholds,
@@ -215,6 +218,7 @@ def _judgement(service: "Service", facts: PictureFacts, finding: "Finding", timi
         thumbnail = dnf_thumbnail(finding.dnf, side)
     return Judgement(
         score=finding.probability,
+        doubt=finding.doubt,
         views=tuple(_view_score(view) for view in finding.views),
         strongest_view=finding.strongest,
         picture=facts,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 import redis
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from detector.images.doubt import Doubt
 from detector.images.thumbnail import SIGNATURE
 from worker.broker import keys
 from worker.broker.connection import connect
@@ -35,6 +36,8 @@ class Judgement(BaseModel):
 
     #: Calibrated probability of *generated*, 0..1.
     score: float = Field(ge=0, le=1)
+    #: Why the score says little about the picture.
+    doubt: Doubt | None = None
     views: tuple[ViewScore, ...] = Field(min_length=1, max_length=MAX_VIEWS)
     #: Index of the view whose feature the thumbnail shows.
     strongest_view: int = Field(ge=0)

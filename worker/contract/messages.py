@@ -22,6 +22,7 @@ from pydantic import (
 
 from detector.bundle.thresholds import Thresholds
 from detector.images.container import ImageReason
+from detector.images.doubt import Confidence, Doubt
 from detector.policy import VerdictName
 
 MAX_METADATA_BYTES = 4096
@@ -223,6 +224,17 @@ class Verdict(_Outcome):
     batch_size: int = Field(ge=0, description="Pictures in the forward pass; 0 if `cached`.")
     cached: bool = Field(
         default=False, description="Whether the same bytes were judged before, by this model."
+    )
+    confidence: Confidence | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Whether the picture is of the kind that models are trained on. Any other one is never "
+        "called *generated*.",
+    )
+    doubt: Doubt | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Why the picture is out of the domain.",
     )
     views: tuple[ViewScore, ...] = Field(
         default=(),
