@@ -235,10 +235,12 @@ class Detector:
 
     def _parts(self, views: "torch.Tensor") -> "Sequence[torch.Tensor]":
         """Split views (B, 3, S, S) into those that the networks take at once."""
+        parts: Sequence[torch.Tensor]
         if self.device != "cpu":
-            return views.split(_VIEWS_AT_ONCE)
-        # Evenly: a part of a single view would read all weights for it.
-        parts: Sequence[torch.Tensor] = views.tensor_split(math.ceil(len(views) / _VIEWS_AT_ONCE_ON_CPU))
+            parts = views.split(_VIEWS_AT_ONCE)
+        else:
+            # Evenly: a part of a single view would read all weights for it.
+            parts = views.tensor_split(math.ceil(len(views) / _VIEWS_AT_ONCE_ON_CPU))
         return parts
 
     def feature(self, views: "torch.Tensor") -> "torch.Tensor":
