@@ -118,8 +118,7 @@ def _demonstrate(
             )
             if people:
                 with _people(out, interruption) as page:
-                    _print_links(console, page)
-                    _keep_running(console, [worker, *page], variables)
+                    _keep_running(console, [worker, *page], variables, _print_links(console, page))
             elif keep:
                 _keep_running(console, [worker], variables)
 
@@ -297,8 +296,8 @@ def _people(out: Path, interruption: "_Interruption") -> Iterator[list[_Worker]]
         yield running
 
 
-def _print_links(console: Console, processes: Sequence[_Worker]) -> None:
-    """Wait until the review page is served and print its one-time links."""
+def _print_links(console: Console, processes: Sequence[_Worker]) -> str:
+    """Wait until the review page is served, print its one-time links and return its origin."""
     page = processes[-1]
     progress = Progressing(page.process)
     while "startup complete" not in (log := page.process.log.read_text(encoding="utf-8", errors="replace")):
@@ -308,16 +307,28 @@ def _print_links(console: Console, processes: Sequence[_Worker]) -> None:
     console.print(
         "\nThe review page, for two people: open the second link in a private window.\n", style="bold"
     )
+    origin = ""
     for role, link in re.findall(r"^([a-z+]+): (http://\S+)$", log, re.MULTILINE):
         console.print(f"{role}: {link}", soft_wrap=True, markup=False, highlight=False)
+        origin = link.partition("/link?")[0]
+    return origin
 
 
-def _keep_running(console: Console, processes: Sequence[_Worker], variables: Mapping[str, str]) -> None:
-    """Print how to submit pictures from another terminal and wait for Ctrl-C."""
+def _keep_running(
+    console: Console, processes: Sequence[_Worker], variables: Mapping[str, str], origin: str = ""
+) -> None:
+    """Print how to submit pictures from another terminal and wait for Ctrl-C; `origin` is the HTTP API's."""
     command = shlex.quote(str(Path(sys.executable).with_name("dnf-worker")))
     console.print("\nThe services and the worker run until Ctrl-C. In another terminal:\n", style="bold")
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    for line in [*lines, f"{command} submit --wait PICTURE.jpg", f"{command} verdicts --follow"]:
+    lines += [f"{command} submit --wait PICTURE.jpg", f"{command} verdicts --follow"]
+    if origin:
+        header = '-H "Authorization: Bearer $TOKEN"'
+        lines += [
+            f"TOKEN=$({command} tokens create demo --scope checks:write --scope checks:read)",
+            f"curl -fsS {origin}/v1/checks {header} -F picture=@PICTURE.jpg",
+        ]
+    for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print("\nThe keys are valid only for these throw-away services.")
     while True:

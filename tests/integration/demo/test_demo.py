@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -149,7 +150,12 @@ def test_a_kept_demonstration_judges_your_own_pictures_and_serves_the_review_pag
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
         assert "waiting" in opener.open(links[1][1], timeout=30).read().decode()
         commands = [line for line in lines if line.startswith("export ")]
-        commands += [line.replace("PICTURE.jpg", str(picture)) for line in lines if "submit --wait" in line]
+        picture_taking = ("submit --wait", "TOKEN=$", *(["curl "] if shutil.which("curl") else []))
+        commands += [
+            line.replace("PICTURE.jpg", str(picture))
+            for line in lines
+            if any(part in line for part in picture_taking)
+        ]
         shell = subprocess.run(
             ["/bin/sh", "-e"],
             input="".join(commands),
@@ -159,6 +165,7 @@ def test_a_kept_demonstration_judges_your_own_pictures_and_serves_the_review_pag
             check=False,
         )
         assert shell.returncode == 0, text + shell.stdout + shell.stderr
+        assert '{"check_id":' in shell.stdout or not shutil.which("curl")
         demo.send_signal(signal.SIGINT)
         rest, _ = demo.communicate(timeout=60)
         assert demo.returncode == 0, rest
