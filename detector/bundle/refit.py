@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,10 +57,8 @@ class DecidedPicture(_Read):
     verdict: Literal["real", "review", "generated"]
     score: float = Field(ge=0, le=1)
     model: _Model
-    #: Why the verdict came to review: by an `appeal`, or by chance.
-    origin: str
-    #: Of coming to review by chance.
-    sampling_probability: float = Field(gt=0, le=1)
+    #: Of coming to review by chance; None for one that did not, after an appeal for example.
+    sampling_probability: Annotated[float, Field(gt=0, le=1)] | None
 
 
 class _DecisionEvent(_Read):
@@ -146,7 +144,7 @@ def refit(
             f"There is no decision on a picture with the verdict {missing[0]}: nothing is known of the "
             "photographs among them. Raise the share of blind audits.",
         )
-    weights = np.array([1 / decision.sampling_probability for decision in used])
+    weights = np.array([1 / (decision.sampling_probability or 1) for decision in used])
     old = bundle.manifest.calibration
     scores = np.array([decision.score for decision in used])
     clipped = np.clip(scores, _SMALLEST_SCORE, 1 - _SMALLEST_SCORE)
@@ -229,7 +227,7 @@ def _usable(
     for decision in newest.values():
         if decision.model.digest != bundle.digest:
             unused["other_model"] += 1
-        elif decision.origin == "appeal":
+        elif decision.sampling_probability is None:
             unused["not_by_chance"] += 1
         elif decision.outcome not in {"real", "generated"}:
             unused[decision.outcome] += 1

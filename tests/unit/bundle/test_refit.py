@@ -58,7 +58,6 @@ def decided(check_id: str, outcome: str, score: float, bundle: Bundle, **fields:
         "verdict": verdict,
         "score": score,
         "model": {"digest": bundle.digest},
-        "origin": "uncertain" if verdict == "review" else "audit",
         "sampling_probability": SHARES[verdict],
     }
     return DecidedPicture.model_validate(known | fields)
@@ -154,7 +153,7 @@ def test_decisions_that_say_nothing_of_the_budget_are_counted_and_not_used(bundl
     decisions = equally_sampled(bundle, 400)
     expected = refit(bundle, decisions, max_fpr=0.01, max_not_real=0.10)
     others = [
-        decided("appeal", "real", 0.9, bundle, origin="appeal"),
+        decided("appeal", "real", 0.9, bundle, sampling_probability=None),
         decided("other", "real", 0.9, bundle, model={"digest": "0" * 64}),
         decided("edited", "edited", 0.9, bundle),
         decided("unclear", "cannot_tell", 0.9, bundle),
