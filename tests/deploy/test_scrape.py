@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real worker and exporter for dashboard, alerts and autoscaler."""
+"""A real Prometheus scrapes a real worker, exporter and relay for dashboard, alerts and autoscaler."""
 
 import math
 import re
@@ -15,12 +15,17 @@ import pytest
 import yaml
 
 from tests.conftest import RunningWorker, settings_of
+from tests.deciding import take_decision
 from tests.deploy.documents import ALERTS, CHART, PROMETHEUS, queries, read_yaml
 from tests.deploy.prometheus import SERVER, Prometheus
-from worker.client import Client
+from tests.relay_process import RelayProcess
+from worker.client import Client, ConsumedDecision
+from worker.database.database import Database
 from worker.embedded.guarded_process import GuardedProcess
+from worker.embedded.postgres import PostgreSQL
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import HOST, free_ports
+from worker.settings import Settings
 
 #: Panels that are empty for a CPU worker without a shadow bundle and without retries.
 EMPTY = {
@@ -36,10 +41,11 @@ GOOD, MISSING = 24, 4
 
 @dataclass(frozen=True)
 class Observed:
-    """A worker, an exporter, and a Prometheus that scrapes them, if the machine has one."""
+    """A worker, an exporter, a relay, and a Prometheus that scrapes them, if the machine has one."""
 
     worker_port: int
     exporter_port: int
+    relay_port: int
     prometheus: Prometheus | None
 
     def page(self, port: int) -> str:
@@ -52,13 +58,15 @@ class Observed:
 def observed(
     services: EmbeddedServices,
     service_environment: dict[str, str],
+    *,
+    postgres: PostgreSQL,
     make_picture: Callable[..., bytes],
     wait_until: Callable[..., None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Observed]:
-    """Provide a scraped fleet with verdicts, rejections, a dead letter and a consumer."""
+    """Provide a scraped fleet with verdicts, rejections, a dead letter, a decision and a consumer."""
     folder = tmp_path_factory.mktemp("observed")
-    worker_port, exporter_port = free_ports(2)
+    worker_port, exporter_port, relay_port = free_ports(3)
     services.seaweedfs.client().put_object(Bucket=services.bucket, Key="scrape.jpg", Body=make_picture(3))
     with ExitStack() as running:
         environment = {**service_environment, "PYTHONPATH": ":".join(sys.path)}
@@ -75,25 +83,34 @@ def observed(
         )
         running.callback(worker.stop)
         worker.start()
-        found = Observed(worker_port, exporter_port, _prometheus(folder, worker_port, exporter_port))
+        postgres.create_database("scraped", template="migrated")
+        running.callback(postgres.drop_database, "scraped")
+        reviews = {**service_environment, **postgres.environment("scraped"), "DNF_REVIEW_UNDO_SECONDS": "0"}
+        relay = RelayProcess({**reviews, "DNF_HTTP_PORT": str(relay_port)}, folder / "relay.log")
+        running.callback(relay.kill)
+        relay.start()
+        relay.wait_for_event("relay_ready")
+        ports = {"dnf-worker": worker_port, "dnf-exporter": exporter_port, "dnf-relay": relay_port}
+        found = Observed(worker_port, exporter_port, relay_port, _prometheus(folder, ports))
         if server := found.prometheus:
             running.callback(server.process.stop)
-            wait_until(lambda: set(server.targets().values()) == {"up"}, "both are scraped")
+            wait_until(lambda: set(server.targets().values()) == {"up"}, "all are scraped")
         _send(service_environment, services.bucket, worker)
+        _decide(settings_of(reviews), wait_until)
         yield found
 
 
-def _prometheus(folder: Path, worker_port: int, exporter_port: int) -> Prometheus | None:
-    """Start a Prometheus with the shipped configuration, local targets and intervals of one second."""
+def _prometheus(folder: Path, ports: dict[str, int]) -> Prometheus | None:
+    """Start a Prometheus with the shipped configuration, these targets and intervals of one second."""
     if SERVER is None:
         return None
-    ports = {"dnf-worker": worker_port, "dnf-exporter": exporter_port}
     configuration = read_yaml(PROMETHEUS)
     configuration["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     configuration["rule_files"] = [str(ALERTS)]
     configuration["scrape_configs"] = [
         {"job_name": job["job_name"], "static_configs": [{"targets": [f"{HOST}:{ports[job['job_name']]}"]}]}
         for job in configuration["scrape_configs"]
+        if job["job_name"] in ports
     ]
     return Prometheus(folder, configuration)
 
@@ -110,16 +127,28 @@ def _send(environment: dict[str, str], bucket: str, worker: RunningWorker) -> No
             delivered.ack()
 
 
+def _decide(settings: Settings, wait_until: Callable[..., None]) -> None:
+    """Take a decision and read it as a consumer."""
+    with Database.open(settings.database) as database, Client(settings) as client:
+        take_decision(database, settings.review)
+        seen: list[ConsumedDecision] = []
+        wait_until(lambda: seen or seen.extend(client.decisions("platform", follow=False)), "a decision")
+        seen[0].ack()
+
+
 def test_the_dashboards_queries_return_data(observed: Observed, wait_until: Callable[..., None]) -> None:
     """Every panel's query parses, and those for a CPU worker return numbers within seconds.
 
-    Without a Prometheus on this machine: each metric that they read is on one of the two pages.
+    Without a Prometheus on this machine: each metric that they read is on one of the three pages.
     """
     wanted = [(title, query) for title, query in queries() if title not in EMPTY]
     assert len(wanted) > 40
     prometheus = observed.prometheus
     if prometheus is None:
-        pages = observed.page(observed.worker_port) + observed.page(observed.exporter_port)
+        pages = "".join(
+            observed.page(port)
+            for port in (observed.worker_port, observed.exporter_port, observed.relay_port)
+        )
         exposed = set(re.findall(r"^([a-z_]+)[ {]", pages, flags=re.MULTILINE))
         for title, query in wanted:
             assert set(re.findall(r"\b(?:dnf|process)_[a-z0-9_]+\b", query)) <= exposed, title
@@ -128,7 +157,7 @@ def test_the_dashboards_queries_return_data(observed: Observed, wait_until: Call
         wait_until(lambda query=query: numbers(prometheus, query), f"{title} has data: {query}")
     for _, query in queries():
         prometheus.query(query)
-    assert prometheus.targets() == {"dnf-worker": "up", "dnf-exporter": "up"}
+    assert prometheus.targets() == {"dnf-worker": "up", "dnf-exporter": "up", "dnf-relay": "up"}
 
 
 def numbers(prometheus: Prometheus, query: str) -> list[float]:
