@@ -10,7 +10,7 @@ READY := $(VENV)/.ready$(if $(filter file,$(origin PYTHON)),,-$(notdir $(PYTHON)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 TORCH := 2.13.0
 
-.PHONY: setup demo test browser chaos lint bench scale-out schemas reference lock sbom clean
+.PHONY: setup demo test browser chaos lint bench gpu-train scale-out schemas reference lock sbom clean
 
 setup: $(READY)
 
@@ -51,6 +51,29 @@ lint: setup
 
 bench: setup
 	$(BIN)/dnf-detector bench && $(BIN)/python -m tests.benchmarks path && $(BIN)/python -m tests.benchmarks detector
+
+# `make gpu-train CORPUS=FOLDER SPLITS=train,more` trains U-Net and classifier on one CUDA card in at most ten minutes;
+# the same command continues. Without a card it prints what it would run. DEVICE=cpu and few minutes try it out.
+CORPUS ?= corpus
+SPLITS ?= train
+GPU_OUT ?= gpu-train
+DEVICE ?= cuda
+UNET_MINUTES ?= 2.5
+CLASSIFIER_MINUTES ?= 5
+LOADERS ?= 14
+DETECTOR ?= $(BIN)/dnf-detector
+comma := ,
+GPU_SPLITS = $(foreach split,$(subst $(comma), ,$(SPLITS)),--split $(split))
+GPU_UNET = $(DETECTOR) train unet $(CORPUS) $(GPU_SPLITS) --out $(GPU_OUT)/unet --patch 2 --channels 32,48,64 \
+  --low-share 1 --size 128 --batch 96 --minutes $(UNET_MINUTES) --device $(DEVICE) --loaders $(LOADERS)
+# A checkpoint of this width has 14 MB.
+GPU_CLASSIFIER = $(DETECTOR) train classifier $(CORPUS) $(GPU_SPLITS) --feature dnf+npr --unet $(GPU_OUT)/unet \
+  --timesteps 10 --width 16 --chain uploads --twins upsampled --twins noisy --batch 128 \
+  --minutes $(CLASSIFIER_MINUTES) --device $(DEVICE) --loaders $(LOADERS) --work $(GPU_OUT)/work --out $(GPU_OUT)/bundle
+gpu-train: setup
+	@if [ $(DEVICE) = cuda ] && ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  echo 'no CUDA device; with one this would run:'; echo '$(GPU_UNET)'; echo '$(GPU_CLASSIFIER)'; \
+	else $(GPU_UNET) && $(GPU_CLASSIFIER); fi
 
 scale-out: setup
 	$(BIN)/python -m tests.chaos.scale_out scale-out

@@ -1,5 +1,7 @@
 """dnf-detector train: bundles, ensembles, fine-tuning and usage errors."""
 
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -142,3 +144,21 @@ def test_the_help_has_an_example_and_sections_of_options(command: str) -> None:
         titles = [title for title in ("Corpus:", "Output:", "Options:") if title in text]
         assert [text.index(title) for title in titles] == sorted(text.index(title) for title in titles)
         assert len(titles) == 3
+
+
+def test_the_commands_of_make_gpu_train_are_valid(tmp_path: Path) -> None:
+    """Each is complete but for the corpus, which is the last thing that a command complains about."""
+    words = ["make", "-s", "gpu-train", "READY=", "DEVICE=cpu", "DETECTOR=echo", "SPLITS=a,b"]
+    root = Path(__file__).parents[3]
+    command = [*words, f"CORPUS={tmp_path / 'none'}"]
+    printed = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True).stdout
+    commands = [shlex.split(line) for line in printed.splitlines()]
+    assert [arguments[:2] for arguments in commands] == [["train", "unet"], ["train", "classifier"]]
+    for arguments in commands:
+        assert arguments[3:7] == ["--split", "a", "--split", "b"]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2
+        assert "does not exist" in result.output
+    whole = next(arguments for arguments in commands if arguments[1] == "unet")
+    (tmp_path / "none").mkdir()
+    assert "Error: there is no manifest.csv" in CliRunner().invoke(main, whole).output
