@@ -47,7 +47,7 @@ def create_token(
         " RETURNING id, name, scopes, created_by, created_at, expires_at, revoked_at",
         [token_id, name[:MAX_NAME], _digest(text), list(dict.fromkeys(scopes)), by, expires_at],
     ).fetchone()
-    assert row is not None  # noqa: S101 - an insert returns its row
+    assert row is not None  # noqa: S101 - an insert returns its row  # nosec B101
     return _token(row), text
 
 

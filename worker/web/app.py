@@ -44,6 +44,7 @@ log = get_logger(__name__)
 
 # An answer of the broker, or the error that says why there is none.
 _BROKER_SECONDS = 8.0
+_UPLOADS = 4
 _REVIEW_STATUS = {"not_found": 404, "not_allowed": 403, "not_judged": 422}
 _TITLES = {
     401: "Who are you?",
@@ -83,6 +84,7 @@ def create_app(settings: Settings, database: Database, *, links: OneTimeLinks | 
         submissions=submissions,
         check_states=CheckStates(settings, broker, database),
         intake=Intake(settings, client.storage, submissions),
+        uploads=asyncio.Semaphore(_UPLOADS),
         waiting=AsyncClient(settings, timeout_seconds=_BROKER_SECONDS),
         webhook_addresses=Addresses(settings.webhooks.networks),
     )

@@ -16,6 +16,7 @@ from worker.client.awaited import retries_in
 from worker.client.errors import unreachable
 from worker.contract.messages import DeadLetter, DecisionEvent, RejectionEvent, VerdictEvent, read_event
 from worker.database.database import Database
+from worker.database.errors import DatabaseUnavailableError
 from worker.reviews.published import event_text, latest_decision
 from worker.settings import Settings
 
@@ -43,7 +44,10 @@ class CheckState(BaseModel):
     event: Annotated[VerdictEvent | RejectionEvent, Field(discriminator="type")] | None = Field(
         default=None, description="As published: the verdict, or the rejection of the upload."
     )
-    decision: DecisionEvent | None = Field(default=None, description="The newest, if people decided.")
+    decision: DecisionEvent | None = Field(
+        default=None,
+        description="The newest, null if people have not decided; absent while the database does not answer.",
+    )
     retry: LastRetry | None = None
     dead_letter: DeadLetter | None = None
 
@@ -82,17 +86,20 @@ class CheckStates:
             event = self._stream.event_of(check_id)
             if event is None and (open_state := self._dead_lettered(check_id) or self._waiting(check_id)):
                 return open_state
-        with self._database.transaction() as tx:
-            raw = event.raw if event else event_text(tx, check_id)
-            decision = latest_decision(tx, self._settings, check_id) if raw else None
+        raw = event.raw if event else None
+        known: dict[str, Any] = {}
+        try:
+            with self._database.transaction() as tx:
+                raw = raw or event_text(tx, check_id)
+                decision = latest_decision(tx, self._settings, check_id) if raw else None
+            known["decision"] = decision and decision.model_dump(mode="json")
+        except DatabaseUnavailableError:
+            # The verdict needs no database; whether people decided is then not said.
+            if raw is None:
+                raise
         if raw is None:
             return None
-        return {
-            "check_id": check_id,
-            "state": "answered",
-            "event": json.loads(raw),
-            "decision": decision and decision.model_dump(mode="json"),
-        }
+        return {"check_id": check_id, "state": "answered", "event": json.loads(raw), **known}
 
     def _dead_lettered(self, check_id: str) -> dict[str, Any] | None:
         stored = self._dead_letters.of_check(check_id)

@@ -1,5 +1,6 @@
 """Site: what one process of the page holds while it runs, and what an endpoint asks it for."""
 
+import asyncio
 import math
 import threading
 from collections import OrderedDict
@@ -69,6 +70,8 @@ class Site:
     submissions: Submissions
     check_states: CheckStates
     intake: Intake
+    #: Uploads whose bytes the process holds at one time; more wait, on disk.
+    uploads: asyncio.Semaphore
     #: For those who wait for an event.
     waiting: AsyncClient
     webhook_addresses: Addresses

@@ -4,11 +4,14 @@ import json
 from uuid import uuid4
 
 import pytest
+import redis
 from click.testing import CliRunner
 
 from tests.conftest import settings_of
 from tests.integration.api.conftest import CallerWith
 from tests.served_page import Caller, bearer, served, token
+from tests.verdicts import verdict_event
+from worker.broker.verdict_stream import VerdictStream
 from worker.cli import main
 from worker.database.database import Database
 from worker.database.tokens import SCOPES
@@ -164,3 +167,26 @@ def test_the_command_line_makes_lists_and_revokes_tokens(
     assert "revoked" in CliRunner().invoke(main, ["tokens", "list"]).output
     unknown = CliRunner().invoke(main, ["tokens", "revoke", str(uuid4())])
     assert unknown.exit_code == 1
+
+
+def test_submissions_and_verdicts_need_no_database(
+    database_environment: dict[str, str], api_settings: Settings, module_broker: redis.Redis
+) -> None:
+    """With a token that was used before; whether people decided is not said, and unknown checks are a 503."""
+    event = verdict_event("without-database")
+    VerdictStream.connect(api_settings, client=module_broker).publish(event, message_id="m")
+    with Database.open(settings_of(database_environment).database) as database:
+        caller_token = bearer(token(database))
+        with served(api_settings, database) as port:
+            caller = Caller(port, caller_token)
+            assert caller.get("/v1/checks/without-database").json["decision"] is None
+            database.close()
+            body = {"check_id": "while-away", "bucket": "test-uploads", "key": "a.jpg"}
+            assert caller.post("/v1/checks", body).status == 202
+            assert caller.get("/v1/checks/while-away").json["state"] == "queued"
+            found = caller.get("/v1/checks/without-database").json
+            assert found["event"] == event.model_dump(mode="json")
+            assert "decision" not in found
+            for path in ("/v1/checks/unknown", "/v1/webhooks"):
+                assert caller.get(path).reason == "database_unavailable"
+            assert Caller(port, bearer("dnf_0_other")).get("/v1/webhooks").status == 503

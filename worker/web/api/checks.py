@@ -1,14 +1,16 @@
 """Checks over HTTP: submit one, with its picture or without, or a batch; ask for one and its thumbnail."""
 
-import asyncio
 import hashlib
-from contextlib import suppress
-from typing import Annotated, Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from detector.images.decode import starts_like_a_picture
@@ -27,8 +29,6 @@ router = APIRouter(prefix="/v1/checks", tags=["checks"], route_class=BoundedRout
 
 MAX_BATCH = 500
 MAX_WAIT_SECONDS = 60
-# Uploads whose bytes a process holds at one time; more wait, on disk.
-_UPLOADS = asyncio.Semaphore(4)
 
 CheckId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 MayWrite = Annotated[Caller, Depends(allow("checks:write", "admin"))]
@@ -114,8 +114,7 @@ async def submit(
     """
     guard = _guard(caller, idempotency_key)
     if is_multipart(request):
-        async with _UPLOADS:
-            check = await _uploaded(request, parts, guard)
+        check = await _uploaded(request, parts, guard)
     else:
         try:
             check = CheckRequest.model_validate(_identified(await request.json(), guard))
@@ -197,7 +196,7 @@ def thumbnail(parts: CurrentSite, caller: MayRead, check_id: CheckId) -> Respons
 
 async def _uploaded(request: Request, parts: Site, guard: str | None) -> CheckRequest:
     """Store the picture of an upload and return its check."""
-    async with request.form(max_files=1, max_fields=1, max_part_size=64 << 10) as form:
+    async with _form(request) as form:
         file, text = form.get("picture"), form.get("check", "{}")
         if not isinstance(file, UploadFile) or not isinstance(text, str) or set(form) - {"picture", "check"}:
             raise ProblemError(
@@ -209,10 +208,28 @@ async def _uploaded(request: Request, parts: Site, guard: str | None) -> CheckRe
             fields = UploadFields.model_validate(_identified(parsed(text.encode()), guard))
         except ValidationError as error:
             raise _invalid(error) from error
-        data = await file.read()
+        # Until here the file is on disk.
+        async with parts.uploads:
+            return await run_in_threadpool(_store, parts, fields, file.file)
+
+
+@asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[FormData]:
+    try:
+        async with request.form(max_files=1, max_fields=1, max_part_size=64 << 10) as form:
+            yield form
+    except HTTPException as error:
+        raise ProblemError(400, "malformed", f"The upload cannot be read: {error.detail}") from error
+    except ClientDisconnect as error:
+        raise ProblemError(400, "malformed", "The request ended before its body.") from error
+
+
+def _store(parts: Site, fields: UploadFields, file: BinaryIO) -> CheckRequest:
+    """Store a picture under its digest and return its check. Raises `ProblemError`."""
     limit = parts.settings.max_bytes
+    data = file.read(limit + 1)
     if len(data) > limit:
-        raise ProblemError(413, "too_large", f"The picture has {len(data)} bytes; the limit is {limit}.")
+        raise ProblemError(413, "too_large", f"The picture has more than {limit} bytes.")
     if not starts_like_a_picture(data):
         raise ProblemError(415, "not_an_image", "The file is not JPEG, PNG, WebP, GIF or AVIF.")
     digest = hashlib.sha256(data).hexdigest()
@@ -227,15 +244,13 @@ async def _uploaded(request: Request, parts: Site, guard: str | None) -> CheckRe
             queue=fields.queue,
             **own,
         )
+        parts.client.storage.refuse_unlisted(check)
+        parts.client.storage.upload_bytes(data, check.key)
     except ValidationError as error:
         raise _invalid(error) from error
-    await run_in_threadpool(_store, parts, check, data)
+    except StorageRejectedError as error:
+        raise ProblemError(422, error.reason, str(error)) from error
     return check
-
-
-def _store(parts: Site, check: CheckRequest, data: bytes) -> None:
-    parts.client.storage.refuse_unlisted(check)
-    parts.client.storage.upload_bytes(data, check.key)
 
 
 def _enqueue(parts: Site, requests: list[CheckRequest], queue: QueueName, guard: str | None) -> None:
