@@ -150,11 +150,22 @@ class Detector:
         """Bytes that `prepare` needs for each pixel of a picture, beside the picture and its views."""
         return SQUASHED_BYTES if self.bundle.manifest.preprocessing.mode == "squash" else 0
 
-    def warm_up(self, batch_size: int) -> None:
-        """Examine one batch of grey pictures, so that the first real batch is as fast as the later ones."""
+    def warm_up(self, batch_size: int) -> float:
+        """Examine grey pictures until the networks have their full speed; return their pictures per second.
+
+        A GPU examines full batches of `batch_size`. A CPU needs a single pass of views, from which the rate
+        is extrapolated.
+        """
         size = self.bundle.manifest.preprocessing.size
-        grey = np.full((size, size, 3), 128, dtype=np.uint8)
-        self.examine([self.prepare(grey)] * batch_size)
+        grey = self.prepare(np.full((size, size, 3), 128, dtype=np.uint8))
+        batch = [grey] * batch_size
+        if self.device == "cpu":
+            batch = [PreparedPicture(grey.views[:_VIEWS_AT_ONCE_ON_CPU], grey.places[:_VIEWS_AT_ONCE_ON_CPU])]
+        self.examine(batch)
+        began = time.perf_counter()
+        self.examine(batch)
+        seconds = time.perf_counter() - began
+        return sum(len(each.places) for each in batch) / len(grey.places) / seconds
 
     def prepare(self, pixels: NDArray[np.uint8]) -> PreparedPicture:
         """Cut the views of a picture (H, W, 3) uint8, which is the right way up."""

@@ -48,8 +48,9 @@ class NullDetector(Detector):
         """Return the detector."""
         return cls()
 
-    def warm_up(self, batch_size: int) -> None:
-        """Do nothing."""
+    def warm_up(self, batch_size: int) -> float:
+        """Return the rate of full batches."""
+        return batch_size / max(self._batch_seconds, 1e-3)
 
     def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
         """Return findings by brightness."""

@@ -378,10 +378,10 @@ class Settings(BaseSettings):
     webhook_retention_seconds: int = Field(
         default=14 * 86400, ge=3600, description="How long events are kept for replays of webhooks."
     )
-    expected_checks_per_second: float = Field(
-        default=3.0,
+    expected_checks_per_second: float | None = Field(
+        default=None,
         gt=0,
-        description="Expected rate of one worker; used for the backlog until it is measured.",
+        description="Expected rate of one worker; unset means what workers measure at their start.",
     )
     source: str = Field(default="dnf-moderation", min_length=1, description="CloudEvents `source`.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Log level.")

@@ -5,6 +5,9 @@ Queues, streams and kombu's `unacked` are named in the settings and in kombu.
 
 #: Sorted set of the worker processes that take checks, scored by the server's time of their last heartbeat.
 WORKERS_ALIVE = "workers:alive"
+#: Sorted set of the same processes, scored by the pictures per second that each measured at its start. Those
+#: of the last fleet stay when no worker lives.
+WORKER_RATES = "workers:rates"
 
 
 def attempts(check_id: str) -> str:

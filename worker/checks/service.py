@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -55,6 +56,8 @@ class Service:
     name: str
     #: What all pictures that are decoded at one time may need.
     memory: MemoryBudget
+    #: What the detectors can do, measured when they were warmed up.
+    pictures_per_second: float
     #: A second detector for comparison; absent unless the settings name one.
     shadow: Shadow = field(default_factory=Shadow)
     #: The messages that this process has taken and not acknowledged.
@@ -69,14 +72,11 @@ class Service:
         Raises `BundleError`.
         """
         if detector is None:
-            log.info("model_load_started", bundle=settings.bundle, device=settings.device)
-            detector = Detector.load(
-                resolve(settings.bundle, digest=settings.bundle_digest),
-                device=settings.device,
-                dtype=settings.dtype,
-            )
-        log.info("warm_up_started", batch_size=settings.batch_size)
-        detector.warm_up(settings.batch_size)
+            detector = _loaded(settings)
+        log.info("warm_up_started", device=detector.device, batch_size=settings.batch_size)
+        rate = detector.warm_up(settings.batch_size)
+        log.info("warm_up_finished", pictures_per_second=round(rate, 2))
+        shadow = Shadow.load(settings)
         # Pillow loads its formats with the first picture, which should not wait for that.
         Image.init()
         manifest = detector.bundle.manifest
@@ -102,7 +102,8 @@ class Service:
             model=Model(name=manifest.name, version=manifest.version, digest=detector.bundle.digest),
             name=f"{socket.gethostname()}:{os.getpid()}",
             memory=MemoryBudget(settings.decode_memory_bytes),
-            shadow=Shadow.load(settings),
+            pictures_per_second=1 / (1 / rate + shadow.seconds_per_picture),
+            shadow=shadow,
             unacknowledged=unacknowledged,
         )
 
@@ -119,3 +120,15 @@ class Service:
         self.verdict_cache.close()
         self.attempts.close()
         self.dead_letters.close()
+
+
+def _loaded(settings: Settings) -> Detector:
+    """Load the serving detector, and log each step: its bundle may come from far, its libraries are large."""
+    began = time.monotonic()
+    log.info("bundle_resolve_started", bundle=settings.bundle)
+    bundle = resolve(settings.bundle, digest=settings.bundle_digest)
+    log.info("model_load_started", digest=bundle.digest, seconds=round(time.monotonic() - began, 2))
+    began = time.monotonic()
+    detector = Detector.load(bundle, device=settings.device, dtype=settings.dtype)
+    log.info("networks_loaded", device=detector.device, seconds=round(time.monotonic() - began, 2))
+    return detector

@@ -43,7 +43,10 @@ class Shadow:
         batch_wait_seconds: float = 0.0,
         configured: bool = False,
         timeout_seconds: float = 5.0,
+        seconds_per_picture: float = 0.0,
     ) -> None:
+        #: What it takes of the device for each picture.
+        self.seconds_per_picture = seconds_per_picture
         self._detector = detector
         self._configured = configured or detector is not None
         self._timeout = timeout_seconds
@@ -63,7 +66,7 @@ class Shadow:
             return cls()
         try:
             detector = Detector.load(settings.shadow_bundle, device=settings.device, dtype=settings.dtype)
-            detector.warm_up(settings.batch_size)
+            rate = detector.warm_up(settings.batch_size)
         except Exception as error:  # the serving detector goes on without it
             log.exception("shadow_unavailable", bundle=settings.shadow_bundle, error=str(error)[:500])
             return cls(configured=True)
@@ -75,6 +78,7 @@ class Shadow:
             batch_wait_seconds=settings.batch_wait_seconds,
             # Added to the deadline of a check, it stays below the visibility timeout.
             timeout_seconds=(settings.visibility_timeout_seconds - settings.check_deadline_seconds) / 2,
+            seconds_per_picture=1 / rate,
         )
 
     def submit(self, pixels: NDArray[np.uint8]) -> "Future[Batched[Finding]] | None":

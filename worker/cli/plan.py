@@ -7,12 +7,15 @@ import click
 from pydantic import ValidationError
 from rich.table import Table
 
-from detector.terminal import Console, echo_json
-from worker.cli.errors import WrongUsageError, current_settings
+from detector.terminal import Console, echo, echo_json
+from worker.cli.errors import WrongUsageError, current_settings, reported_errors
 from worker.contract.messages import first_fault
 from worker.operations.capacity import CHECKS_PER_SECOND_PER_BROKER, Demand, Plan, WorkerModel, plan
+from worker.settings import Settings
 
 _UNIT_STEP = 1000
+# For the command to the broker.
+_LIMIT_SECONDS = 5.0
 
 
 def load_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -23,8 +26,7 @@ def load_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--pictures-per-second",
                 type=float,
-                required=True,
-                help="Throughput of one worker, as `dnf-detector bench` measures it.",
+                help="Throughput of one worker.",
             ),
             click.option(
                 "--peak-factor", type=float, default=2.0, show_default=True, help="Peak rate / mean rate."
@@ -77,9 +79,12 @@ def load_options(command: Callable[..., None]) -> Callable[..., None]:
 def plan_command(*, as_json: bool, **options: Any) -> None:
     """Size a fleet: workers, Redis memory, S3 reads and cost.
 
-    How much Redis keeps, and for how long, is taken from the DNF_ settings.
+    Without --pictures-per-second the workers' own rate is taken, which they measure at their start and keep
+    in Redis. How much Redis keeps, and for how long, is taken from the DNF_ settings.
     """
     settings = current_settings()
+    if options["pictures_per_second"] is None:
+        options["pictures_per_second"] = _measured_rate(settings)
     demand, worker = demand_and_worker(options, batch_size=settings.batch_size)
     result = plan(demand, worker, settings)
     if as_json:
@@ -91,6 +96,21 @@ def plan_command(*, as_json: bool, **options: Any) -> None:
         console.print(f"[yellow]![/] {warning}", highlight=False)
 
 
+def _measured_rate(settings: Settings) -> float:
+    """Return the fleet's rate of one worker, and name it. Raises `WrongUsageError` when there is none."""
+    from worker.broker.connection import connect
+    from worker.process.heartbeat import measured_rate
+
+    with reported_errors(), connect(settings.broker, timeout_seconds=_LIMIT_SECONDS, retries=0) as broker:
+        rate = measured_rate(broker)
+    if rate is None:
+        raise WrongUsageError(
+            "no worker has measured its rate yet: give --pictures-per-second (see `dnf-detector bench`)"
+        )
+    echo(f"The workers' own rate: {rate:.2f} pictures per second each", err=True)
+    return rate
+
+
 def demand_and_worker(options: dict[str, Any], *, batch_size: int) -> tuple[Demand, WorkerModel]:
     """Return the models that the options describe. Raises `WrongUsageError`."""
     try:
@@ -98,6 +118,8 @@ def demand_and_worker(options: dict[str, Any], *, batch_size: int) -> tuple[Dema
     except ValidationError as error:
         name, _, problem = first_fault(error).partition(":")
         raise WrongUsageError(f"--{name.replace('_', '-')}:{problem}") from error
+    if options["pictures_per_second"] is None:
+        raise WrongUsageError("--pictures-per-second is missing; `dnf-detector bench` measures it")
     if options["pictures_per_second"] <= 0:
         raise WrongUsageError("--pictures-per-second: must be above 0")
     if min(options["start_seconds"], options["overhead_seconds"]) < 0:

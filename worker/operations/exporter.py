@@ -27,7 +27,7 @@ from worker.broker.faults import MEMORY_LIMIT, connection_fault, intake_limits
 from worker.broker.keys import WORKERS_ALIVE
 from worker.contract.envelope import MAX_ENTRY_BYTES
 from worker.contract.messages import QUEUES
-from worker.process.heartbeat import ALIVE_SECONDS
+from worker.process.heartbeat import ALIVE_SECONDS, measured_rate
 from worker.settings import Settings
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Documented
@@ -39,6 +39,8 @@ SAMPLE_SIZE = 200
 #: The throughput is measured over this window.
 WINDOW_SECONDS = 60.0
 
+# What one worker is expected to do before any has lived; a low one lets an autoscaler start early.
+_UNKNOWN_RATE = 1.0
 _TIMEOUT_SECONDS = 2.0
 # Scrapes within this time share one snapshot.
 _SNAPSHOT_SECONDS = 1.0
@@ -80,6 +82,8 @@ class BrokerSnapshot:
     #: When the check that is unacknowledged for the longest time was taken.
     oldest_taken: float | None
     workers_alive: int
+    #: What one worker measured at its start, on average over the living ones, else the last ones.
+    pictures_per_second: float | None
     #: Events ever published on the stream.
     published: int
     stream_length: int
@@ -111,6 +115,7 @@ class BrokerSnapshot:
             oldest=oldest,
             oldest_taken=float(oldest_taken) if oldest_taken else None,
             workers_alive=alive,
+            pictures_per_second=measured_rate(broker),
             published=int(stream.get("entries-added", stream.get("length", 0))),
             stream_length=int(stream.get("length", 0)),
             groups=consumer_groups(broker, settings.verdict_stream),
@@ -225,7 +230,10 @@ class QueueCollector(Collector):
             return
         with self._lock:
             measured = self._throughput.measured or 0.0
-            attainable = self._throughput.attainable(self._settings.expected_checks_per_second)
+            expected = (
+                self._settings.expected_checks_per_second or snapshot.pictures_per_second or _UNKNOWN_RATE
+            )
+            attainable = self._throughput.attainable(expected)
         backlog = {name: snapshot.waiting[name] + snapshot.unacknowledged[name] for name in QUEUES}
         ages = {name: max(0.0, snapshot.at - since) for name, since in snapshot.oldest.items()}
         yield _labelled("dnf_queue_waiting", snapshot.waiting)
@@ -234,6 +242,7 @@ class QueueCollector(Collector):
         yield _labelled("dnf_backlog_seconds", {name: count / attainable for name, count in backlog.items()})
         yield _gauge("dnf_fleet_backlog_seconds", sum(backlog.values()) / attainable)
         yield _gauge("dnf_checks_per_second", measured)
+        yield _gauge("dnf_expected_checks_per_second", expected)
         yield _gauge("dnf_attainable_checks_per_second", attainable)
         taken_for = 0.0 if snapshot.oldest_taken is None else max(0.0, snapshot.at - snapshot.oldest_taken)
         yield _gauge("dnf_unacknowledged_oldest_age_seconds", taken_for)
@@ -316,10 +325,16 @@ DOCUMENTED = [
         " at the first scrape, and at the first after the number of workers changed.",
     ),
     Documented(
+        "dnf_expected_checks_per_second",
+        "gauge",
+        "Expected rate of one worker: DNF_EXPECTED_CHECKS_PER_SECOND; unset, the mean of what the living"
+        f" workers measured at their start, else of the last ones, else {_UNKNOWN_RATE:g}.",
+    ),
+    Documented(
         "dnf_attainable_checks_per_second",
         "gauge",
         "Capacity of the fleet: the measured rate while checks waited at every scrape and events were"
-        " published; otherwise at least DNF_EXPECTED_CHECKS_PER_SECOND for each living worker, or for one"
+        " published; otherwise at least dnf_expected_checks_per_second for each living worker, or for one"
         " where none lives, so that the backlog is finite without workers too.",
     ),
     Documented(

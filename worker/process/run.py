@@ -31,7 +31,7 @@ from worker.process.watchdog import Watchdog
 from worker.settings import Settings
 from worker.telemetry.http import Endpoints, EndpointsUnavailableError
 from worker.telemetry.logs import get_logger
-from worker.telemetry.metrics import BATCHER_STALLED, MODEL_INFO, REGISTRY
+from worker.telemetry.metrics import BATCHER_STALLED, MODEL_INFO, REGISTRY, WARM_UP_RATE
 from worker.telemetry.tracing import exported_traces
 
 log = get_logger(__name__)
@@ -84,7 +84,9 @@ def run_worker(
 
         # 3. What watches the process. The stack ends it in the reverse order, after the last check.
         health.watch(service.batcher)
-        heartbeat = Heartbeat(settings.broker, service.name, health)
+        heartbeat = Heartbeat(
+            settings.broker, service.name, health, pictures_per_second=service.pictures_per_second
+        )
         stack.callback(heartbeat.close)
         watchdog = Watchdog(service.batcher, settings.model_stall_seconds)
         stack.callback(watchdog.stop)
@@ -141,5 +143,6 @@ def _describe_model(service: Service) -> None:
         device=detector.device,
         dtype=detector.dtype,
     )
+    WARM_UP_RATE.set(service.pictures_per_second)
     MODEL_INFO.labels(model.name, model.version, model.digest, detector.device, detector.dtype).set(1)
     BATCHER_STALLED.set_function(lambda: service.batcher.stalled_seconds)

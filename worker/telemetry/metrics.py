@@ -125,6 +125,10 @@ CACHE_HITS = _counter("dnf_cache_hits_total", "Checks answered from the verdict 
 MODEL_INFO = _gauge(
     "dnf_model_info", "1, with the detector in its labels.", "name", "version", "digest", "device", "dtype"
 )
+WARM_UP_RATE = _gauge(
+    "dnf_warm_up_pictures_per_second",
+    "Pictures per second that the networks did when they were warmed up, a shadow's work included.",
+)
 BATCHER_STALLED = _gauge(
     "dnf_batcher_stalled_seconds",
     "Seconds that the model thread has spent on its present batch; 0 when idle.",

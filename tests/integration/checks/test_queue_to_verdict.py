@@ -23,6 +23,17 @@ from worker.contract.messages import ImageCheck, VerdictEvent, event_id
 from worker.embedded.services import EmbeddedServices
 
 SCHEMAS = Path(__file__).parents[3] / "deploy" / "schemas"
+#: What a worker logs while it starts.
+STEPS = [
+    "worker_started",
+    "bundle_resolve_started",
+    "model_load_started",
+    "networks_loaded",
+    "warm_up_started",
+    "warm_up_finished",
+    "model_loaded",
+    "worker_ready",
+]
 STAGES = {"queue_wait", "fetch", "decode", "prepare", "batch_wait", "dnf", "classify", "thumbnail", "total"}
 
 
@@ -240,11 +251,14 @@ def test_urgent_checks_are_taken_first(started_late: tuple[RunningWorker, dict[s
 def test_no_check_is_taken_before_the_model_is_loaded(
     started_late: tuple[RunningWorker, dict[str, str]],
 ) -> None:
-    """With checks waiting from the start, the log has the model first, then the worker, then the checks."""
+    """With checks waiting from the start, the log has each step of loading first, and its rate."""
     worker, queues = started_late
-    order = [line["event"] for line in worker.log_lines()]
-    order = [event for event in order if event in {"model_loaded", "worker_ready", "image_checked"}]
-    assert order == ["model_loaded", "worker_ready"] + ["image_checked"] * len(queues)
+    lines = worker.log_lines()
+    assert [line["event"] for line in lines if line["event"] in {*STEPS, "image_checked"}] == [
+        *STEPS,
+        *["image_checked"] * len(queues),
+    ]
+    assert next(line for line in lines if line["event"] == "warm_up_finished")["pictures_per_second"] > 0
 
 
 def test_a_producer_and_consumer_does_not_import_torch(service_environment: dict[str, str]) -> None:
@@ -255,7 +269,10 @@ def test_a_producer_and_consumer_does_not_import_torch(service_environment: dict
         "with Client() as client:\n"
         "    client.submit('uploads', 'a.jpg', queue='image-checks.bulk', check_id='no-torch')\n"
         "    list(client.events(follow=False))\n"
-        "import worker.cli\n"
+        "import click\n"
+        "from worker.cli import main\n"
+        "for name in main.list_commands(context := click.Context(main)):\n"
+        "    assert main.get_command(context, name)\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'diffusers'}))"
     )
     finished = subprocess.run(

@@ -1,10 +1,13 @@
 """dnf-worker plan: the arithmetic and the command."""
 
 import json
+from collections.abc import Callable
 
 import pytest
+import redis
 from click.testing import CliRunner, Result
 
+from worker.broker.keys import WORKER_RATES
 from worker.cli import main
 from worker.operations.capacity import (
     EVENT_BYTES,
@@ -114,3 +117,20 @@ def test_an_invalid_option_is_named_in_one_line(arguments: list[str], message: s
     assert done.exit_code == 2
     assert message in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_fleet_is_sized_by_its_workers_own_rate(new_database: Callable[[], str]) -> None:
+    """As they left it in Redis; before the first worker the option is asked for, in one line."""
+    url = new_database()
+    plan_words = ["plan", "--checks-per-day", "1e6"]
+    environment = {"DNF_REDIS_URL": url}
+    unknown = CliRunner(env=environment).invoke(main, plan_words)
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+    assert unknown.stderr.startswith("Error: no worker has measured its rate yet: give --pictures-per-second")
+    with redis.Redis.from_url(url) as broker:
+        broker.zadd(WORKER_RATES, {"one:1": 2.0, "two:1": 4.0})
+    own = CliRunner(env=environment).invoke(main, [*plan_words, "--json"])
+    given = CliRunner(env=environment).invoke(main, [*plan_words, "--pictures-per-second", "3", "--json"])
+    assert own.exit_code == given.exit_code == 0
+    assert own.stdout == given.stdout
+    assert own.stderr == "The workers' own rate: 3.00 pictures per second each\n"
