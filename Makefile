@@ -36,7 +36,7 @@ test: setup
 
 # The tests of the review page in a browser with two hundred reviews, and the README's picture of the page.
 browser: setup
-	DNF_TEST_REVIEWS=200 DNF_TEST_SCREENSHOT=docs/images/review-page.png $(BIN)/pytest tests/browser
+	DNF_TEST_REVIEWS=200 DNF_TEST_SCREENSHOT=docs/images/review-page.webp $(BIN)/pytest tests/browser
 
 # `make chaos SEEDS=1,2,3` injects the random faults of each seed, for five minutes each.
 SEEDS ?= 1

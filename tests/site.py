@@ -108,18 +108,22 @@ class RunningSite:
         size: tuple[int, int] = (320, 240),
         picture: bytes | None = None,
         views: bool = True,
+        feature: bytes | None = None,
         **data: Any,
     ) -> VerdictEvent:
-        """Return the verdict of a picture that is in the store, with its thumbnail in Redis."""
+        """Return the verdict of a picture that is in the store, with its thumbnail in Redis.
+
+        Views, picture and feature are made up unless they are given.
+        """
         check_id = check_id or f"check-{uuid4()}"
         picture = picture or self.make_picture(len(self.pictures), size)
         self.pictures[check_id] = picture
         key = f"pictures/{check_id}.jpg"
         self.store_picture(key, picture)
         width, height = Image.open(io.BytesIO(picture)).size
-        feature = self.make_picture(7, (128, 128))
+        feature = feature or self.make_picture(7, (128, 128))
         if views:
-            data |= {"views": _views(width, height, score), "strongest_view": 3}
+            data = {"views": _views(width, height, score), "strongest_view": 3} | data
         event = verdict_event(
             check_id,
             score=score,
