@@ -52,6 +52,10 @@ def test_the_default_number_of_threads_is_twice_the_batch_size(monkeypatch: pyte
         ("DNF_REDIS_URL", "redis://127.0.0.1:6379/cache"),
         ("DNF_REDIS_URL", "redis://127.0.0.1:6379/0/1"),
         ("DNF_REDIS_URL", "redis://127.0.0.1:6379/0#1"),
+        ("DNF_DATABASE_URL", "mysql://127.0.0.1/moderation"),
+        ("DNF_DATABASE_URL", "postgresql://127.0.0.1/moderation?password=secret"),
+        ("DNF_DATABASE_OWNER_URL", "postgresql://owner:with/slash@127.0.0.1/moderation"),
+        ("DNF_REVIEW_AUDIT_SHARE_REAL", "1.5"),
         ("DNF_CHECK_DEADLINE_SECONDS", "120"),
         ("DNF_BATCH_SIZE", "0"),
         ("DNF_BATCH_SIZE", "many"),
@@ -162,3 +166,15 @@ def test_a_variable_that_is_no_setting_is_named_with_the_one_that_it_resembles()
         "DNF_REDS_URL": "", "DNF_SOMETHING_ELSE": "", "dnf_redis_url": "", "DNF_THREADS": "", "PATH": "",
     }  # fmt: skip
     assert unknown_variables(environment) == ["DNF_REDS_URL (DNF_REDIS_URL?)", "DNF_SOMETHING_ELSE"]
+
+
+def test_the_passwords_of_the_database_are_masked() -> None:
+    """In the settings that are shown, and wherever a secret's text would be; options such as TLS stay."""
+    settings = Settings(
+        database_url=SecretStr("postgresql://moderation:p%40ss@db/m?sslmode=verify-full"),
+        database_owner_url=SecretStr("postgres://owner:another@db/m"),
+    )
+    shown = settings.shown()
+    assert shown["database_url"] == "postgresql://moderation:********@db/m?sslmode=verify-full"
+    assert shown["database_owner_url"] == "postgres://owner:********@db/m"
+    assert {"p%40ss", "p@ss", "another"} <= settings.secrets()

@@ -74,7 +74,7 @@ def store(
     if new is None or not isinstance(event, VerdictEvent):
         return Stored()
     sample = choose(event, settings.audit_shares, key)
-    if sample is None:
+    if sample is None or _has_review(tx, data.check_id):
         return Stored()
     if not _within_limit(tx, sample.origin, settings.daily_limit):
         return Stored(sample.origin, capped=True)
@@ -136,6 +136,11 @@ def event_of(text: str) -> VerdictEvent:
     if not isinstance(event, VerdictEvent):
         raise TypeError("the event is not a verdict")
     return event
+
+
+def _has_review(tx: Transaction, check_id: str) -> bool:
+    """Return whether a check that has a new event was reviewed for an older one, or appealed."""
+    return tx.execute("SELECT 1 FROM reviews WHERE check_id = %s", [check_id]).fetchone() is not None
 
 
 def _within_limit(tx: Transaction, origin: str, limit: int) -> bool:

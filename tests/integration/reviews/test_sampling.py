@@ -81,6 +81,19 @@ def test_a_rejection_is_kept_and_opens_no_review(database: Database, review_sett
     assert (row["type"], row["verdict"]) == ("image.rejected.v1", None)
 
 
+def test_a_check_that_is_judged_again_is_neither_reviewed_nor_counted_twice(
+    database: Database, review_settings: ReviewSettings
+) -> None:
+    """By another model, say, after its first event has expired."""
+    event = verdict_event("check")
+    assert _stored(database, review_settings, event).review_id is not None
+    again = verdict_event("check").model_copy(update={"id": "of-another-model"})
+    assert _stored(database, review_settings, again) == Stored()
+    with database.transaction() as tx:
+        (day,) = tx.execute("SELECT opened, capped FROM review_days")
+    assert (day["opened"], day["capped"]) == (1, 0)
+
+
 def test_the_newest_event_of_a_check_is_kept(database: Database, review_settings: ReviewSettings) -> None:
     """An older one that is read late, by another relay, does not replace it."""
     old = verdict_event("check", score=0.1)
