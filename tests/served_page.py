@@ -114,13 +114,15 @@ def served(settings: Settings, database: Database) -> Iterator[int]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener.bound]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + 20 * PATIENCE
-    while not server.started:
-        assert thread.is_alive(), "the server ended"
-        assert time.monotonic() < deadline, "the server did not start"
-        time.sleep(0.01)
-    yield listener.port
-    server.should_exit = True
-    thread.join()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server ended"
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+        yield listener.port
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def token(database: Database, *scopes: Scope) -> str:
