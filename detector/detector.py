@@ -153,10 +153,19 @@ class Detector:
     def warm_up(self, batch_size: int) -> float:
         """Examine grey pictures until the networks have their full speed; return their pictures per second.
 
-        A GPU examines full batches of `batch_size`. A CPU needs a single pass of views, from which the rate
-        is extrapolated.
+        A GPU computes every number of views for which a graph is captured, and full batches of `batch_size`.
+        A CPU needs a single pass of views, from which the rate is extrapolated.
         """
-        size = self.bundle.manifest.preprocessing.size
+        import torch
+
+        from detector.acceleration.cuda_graphs import GRAPH_SIZES
+
+        preprocessing = self.bundle.manifest.preprocessing
+        size, most = preprocessing.size, batch_size * preprocessing.views
+        if self._device.type == "cuda":
+            with torch.inference_mode():
+                for count in GRAPH_SIZES:
+                    self.feature(torch.zeros(min(count, most), 3, size, size))
         grey = self.prepare(np.full((size, size, 3), 128, dtype=np.uint8))
         batch = [grey] * batch_size
         if self.device == "cpu":

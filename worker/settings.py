@@ -187,6 +187,10 @@ class Settings(BaseSettings):
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Computation type.")
+    compile: bool = Field(
+        default=False,
+        description="Compile the U-Net for the GPU before the worker is ready, which takes about a minute.",
+    )
     batch_size: int = Field(default=16, ge=1, le=512, description="Pictures in one forward pass, at most.")
     batch_wait_seconds: float = Field(
         default=0.01, ge=0, le=5, description="How long a batch waits for more pictures."

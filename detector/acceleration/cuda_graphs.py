@@ -1,4 +1,4 @@
-"""CUDA graphs: a U-Net's forward pass, captured once for each batch size and replayed with one launch."""
+"""A U-Net on a GPU: compiled by PyTorch, and captured once for each batch size."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_MAX_ERROR = 500
 
 
 class _Graph(NamedTuple):
@@ -21,6 +22,31 @@ class _Graph(NamedTuple):
     x: Tensor
     timesteps: Tensor
     out: Tensor
+
+
+class CompiledNetwork(nn.Module):
+    """A U-Net that PyTorch compiles with its first batches, which takes about a minute and a compiler.
+
+    After a failed compilation it runs as it is, and one warning event `compilation_failed` is logged.
+    """
+
+    def __init__(self, network: "NoiseEstimator") -> None:
+        super().__init__()
+        self.network = network
+        # All batches of two or more share one compilation; a batch of one would need its own.
+        self._compiled: NoiseEstimator | None = torch.compile(network, dynamic=True)
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        """Estimate the noise in `x` (B, 3, H, W) at `timesteps` (B,): (B, 3, H, W)."""
+        if self._compiled is not None:
+            from torch._dynamo.exc import TorchDynamoException
+
+            try:
+                return self._compiled(x, timesteps)
+            except TorchDynamoException as error:
+                log.warning("compilation_failed", error=str(error)[:_MAX_ERROR])
+                self._compiled = None
+        return self.network(x, timesteps)
 
 
 class CapturedGraphs(nn.Module):

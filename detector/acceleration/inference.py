@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from detector.acceleration.cpu_layers import fuse_classifier, fused_unet
-from detector.acceleration.cuda_graphs import GRAPH_SIZES, CapturedGraphs
+from detector.acceleration.cuda_graphs import GRAPH_SIZES, CapturedGraphs, CompiledNetwork
 from detector.acceleration.kernels import KernelsUnavailableError, cpu_kernels
 from detector.networks.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -30,8 +30,8 @@ def accelerate(
     """Move float32 networks to a device in `dtype`, with the memory layout and layers that are fast there.
 
     Returns both networks, for inference only, and a description of what they run on. With `compiled` PyTorch
-    compiles the U-Net on its first batches, which takes about a minute and needs a C compiler; with `plain`
-    the networks keep PyTorch's layers, as a reference.
+    compiles the U-Net on its first batches, and uses its layers when that fails; with `plain` the networks
+    keep PyTorch's layers, as a reference.
     """
     # Channels last is faster on CPUs (measured) and on tensor cores (documented), and no faster on Metal.
     layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
@@ -47,8 +47,7 @@ def accelerate(
         network.to(device=device, dtype=dtype).eval()
     sizes: tuple[int, ...] = GRAPH_SIZES
     if unet is not None and compiled:
-        # All batches of two or more share one compilation; a batch of one would need its own.
-        estimator, sizes, description = torch.compile(unet, dynamic=True), GRAPH_SIZES[1:], "compiled U-Net"
+        estimator, sizes, description = CompiledNetwork(unet), GRAPH_SIZES[1:], "compiled U-Net"
     if estimator is not None and device.type == "cuda" and dtype == torch.bfloat16:
         description = f"{description}, CUDA graphs" if compiled else "CUDA graphs"
         return CapturedGraphs(estimator, sizes), classifier, description

@@ -129,6 +129,7 @@ def _loaded(settings: Settings) -> Detector:
     bundle = resolve(settings.bundle, digest=settings.bundle_digest)
     log.info("model_load_started", digest=bundle.digest, seconds=round(time.monotonic() - began, 2))
     began = time.monotonic()
-    detector = Detector.load(bundle, device=settings.device, dtype=settings.dtype)
-    log.info("networks_loaded", device=detector.device, seconds=round(time.monotonic() - began, 2))
+    detector = Detector.load(bundle, device=settings.device, dtype=settings.dtype, compiled=settings.compile)
+    seconds = round(time.monotonic() - began, 2)
+    log.info("networks_loaded", device=detector.device, layers=detector.acceleration, seconds=seconds)
     return detector

@@ -4,16 +4,19 @@ import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
+from structlog.testing import capture_logs
 from torch import nn
 from torch.nn.functional import conv2d, group_norm, interpolate, silu
 
 from detector.acceleration.cpu_layers import Convolution, FusedBasicBlock, FusedResidualBlock, FusedUnet
-from detector.acceleration.cuda_graphs import fitting_batch, padded, padded_size
+from detector.acceleration.cuda_graphs import CompiledNetwork, fitting_batch, padded, padded_size
 from detector.acceleration.inference import accelerate
 from detector.acceleration.kernels import CpuKernels, KernelsUnavailableError, cpu_kernels, cpu_target
 from detector.benchmark.speed import sample_files
@@ -247,7 +250,7 @@ def test_kernels_for_other_instructions_do_not_exist() -> None:
 
 
 def test_without_a_compiler_pytorchs_layers_are_used_and_the_reason_is_given(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: "os.PathLike[str]"
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Without g++ in the path and without a cached library, the description says why it is slower."""
     _kernels(cpu_target(), torch.float32)
@@ -282,6 +285,36 @@ def test_folded_batch_normalisations_compute_the_same(depth: int, dtype: torch.d
         assert not any(isinstance(module, nn.BatchNorm2d) for module in found.modules())
         tolerance = (1e-4 if dtype == torch.float32 else 0.05) * max(1.0, float(exact.abs().max()))
         assert (found(x.to(dtype)).float() - exact).abs().max() < tolerance
+
+
+class _TinyEstimator(nn.Module):
+    """One convolution, and the timesteps added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return self.convolution(x) + timesteps[:, None, None, None]  # type: ignore[no-any-return]
+
+
+def test_a_failed_compilation_leaves_the_layers_and_one_log_event(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a compiler the estimates are those of the layers, and later batches do not try again."""
+    for name in ("PATH", "CXX", "CC"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    network, x, timesteps = _TinyEstimator().eval(), _random(2, 3, 8, 8), torch.tensor([0, 5])
+    with torch.inference_mode(), capture_logs() as events:
+        expected = network(x, timesteps)
+        estimator, _, description = accelerate(
+            cast("Unet", network), nn.Identity(), CPU, torch.float32, compiled=True
+        )
+        assert isinstance(estimator, CompiledNetwork)
+        assert all(torch.equal(estimator(x, timesteps), expected) for _ in range(2))
+    assert description == "compiled U-Net"
+    assert [(event["event"], event["log_level"]) for event in events] == [("compilation_failed", "warning")]
 
 
 def test_a_batch_is_padded_to_the_next_captured_size() -> None:
