@@ -75,6 +75,10 @@ gpu-train: setup
 	  echo 'no CUDA device; with one this would run:'; echo '$(GPU_UNET)'; echo '$(GPU_CLASSIFIER)'; \
 	else $(GPU_UNET) && $(GPU_CLASSIFIER); fi
 
+# All figures of a GPU, in at most eight minutes; without one it prints the plan. --rehearse runs it on the CPU.
+gpu-bench: setup
+	$(BIN)/python -m tests.benchmarks.gpu gpu-bench
+
 scale-out: setup
 	$(BIN)/python -m tests.chaos.scale_out scale-out
 

@@ -61,6 +61,9 @@ class Measurement:
     tflops: float
     #: Share of the device's peak, 0..1; None where that is unknown.
     peak_share: float | None
+    #: Operations of the feature alone in 1e12 per second of its own stage, and their share of the peak.
+    dnf_tflops: float
+    dnf_peak_share: float | None
     #: Peak memory in RAM; on a CUDA device, in its own memory.
     memory_bytes: int
 
@@ -117,13 +120,13 @@ def measure(
     `dtypes` defaults to those with instructions on the device, `batch_sizes` to 1, 4 and 16 on a CPU, and to
     1, 8 and what fits in its free memory on a CUDA device.
     """
-    flops = flops_per_picture(bundle)
+    flops, dnf_flops = flops_per_picture(bundle), flops_of_features(bundle)
     rows: list[Measurement] = []
     for device in devices:
         for dtype in dtypes or usual_dtypes(device):
             detector = Detector.load(bundle, device=device, dtype=dtype, compiled=compiled)
             sizes = batch_sizes or _usual_batch_sizes(detector)
-            rows += [_row(detector, size, rounds, flops, peak_tflops) for size in sizes]
+            rows += [_row(detector, size, rounds, (flops, dnf_flops), peak_tflops) for size in sizes]
     return rows
 
 
@@ -136,7 +139,7 @@ def usual_dtypes(device: str) -> tuple[Dtype, ...]:
 
 
 def _row(
-    detector: Detector, batch_size: int, rounds: int, flops: int, peak_tflops: float | None
+    detector: Detector, batch_size: int, rounds: int, flops: tuple[int, int], peak_tflops: float | None
 ) -> Measurement:
     files = sample_files(batch_size)
     detector.warm_up(batch_size)
@@ -144,7 +147,7 @@ def _row(
     stages = np.array([_round(detector, files) for _ in range(rounds)]) / batch_size
     decode_ms, prepare_ms, dnf_ms, classify_ms = (float(value) for value in np.median(stages, axis=0))
     pictures_per_second = float(1000 / np.median(stages.sum(axis=1)))
-    tflops = flops * pictures_per_second / 1e12
+    tflops, dnf_tflops = flops[0] * pictures_per_second / 1e12, flops[1] / dnf_ms / 1e9
     peak = peak_tflops or known_peak_tflops(device_name(detector.device))
     return Measurement(
         device=detector.device,
@@ -158,6 +161,8 @@ def _row(
         pictures_per_second=pictures_per_second,
         tflops=tflops,
         peak_share=tflops / peak if peak and detector.dtype == "bfloat16" else None,
+        dnf_tflops=dnf_tflops,
+        dnf_peak_share=dnf_tflops / peak if peak and detector.dtype == "bfloat16" else None,
         memory_bytes=peak_memory_bytes(detector.device),
     )
 
@@ -233,19 +238,30 @@ def flops_per_picture(bundle: Bundle) -> int:
     import torch
 
     from detector.networks.resnet import build_classifier
-    from detector.networks.unet import load_unet
 
     manifest = bundle.manifest
-    size, dnf = manifest.preprocessing.size, manifest.dnf
+    size = manifest.preprocessing.size
     with torch.device("meta"):
         classifier = build_classifier(manifest.classifier).eval()
-        total = count_flops(classifier, torch.zeros(1, manifest.classifier.in_channels, size, size))
-    if bundle.unet_folder:
-        unet = load_unet(bundle.unet_folder).to("meta")
-        picture = torch.zeros(1, 3, size, size, device="meta")
-        passes = len(dnf.timesteps) if dnf.variant == "first" else dnf.steps
-        total += passes * count_flops(unet, picture, torch.zeros(1, dtype=torch.long, device="meta"))
-    return total * manifest.preprocessing.views
+        one = count_flops(classifier, torch.zeros(1, manifest.classifier.in_channels, size, size))
+    return one * manifest.preprocessing.views + flops_of_features(bundle)
+
+
+def flops_of_features(bundle: Bundle) -> int:
+    """Count the floating-point operations of the U-Net on all views and estimates of one picture."""
+    import torch
+
+    from detector.networks.unet import load_unet
+
+    if not bundle.unet_folder:
+        return 0
+    manifest = bundle.manifest
+    size, dnf = manifest.preprocessing.size, manifest.dnf
+    unet = load_unet(bundle.unet_folder).to("meta")
+    picture = torch.zeros(1, 3, size, size, device="meta")
+    passes = len(dnf.timesteps) if dnf.variant == "first" else dnf.steps
+    one = count_flops(unet, picture, torch.zeros(1, dtype=torch.long, device="meta"))
+    return one * passes * manifest.preprocessing.views
 
 
 def count_flops(network: "nn.Module", *inputs: Any) -> int:

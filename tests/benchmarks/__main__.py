@@ -18,6 +18,7 @@ from tests.benchmarks.pictures import SIZES
 from tests.benchmarks.workers import BenchmarkFailedError
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.startup import EmbeddedServiceError
+from worker.settings import Settings
 
 _NAMES = {"path": "whole path", "plain": "plainest Celery task", "bare": "bare Celery"}
 
@@ -89,18 +90,45 @@ def path(
 @click.option("--batch-size", type=click.IntRange(1, 512), default=16, show_default=True)
 @click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
 @click.option("--bundle", default="default", show_default=True)
+@click.option("--processes", type=click.IntRange(1, 64), multiple=True, default=[1], show_default=True)
 @_json
-def detector(*, pictures: int, batch_size: int, rounds: int, bundle: str, json_file: Path | None) -> None:
-    """Measure PICTURES through the whole path beside the detector alone."""
+def detector(
+    *,
+    pictures: int,
+    batch_size: int,
+    rounds: int,
+    bundle: str,
+    processes: Sequence[int],
+    json_file: Path | None,
+) -> None:
+    """Measure PICTURES through the whole path beside the detector alone.
+
+    DNF_DEVICE and DNF_COMPILE hold for both.
+    """
+    from detector.detector import Detector
+
+    settings = Settings()
+    loaded = Detector.load(bundle, device=settings.device, compiled=settings.compile)
+    loaded.warm_up(batch_size)
+    heads = ("Processes", "Measured/s", "Reference/s", "Ratio: min", "median", "max", "GPU busy")
+    table, rows = Table("Measured / reference", *heads), []
     with EmbeddedServices() as services:
-        row = against_bare_detector(services, bundle, pictures=pictures, batch_size=batch_size, rounds=rounds)
-    table = Table("Measured / reference", "Measured/s", "Reference/s", "Ratio: min", "median", "max")
-    middle = (sorted(values)[len(values) // 2] for values in (row.ours, row.reference))
-    table.add_row(
-        row.name, *(f"{value:.1f}" for value in middle), *(f"{value:.2f}" for value in row.spread())
-    )
+        for count in processes:
+            row = against_bare_detector(
+                services, loaded, pictures=pictures, batch_size=batch_size, rounds=rounds, processes=count
+            )
+            rows.append(asdict(row))
+            middle = (sorted(values)[len(values) // 2] for values in (row.ours, row.reference))
+            table.add_row(
+                row.name,
+                str(count),
+                *(f"{value:.1f}" for value in middle),
+                *(f"{value:.2f}" for value in row.spread()),
+                f"{sum(row.gpu_busy) / len(row.gpu_busy):.0%}" if row.gpu_busy else "",
+            )
+            # After each, so that one that ends the run late loses no others.
+            _save(json_file, rows)
     Console().print(table)
-    _save(json_file, [asdict(row)])
 
 
 @main.command()

@@ -1,10 +1,12 @@
 """What the queue costs beside the networks: the whole path compared with the bare detector."""
 
+import shutil
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import redis
@@ -13,6 +15,7 @@ from tests.benchmarks.workers import QUEUE, BenchmarkFailedError, Workers, runni
 from worker.contract.envelope import encode
 from worker.contract.messages import ImageCheck
 from worker.embedded.services import EmbeddedServices
+from worker.settings import Settings
 
 if TYPE_CHECKING:
     from detector.detector import Detector
@@ -27,6 +30,9 @@ class Rounds:
     name: str
     ours: tuple[float, ...]
     reference: tuple[float, ...]
+    processes: int = 1
+    #: Share of the time in which a GPU ran something during ours, 0..1, by round; empty without nvidia-smi.
+    gpu_busy: tuple[float, ...] = ()
 
     @property
     def ratios(self) -> list[float]:
@@ -39,31 +45,65 @@ class Rounds:
 
 
 def against_bare_detector(
-    services: EmbeddedServices, bundle: str, *, pictures: int, batch_size: int, rounds: int
+    services: EmbeddedServices,
+    detector: "Detector",
+    *,
+    pictures: int,
+    batch_size: int,
+    rounds: int,
+    processes: int = 1,
 ) -> Rounds:
-    """Compare checks with a bundle with its detector alone, on the same files, batch by batch.
+    """Compare checks in `processes` workers with `detector` alone on the same files, batch by batch.
 
-    Raises `BenchmarkFailedError` and `BundleError`.
+    The workers load its bundle, and compile it if the settings say so. Raises `BenchmarkFailedError`.
     """
     from detector.benchmark.speed import sample_files
-    from detector.detector import Detector
 
     files = sample_files(pictures)
-    detector = Detector.load(bundle)
-    detector.warm_up(batch_size)
+    bundle = str(detector.bundle.folder)
+    busy: list[float] = []
     with ExitStack() as stack:
         keys = _stored(services, files)
         variables = {"DNF_BUNDLE": bundle, "DNF_BATCH_SIZE": str(batch_size)}
-        workers = stack.enter_context(running("bundle", services, **variables))
+        variables |= {"DNF_DEVICE": detector.device, "DNF_COMPILE": str(Settings().compile)}
+        workers = stack.enter_context(running("bundle", services, count=processes, **variables))
         server = stack.enter_context(closing(redis.Redis.from_url(services.redis_url)))
 
         def ours() -> float:
-            return _speed(server, workers, [_check(services, key) for key in keys])
+            with watched_gpu(busy):
+                return _speed(server, workers, [_check(services, key) for key in keys])
 
         def reference() -> float:
             return _detector_speed(detector, files, batch_size)
 
-        return _interleaved("whole path / bare detector", ours, reference, rounds)
+        found = _interleaved("whole path / bare detector", ours, reference, rounds)
+        # Without the warm-up round.
+        return replace(found, processes=processes, gpu_busy=tuple(busy[1:]))
+
+
+@contextmanager
+def watched_gpu(busy: list[float]) -> Iterator[None]:
+    """Append the share of the block's time in which the first GPU ran something, if there is nvidia-smi."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        yield
+        return
+    command = [
+        program,
+        "--id=0",
+        "--query-gpu=utilization.gpu",
+        "--format=csv,noheader,nounits",
+        "-lms",
+        "100",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        try:
+            yield
+        finally:
+            watch.terminate()
+            samples = [float(line) / 100 for line in watch.communicate()[0].split() if line.isdigit()]
+    if samples:
+        busy.append(statistics.fmean(samples))
 
 
 def _interleaved(name: str, ours: Callable[[], float], reference: Callable[[], float], rounds: int) -> Rounds:

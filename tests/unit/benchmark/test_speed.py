@@ -9,6 +9,7 @@ from torch import nn
 from detector.benchmark.speed import (
     compare,
     count_flops,
+    flops_of_features,
     flops_per_picture,
     known_peak_tflops,
     measure,
@@ -116,6 +117,7 @@ def test_a_row_has_every_stage_and_consistent_rates(tiny_bundle: Path) -> None:
         stages = row.decode_ms + row.prepare_ms + row.dnf_ms + row.classify_ms
         assert row.pictures_per_second == pytest.approx(1000 / stages)
         assert row.tflops == pytest.approx(row.pictures_per_second * flops_per_picture(bundle) / 1e12)
+        assert row.dnf_tflops == pytest.approx(flops_of_features(bundle) / row.dnf_ms / 1e9)
         assert row.memory_bytes > 1 << 20
     assert rows[0].peak_share is None  # the peak is that of bfloat16
     assert rows[1].peak_share == pytest.approx(rows[1].tflops / 0.5)
