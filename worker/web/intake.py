@@ -39,8 +39,9 @@ class Intake:
         """
         checks = {check.check_id: check for found in stored if (check := self._wanted(found))}
         requests = [CheckRequest(**check.model_dump()) for check in checks.values()]
-        if requests:
-            self._submissions.submit(requests, queue=DEFAULT_QUEUE)
+        # An earlier version of this program may have submitted the same content in other words.
+        while requests and (known := self._submissions.submit(requests, queue=DEFAULT_QUEUE)):
+            del requests[known.index]
         return list(checks)
 
     def _wanted(self, stored: StoredObject) -> ImageCheck | None:

@@ -16,6 +16,7 @@ from tests.integration.api.test_submissions import enqueued
 from tests.served_page import Caller, bearer, served, token
 from tests.unit.web.test_notifications import record
 from tests.webhook_receiver import wait_until
+from worker.broker import keys
 from worker.database.database import Database
 from worker.embedded.seaweedfs import SeaweedFS
 from worker.embedded.startup import HOST
@@ -41,6 +42,20 @@ def test_a_notification_that_comes_twice_is_one_check_of_each_object(
     assert [found.key for found in enqueued(module_broker)] == ["a.jpg", "b c.jpg"]
     assert caller.post("/v1/intake/s3", {"Event": "s3:TestEvent"}).json == {"checks": [], "ignored": 0}
     assert caller.post("/v1/intake/s3", {"a": 1}).reason == "invalid_request"
+
+
+def test_an_object_that_was_submitted_in_other_words_holds_no_other_up(
+    caller: Caller, module_broker: redis.Redis
+) -> None:
+    """As an earlier version may have done: that one is known, the others are enqueued."""
+    records = [record(f"other-{number}.jpg", bucket="test-uploads") for number in range(3)]
+    ids = caller.post("/v1/intake/s3", {"Records": records[1:2]}).json["checks"]
+    module_broker.set(keys.submitted(ids[0]), f"{'0' * 64}:1")
+    module_broker.delete("image-checks")
+    reply = caller.post("/v1/intake/s3", {"Records": records})
+    assert reply.status == 202
+    assert [found.key for found in enqueued(module_broker)] == ["other-0.jpg", "other-2.jpg"]
+    assert reply.json["checks"][1] == ids[0]
 
 
 def test_what_seaweedfs_stores_is_checked_once_for_each_content(
