@@ -69,6 +69,8 @@ def path(
                 number = checks if picture == "512" else max(1, checks // 10)
                 rows = costs(services, picture, processes=count, checks=number, rounds=rounds)
                 found += rows
+                # After each comparison, because the next one may be interrupted.
+                _save(json_file, [asdict(row) for row in found])
                 plain = next(row for row in rows if row.kind == "plain")
                 for row in rows:
                     table.add_row(
@@ -82,7 +84,6 @@ def path(
                         f"{row.peak_bytes / (1 << 20):.0f}",
                     )
     Console().print(table)
-    _save(json_file, [asdict(row) for row in found])
 
 
 @main.command()

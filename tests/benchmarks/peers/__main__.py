@@ -96,7 +96,7 @@ def main(*, names: tuple[str, ...], count: int, bundle: str, json_file: Path | N
 
 
 def _measured(peer: Peer, count: int) -> Result:
-    peer.send([0.0] * CLIENTS, ROUND_SECONDS)  # the first requests load what the later ones use
+    peer.send([0.0] * min(CLIENTS, count), ROUND_SECONDS)  # the first requests load what the later ones use
     spent, began = _cpu_seconds(peer), time.perf_counter()
     answered = _answered(peer.send([0.0] * count, ROUND_SECONDS))
     seconds, cpu = time.perf_counter() - began, _cpu_seconds(peer) - spent
