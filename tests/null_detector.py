@@ -22,6 +22,7 @@ class NullDetector(Detector):
 
     device = "none"
     dtype = "none"
+    acceleration = "none"
 
     def __init__(
         self,
