@@ -614,6 +614,7 @@ def test_a_relay_has_its_own_secrets_and_only_its_first_container_the_owners(
         "relay": {"DNF_DATABASE_URL": "dnf-database", "DNF_REDIS_URL": "dnf-redis-relay"},
     }
     assert environment(relay)["DNF_REDIS_CA_FILE"] == "/redis-tls/ca.crt"
+    assert environment(relay)["DNF_WEB_PUBLIC_URL"] == "https://review.example.org"
     assert not [name for name in environment(relay) if "S3" in name]
     worker = one(manifests, "Deployment", "worker")["spec"]["template"]["spec"]["containers"][0]
     assert environment(worker)["DNF_REDIS_URL"]["secretKeyRef"]["name"] == "dnf-redis"

@@ -37,6 +37,8 @@ _JITTER = 0.2
 # Attempts at one time, of the process and to one endpoint: one that hangs leaves the others their turn.
 _THREADS, _FOR_EACH_ENDPOINT = 16, 4
 _IDLE_SECONDS, _HOUSEKEEPING_SECONDS = 0.5, 60.0
+# Parts in which old events are deleted in one turn, so that no transaction is long.
+_FORGETTING_ROUNDS = 50
 # Statuses with which a receiver asks for time.
 _BUSY = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
@@ -178,7 +180,10 @@ class Sender:
             WEBHOOK_WAITING_SECONDS.set(deliveries.waiting_seconds(tx))
             for reason, count in endpoints.disabled(tx).items():
                 WEBHOOK_ENDPOINTS_DISABLED.labels(reason).set(count)
-            deliveries.forget(tx, older_than_seconds=self._settings.retention_seconds)
+        for _ in range(_FORGETTING_ROUNDS):
+            with self._database.transaction() as tx:
+                if not deliveries.forget(tx, older_than_seconds=self._settings.retention_seconds):
+                    break
 
 
 def _failure(status: int) -> str | None:

@@ -75,14 +75,15 @@ def test_without_a_token_or_a_person_nothing_is_open(
 
 
 def test_people_manage_webhooks_and_tokens_by_the_role_admin_alone(port: int) -> None:
-    """A moderator, a senior and an auditor are refused on the admin's endpoints, and may read checks."""
+    """A moderator, a senior and an auditor are refused; only the auditor reads checks: audits are blind."""
     for group in ("moderator", "senior", "auditor"):
         person = as_person(port, group)
         for method, path in (("GET", "/v1/tokens"), ("POST", "/v1/tokens"), ("GET", "/v1/webhooks")):
             body = None if method == "GET" else {"name": "a", "scopes": ["intake"]}
             assert (reply := person.call(method, path, body)).status == 403
             assert reply.reason == "not_allowed"
-        assert person.get("/v1/checks/unknown").status == 404
+        assert person.get("/v1/checks/unknown").status == (404 if group == "auditor" else 403)
+        assert person.get("/v1/checks/unknown/thumbnail").status == (404 if group == "auditor" else 403)
     assert as_person(port, "admin").get("/v1/tokens").status == 200
 
 

@@ -32,7 +32,8 @@ MAX_WAIT_SECONDS = 60
 
 CheckId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 MayWrite = Annotated[Caller, Depends(allow("checks:write", "admin"))]
-MayRead = Annotated[Caller, Depends(allow("checks:read", "moderator", "senior", "auditor", "admin"))]
+# Not moderators: an audit is blind until they have decided.
+MayRead = Annotated[Caller, Depends(allow("checks:read", "auditor", "admin"))]
 
 
 class Accepted(BaseModel):
