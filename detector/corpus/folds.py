@@ -19,16 +19,28 @@ class Fold:
     #: For each held-out picture the name of what was left out with it: a generator, or a source.
     units: list[str]
 
+    def with_twins(self, twins: Sequence[Sample]) -> "Fold":
+        """Add the twins of training photographs to the training."""
+        groups = {sample.group for sample in self.training if not sample.generated}
+        own = [twin for twin in twins if twin.group in groups]
+        return Fold([*self.training, *own], self.held_out, self.units)
+
 
 def folds(samples: Sequence[Sample], count: int, leave_out: LeaveOut = "generators") -> list[Fold]:
-    """Divide samples into `count` folds; each picture is held out in exactly one of them.
+    """Divide samples into `count` folds; each picture but a twin is held out in exactly one of them.
 
     With "generators", all pictures that may be of one generator are held out together, whatever their
     source, and all photographs of one source. With "sources", a generator may stay in training through
     another source. A group is never divided. The training pictures of a fold share no source, no group and,
     with "generators", no generator with its held-out pictures. Raises `CorpusRejectedError` when a fold lacks
     a class.
+
+    A twin, a generated picture with a photograph of the corpus as its pair, only helps to train, beside its
+    photograph: what made it is no generator that one meets, and its photograph is in the figures already.
     """
+    photographs = {sample.pair for sample in samples if sample.pair and not sample.generated}
+    twins = [sample for sample in samples if sample.generated and sample.pair in photographs]
+    samples = [sample for sample in samples if not (sample.generated and sample.pair in photographs)]
     units = linked([_names(sample, leave_out) for sample in samples])
     fold_of = _balanced(samples, units, count)
     made: list[Fold] = []
@@ -37,7 +49,7 @@ def folds(samples: Sequence[Sample], count: int, leave_out: LeaveOut = "generato
         for purpose, part in (("train on", fold.training), ("score", fold.held_out)):
             if {sample.generated for sample in part} != {True, False}:
                 raise CorpusRejectedError(f"fold {number + 1} of {count} lacks a class to {purpose}")
-        made.append(fold)
+        made.append(fold.with_twins(twins))
     return made
 
 

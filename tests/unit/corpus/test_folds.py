@@ -1,5 +1,6 @@
 """Folds that leave out whole generators and sources."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,19 +47,34 @@ def test_every_picture_is_held_out_once_with_all_of_its_generator_and_source() -
 
 
 def test_two_pictures_of_one_group_stay_together() -> None:
-    """A prompt that two generators share links the generators, and a pair links a generator with a camera."""
+    """A prompt that two generators share links them; anything may link a generator with a camera."""
     pictures = [
         *several(),
         generated("a", "gan0", "site0-0", group="prompt"),
         generated("b", "gan1", "site1-0", group="prompt"),
-        generated("c", "gan2", "site2-0", group="pair"),
-        photograph("d", "camera4", group="pair"),
+        generated("c", "gan2", "site2-0", group="roll"),
+        photograph("d", "camera4", group="roll"),
     ]
     for fold in folds(pictures, 3):
         held_out = {sample.path.name for sample in fold.held_out}
         assert held_out.issuperset({"a", "b"}) or held_out.isdisjoint({"a", "b"})
         assert held_out.issuperset({"c", "d"}) or held_out.isdisjoint({"c", "d"})
         assert not {sample.group for sample in fold.held_out} & {sample.group for sample in fold.training}
+
+
+def test_a_twin_is_trained_on_with_its_photograph_and_not_held_out() -> None:
+    """It is no picture of a generator, and the photograph that it repeats is in the figures already."""
+    pictures = several()
+    photographs = [replace(p, pair=p.group) for p in pictures if not p.generated]
+    made = [
+        replace(p, path=p.path.with_suffix(".twin"), generated=True, family="vae", generator="vae")
+        for p in photographs
+    ]
+    corpus = [*(p for p in pictures if p.generated), *photographs, *made]
+    for fold in folds(corpus, 3):
+        assert not any(sample.family == "vae" for sample in fold.held_out)
+        twins = {sample.pair for sample in fold.training if sample.family == "vae"}
+        assert twins == {sample.pair for sample in fold.training if not sample.generated}
 
 
 def test_a_mixed_family_links_every_generator_that_it_may_be_of() -> None:
