@@ -13,7 +13,6 @@ from worker.broker.connection import connect
 from worker.contract.envelope import encode
 from worker.contract.messages import DeadLetter, DeadLetterForm, InvalidMessageError, read_dead_letter
 from worker.telemetry.logs import get_logger
-from worker.telemetry.metrics import DEAD_LETTERS
 
 if TYPE_CHECKING:
     import redis
@@ -139,6 +138,8 @@ class DeadLetters:
         if entry_id is None:
             log.info("check_already_answered", reason=dead_letter.reason)
             return None
+        from worker.telemetry.metrics import DEAD_LETTERS
+
         DEAD_LETTERS.labels(dead_letter.reason).inc()
         log.error(
             "check_dead_lettered",

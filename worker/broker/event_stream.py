@@ -8,7 +8,6 @@ import redis
 
 from worker.contract.messages import DecisionEvent, RejectionEvent, UnknownEventTypeError, VerdictEvent
 from worker.telemetry.logs import get_logger
-from worker.telemetry.metrics import ENTRIES_SKIPPED
 
 log = get_logger(__name__)
 
@@ -208,6 +207,8 @@ def parsed(
         raw = fields[b"event"].decode()
         return StreamEvent(entry_id, read(raw), raw)
     except (KeyError, ValueError) as error:
+        from worker.telemetry.metrics import ENTRIES_SKIPPED
+
         reason = "unknown_type" if isinstance(error, UnknownEventTypeError) else "unreadable"
         ENTRIES_SKIPPED.labels(reason).inc()
         log.warning("stream_entry_skipped", entry_id=entry_id, reason=reason, error=str(error)[:200])
