@@ -54,7 +54,16 @@ if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 0 end
 redis.call('LPUSH', KEYS[4], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[1])
 redis.call('DEL', KEYS[2], KEYS[3])
+if redis.call('GET', KEYS[5]) == ARGV[1] then redis.call('DEL', KEYS[5]) end
 return 1
+"""
+
+# KEYS: stream, mark of the message, and of the check, which may name a newer one; ARGV: the entry.
+_DROP = """
+local dropped = redis.call('XDEL', KEYS[1], ARGV[1])
+redis.call('DEL', KEYS[2])
+if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
+return dropped
 """
 
 RedriveReason = Literal["gone", "truncated", "queue_unknown", "malformed"]
@@ -123,8 +132,7 @@ class DeadLetters:
         """
         note, index, tag = unacknowledged or ("unacked", "unacked_index", "")
         record = keys.published(self._verdict_stream, dead_letter.check_id or "")
-        of_check = keys.dead_letter_of_check(self._stream, dead_letter.check_id or "")
-        names = [self._stream, self._mark(dead_letter), record, note, index, of_check]
+        names = [self._stream, self._mark(dead_letter), record, note, index, self._mark_of_check(dead_letter)]
         entry_id = self._redis.eval(
             _WRITE,
             len(names),
@@ -189,11 +197,10 @@ class DeadLetters:
 
     def drop(self, stored: StoredDeadLetter) -> bool:
         """Delete a dead letter; return whether it was still there."""
-        with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.xdel(self._stream, stored.entry_id)
-            if stored.dead_letter:
-                pipeline.delete(self._mark(stored.dead_letter))
-            return bool(pipeline.execute()[0])
+        if stored.dead_letter is None:
+            return bool(self._redis.xdel(self._stream, stored.entry_id))
+        names = [self._stream, self._mark(stored.dead_letter), self._mark_of_check(stored.dead_letter)]
+        return bool(self._redis.eval(_DROP, len(names), *names, stored.entry_id))
 
     def redrive(self, stored: StoredDeadLetter) -> None:
         """Put a message back on its queue, its attempts forgotten, and delete its dead letter.
@@ -212,12 +219,16 @@ class DeadLetters:
         # A message without a check id has no count of attempts: that key does not exist.
         counted = keys.attempts(dead_letter.check_id or "")
         names = [self._stream, self._mark(dead_letter), counted, dead_letter.queue]
+        names.append(self._mark_of_check(dead_letter))
         if not self._redis.eval(_REDRIVE, len(names), *names, stored.entry_id, entry):
             raise RedriveRefusedError("gone", f"There is no dead letter {stored.entry_id} any more.")
 
     def _now_ms(self) -> int:
         seconds, microseconds = self._redis.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
+
+    def _mark_of_check(self, dead_letter: DeadLetter) -> str:
+        return keys.dead_letter_of_check(self._stream, dead_letter.check_id or "")
 
     def _mark(self, dead_letter: DeadLetter) -> str:
         digest = hashlib.sha256(f"{dead_letter.form}\n{dead_letter.message}".encode()).hexdigest()
