@@ -115,8 +115,8 @@ class LazyCommand:
 class Group(click.Group):
     """A group whose commands are imported when they are called, listed in the order in which they are given.
 
-    An error message is shown on one line, without control characters. Ctrl-C ends a command that does not
-    handle it with one line and status 130.
+    An error message is shown on one line, without control characters; so is a file that cannot be read or
+    written. Ctrl-C ends a command that does not handle it with one line and status 130.
     """
 
     def __init__(
@@ -158,3 +158,9 @@ class Group(click.Group):
         except KeyboardInterrupt:
             echo("Interrupted.", err=True)
             ctx.exit(INTERRUPTED)
+        except OSError as error:
+            # Only those of files name one; click itself ends quietly when the reader of a pipe has gone.
+            if error.filename is None:
+                raise
+            message = f"{error.filename}: {error.strerror or type(error).__name__}"
+            raise click.ClickException(escaped(message)) from error

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from detector.bundle.files import Bundle, record_figures, resolve
 from detector.cli.errors import WrongUsageError, plain_errors
+from detector.cli.loading import device_option, dtype_option, load
 from detector.cli.sections import SectionedCommand, section
 from detector.corpus.corpus import CorpusRejectedError, Sample, read_corpus, split_names
 from detector.corpus.origins import Origins
@@ -105,14 +106,8 @@ Examples:
 )
 @section(
     "Machine",
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-    click.option(
-        "--dtype",
-        type=click.Choice(["auto", "float32", "bfloat16"]),
-        default="auto",
-        show_default=True,
-        help="auto is bfloat16 on CUDA.",
-    ),
+    device_option,
+    dtype_option,
 )
 @click.pass_context
 def evaluate(
@@ -151,7 +146,7 @@ def evaluate(
     plan = Plan(robustness or ("quick" if out else "none"), stability, condition_limit)
     references = _baseline_references(given)
     samples = _samples(corpus, splits, limit)
-    detector = _load(bundle, device, dtype)
+    detector = load(bundle, device, dtype)
     origins = _origins(detector.bundle, corpus, trained_on)
     baselines = _baselines(trained, references, detector, samples=samples, corpus=corpus, out=out)
     typed: list[str] = context.meta["arguments"]
@@ -246,11 +241,6 @@ def _splits_except_train(corpus: Path) -> list[str]:
     return [name for name in names if name != "train"]
 
 
-def _load(bundle: Bundle | str, device: str, dtype: str) -> Detector:
-    with plain_errors():
-        return Detector.load(bundle, device=device, dtype=cast("Dtype", dtype))
-
-
 def _baselines(
     trained: tuple["Baseline", ...],
     references: dict[str, str],
@@ -269,7 +259,9 @@ def _baselines(
         if not out:
             raise WrongUsageError(f"--baseline {name} is trained in --out; give it, or --baseline-bundle")
         bundles[name] = _trained_baseline(name, detector, corpus, out, measured=measured)
-    return {name: _load(bundle, detector.device, detector.dtype) for name, bundle in bundles.items()}
+    return {
+        name: load(bundle, detector.device, cast("Dtype", detector.dtype)) for name, bundle in bundles.items()
+    }
 
 
 def _given_baseline(name: str, reference: str) -> Bundle:

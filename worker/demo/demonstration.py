@@ -22,7 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from detector.terminal import Console, shown
+from detector.terminal import INTERRUPTED, Console, shown
 from worker.broker.verdict_stream import Event, VerdictStream
 from worker.client import Client
 from worker.contract.messages import Rejection, Verdict
@@ -43,7 +43,6 @@ from worker.settings import Settings
 
 #: For so long the worker may log nothing: a slow machine has all the time that it makes progress in.
 QUIET_SECONDS = 180.0
-INTERRUPTED = 130
 
 # A page on a port of its own for this machine alone, and enough audits that there is one among a few samples.
 _PEOPLE = {

@@ -67,6 +67,14 @@ def test_the_feature_is_written_as_an_array_and_as_a_picture(
     assert Image.open(tmp_path / "f.png").size == (64, 64)
 
 
+def test_a_file_that_cannot_be_written_is_one_line(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Whatever the command, and with its control characters escaped; exit status 1."""
+    out = tmp_path / "miss\x1bing" / "f.npy"
+    result = run("dnf", "--bundle", tiny_bundle, folder / "a.png", "--out", out)
+    assert result.exit_code == 1
+    assert result.output == f"Error: {tmp_path}/miss\\x1bing/f.npy: No such file or directory\n"
+
+
 def test_inspect_shows_the_manifest_and_the_verified_digests(tiny_bundle: Path) -> None:
     """As text, with whole digests in a pipe, and as JSON."""
     shown = json.loads(run("inspect", "--json", tiny_bundle).stdout)
