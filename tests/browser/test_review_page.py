@@ -9,7 +9,7 @@ from PIL import Image
 from playwright.sync_api import Page, Response, expect
 
 from tests.browser.conftest import OpenPage
-from tests.site import RunningSite, person
+from tests.site import RunningSite, StartSite, person
 
 _AXE = Axe()
 
@@ -212,6 +212,7 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_a_phone(site: RunningSite, 
         f"/reviews/{decided}",
         "/figures",
         "/audit",
+        "/webhooks",
         "/preferences",
         "/no-such-page",
     ):
@@ -232,3 +233,24 @@ def test_reading_works_without_javascript(site: RunningSite, open_page: OpenPage
     for path, words in (("/figures", "Age of the queue"), ("/audit", "Who did what")):
         page.goto(path)
         expect(page.locator("main")).to_contain_text(words)
+
+
+def test_an_admin_adds_an_endpoint_and_sees_its_secret_once(
+    start_site: StartSite, open_page: OpenPage
+) -> None:
+    """A private address is refused in words; a moderator has no such page."""
+    site = start_site(webhook_networks=("127.0.0.1/32",))
+    page = open_page(site, "ada", "admin", path="/webhooks")
+    page.get_by_label("Address").fill("http://10.0.0.1/hook")
+    page.get_by_label("image.decision.v1").check()
+    page.get_by_role("button", name="Add").click()
+    expect(page.locator(".notice.error")).not_to_be_empty()
+    page.get_by_label("Address").fill("https://127.0.0.1:9/hook")
+    page.get_by_role("button", name="Add").click()
+    expect(page.locator("#secret")).to_contain_text("whsec_")
+    expect(page.locator("tbody")).to_contain_text("https://127.0.0.1:9/hook")
+    page.get_by_role("button", name="Disable").click()
+    expect(page.locator("tbody")).to_contain_text("disabled")
+    page.reload()
+    expect(page.locator("#secret")).to_be_hidden()
+    assert site.request("GET", "/webhooks", person("bob")).status == 403

@@ -28,7 +28,7 @@ from worker.web.identity import Identities, IdentityError, OneTimeLinks
 from worker.web.intake import Intake, SqsIntake
 from worker.web.live import Live
 from worker.web.metrics import Measured
-from worker.web.pages import audit, figures, items, media, review
+from worker.web.pages import audit, figures, items, media, review, webhooks
 from worker.web.pages import settings as settings_page
 from worker.web.pages.frame import CountsOnly
 from worker.web.pages.rendering import html, text
@@ -112,7 +112,7 @@ def create_app(settings: Settings, database: Database, *, links: OneTimeLinks | 
     )
     app.openapi = description  # type: ignore[method-assign] # as FastAPI documents it
     app.state.site = site
-    for page in (review, items, figures, audit, settings_page, media):
+    for page in (review, items, figures, audit, webhooks, settings_page, media):
         app.include_router(page.router)
     app.include_router(api.router)
     _tell_errors(app)

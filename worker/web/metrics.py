@@ -81,7 +81,7 @@ def _endpoint(path: str) -> str:
     first = path.split("/")[1]
     return (
         "page"
-        if first in {"", "reviews", "items", "figures", "audit", "preferences", "decisions"}
+        if first in {"", "reviews", "items", "figures", "audit", "webhooks", "preferences", "decisions"}
         else "other"
     )
 

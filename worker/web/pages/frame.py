@@ -48,6 +48,8 @@ class Page:
         links = [Link("/", "Review"), Link("/items", "Items"), Link("/figures", "Figures")]
         if self.person.may("auditor", "admin"):
             links.append(Link("/audit", "Audit"))
+        if self.person.may("admin"):
+            links.append(Link("/webhooks", "Webhooks"))
         return links
 
     @property

@@ -326,6 +326,12 @@ const actions = {
   help: () => byId("help").showModal(),
   close_help: () => byId("help").close(),
   save_preferences: () => alone(savePreferences),
+  endpoint_add: () => alone(addEndpoint),
+  endpoint_state: (button) => alone(() => changeEndpoint("PATCH", button, "", { active: button.dataset.active === "true" })),
+  endpoint_rotate: (button) => alone(() => changeEndpoint("POST", button, "/rotate")),
+  endpoint_delete: (button) => alone(async () => {
+    if (confirm(`Remove ${button.dataset.url} with its deliveries?`)) await changeEndpoint("DELETE", button, "");
+  }),
 };
 
 document.addEventListener("click", (event) => {
@@ -359,6 +365,33 @@ async function savePreferences() {
     keys,
   });
   location.reload();
+}
+
+// ---- Endpoints of webhooks
+
+async function changeEndpoint(method, button, path, body = {}) {
+  const { secret } = await send(method, `/v1/webhooks/${button.dataset.endpoint}${path}`, body);
+  await refresh();
+  tellSecret(secret);
+}
+
+async function addEndpoint() {
+  const form = new FormData(byId("endpoint"));
+  const { secret } = await send("POST", "/v1/webhooks", {
+    url: form.get("url"),
+    description: form.get("description"),
+    event_types: form.getAll("event_types"),
+  });
+  forget();
+  await refresh();
+  tellSecret(secret);
+}
+
+function tellSecret(secret) {
+  if (!secret) return;
+  const banner = byId("secret");
+  banner.querySelector("p").textContent = secret;
+  banner.hidden = false;
 }
 
 // ---- Live updates
