@@ -34,9 +34,9 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist loadfile
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
-# The tests of the review page in a browser with two hundred reviews, and the README's picture of the page.
+# The tests of the review page in a browser, with twenty moderators and two hundred reviews, and the README's picture of the page.
 browser: setup
-	DNF_TEST_REVIEWS=200 DNF_TEST_SCREENSHOT=docs/images/review-page.webp $(BIN)/pytest tests/browser
+	DNF_TEST_MODERATORS=20 DNF_TEST_SCREENSHOT=docs/images/review-page.webp $(BIN)/pytest tests/browser
 
 # `make chaos SEEDS=1,2,3` injects the random faults of each seed, for five minutes each.
 SEEDS ?= 1
