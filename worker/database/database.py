@@ -118,6 +118,14 @@ class Database:
         self.close()
 
 
+def only(cursor: psycopg.Cursor[DictRow]) -> DictRow:
+    """Return the row of a statement that always has one. Raises LookupError."""
+    row = cursor.fetchone()
+    if row is None:
+        raise LookupError("a statement that always has a row had none")
+    return row
+
+
 def _configure(connection: Transaction) -> None:
     for name, seconds in (
         ("statement_timeout", _STATEMENT_SECONDS),

@@ -5,7 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 from worker.contract.messages import VerdictEvent, read_event
-from worker.database.database import Transaction
+from worker.database.database import Transaction, only
 from worker.reviews import audit
 from worker.reviews.errors import ReviewError
 from worker.reviews.intake import open_review, storable
@@ -62,12 +62,13 @@ def appeal(
         " WHERE id = %s",
         [review_id],
     )
-    row = tx.execute(
-        "INSERT INTO appeals (check_id, review_id, idempotency_key, reason, appellant)"
-        " VALUES (%s, %s, %s, %s, %s) RETURNING id, opened_at",
-        [check_id, review_id, idempotency_key, storable(reason[:MAX_REASON_CHARACTERS]), storable(by)],
-    ).fetchone()
-    assert row is not None  # noqa: S101 - an insert returns its row
+    row = only(
+        tx.execute(
+            "INSERT INTO appeals (check_id, review_id, idempotency_key, reason, appellant)"
+            " VALUES (%s, %s, %s, %s, %s) RETURNING id, opened_at",
+            [check_id, review_id, idempotency_key, storable(reason[:MAX_REASON_CHARACTERS]), storable(by)],
+        )
+    )
     audit.record(
         tx,
         by or "unknown",

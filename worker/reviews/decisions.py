@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from worker.contract.messages import Decision, DecisionBasis, DecisionEvent, DecisionOutcome
-from worker.database.database import Transaction
+from worker.database.database import Transaction, only
 from worker.reviews import audit
 from worker.reviews.errors import ReviewError
 from worker.reviews.intake import event_of, storable
@@ -53,31 +53,32 @@ def decide(
     second = review["purpose"] == "second_opinion"
     revision = review["revision"] + (not second)
     appeal_id = _close_appeal(tx, review) if review["purpose"] == "appeal" else None
-    row = tx.execute(
-        "INSERT INTO decisions (review_id, revision, moderator_id, outcome, basis, note, purpose,"
-        " needs_senior, second_opinion, blind, seconds, lease, publish_at, supersedes, appeal_id)"
-        " VALUES (%(review)s, %(revision)s, %(moderator)s, %(outcome)s, %(basis)s, %(note)s, %(purpose)s,"
-        " %(needs_senior)s, %(second)s, %(blind)s, %(seconds)s, %(lease)s,"
-        " now() + %(undo)s * interval '1 second', %(supersedes)s, %(appeal)s) RETURNING *",
-        {
-            "review": review_id,
-            "revision": revision,
-            "moderator": moderator.id,
-            "outcome": outcome,
-            "basis": basis,
-            "note": storable(note[:MAX_NOTE_CHARACTERS]),
-            "purpose": review["purpose"],
-            "needs_senior": review["needs_senior"],
-            "second": second,
-            "blind": is_blind(review),
-            "seconds": review["seconds"],
-            "lease": lease,
-            "undo": settings.undo_seconds,
-            "supersedes": None if second else review["decision_id"],
-            "appeal": appeal_id,
-        },
-    ).fetchone()
-    assert row is not None  # noqa: S101 - an insert returns its row
+    row = only(
+        tx.execute(
+            "INSERT INTO decisions (review_id, revision, moderator_id, outcome, basis, note, purpose,"
+            " needs_senior, second_opinion, blind, seconds, lease, publish_at, supersedes, appeal_id)"
+            " VALUES (%(review)s, %(revision)s, %(moderator)s, %(outcome)s, %(basis)s, %(note)s, %(purpose)s,"
+            " %(needs_senior)s, %(second)s, %(blind)s, %(seconds)s, %(lease)s,"
+            " now() + %(undo)s * interval '1 second', %(supersedes)s, %(appeal)s) RETURNING *",
+            {
+                "review": review_id,
+                "revision": revision,
+                "moderator": moderator.id,
+                "outcome": outcome,
+                "basis": basis,
+                "note": storable(note[:MAX_NOTE_CHARACTERS]),
+                "purpose": review["purpose"],
+                "needs_senior": review["needs_senior"],
+                "second": second,
+                "blind": is_blind(review),
+                "seconds": review["seconds"],
+                "lease": lease,
+                "undo": settings.undo_seconds,
+                "supersedes": None if second else review["decision_id"],
+                "appeal": appeal_id,
+            },
+        )
+    )
     if second:
         _settle_second_opinion(tx, review, row)
     else:
@@ -114,12 +115,13 @@ def undo(tx: Transaction, settings: ReviewSettings, decision_id: UUID, moderator
         raise ReviewError("not_found")
     # In the order in which `decide` locks them: moderator, review.
     tx.execute("SELECT 1 FROM moderators WHERE id = %s FOR NO KEY UPDATE", [moderator.id])
-    review = tx.execute("SELECT * FROM reviews WHERE id = %s FOR UPDATE", [known["review_id"]]).fetchone()
-    decision = tx.execute(
-        "SELECT *, publish_at > clock_timestamp() AS early FROM decisions WHERE id = %s FOR UPDATE",
-        [decision_id],
-    ).fetchone()
-    assert review is not None and decision is not None  # noqa: S101, PT018 - neither is ever deleted
+    review = only(tx.execute("SELECT * FROM reviews WHERE id = %s FOR UPDATE", [known["review_id"]]))
+    decision = only(
+        tx.execute(
+            "SELECT *, publish_at > clock_timestamp() AS early FROM decisions WHERE id = %s FOR UPDATE",
+            [decision_id],
+        )
+    )
     if decision["moderator_id"] != moderator.id:
         raise ReviewError("not_yours")
     if not decision["early"] or decision["undone_at"] or _went_on(review, decision):
@@ -156,7 +158,8 @@ def undo(tx: Transaction, settings: ReviewSettings, decision_id: UUID, moderator
     # A senior's reservation does not keep whoever decided under it from deciding again.
     holder = Moderator(moderator.id, moderator.name, senior=True)
     claimed = claim(tx, settings, holder, review_id=review["id"])
-    assert isinstance(claimed, Claimed)  # noqa: S101 - a named review is claimed or refused
+    if not isinstance(claimed, Claimed):
+        raise ReviewError("claimed")
     return claimed
 
 

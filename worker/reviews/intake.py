@@ -8,7 +8,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from worker.contract.messages import RejectionEvent, ReviewOrigin, Verdict, VerdictEvent, read_event
-from worker.database.database import Transaction
+from worker.database.database import Transaction, only
 from worker.reviews.sampling import choose
 from worker.settings import ReviewSettings
 
@@ -35,8 +35,7 @@ def take_turn(tx: Transaction) -> None:
 
 def sampling_key(tx: Transaction) -> bytes:
     """Return the key of this installation's draws."""
-    row = tx.execute("SELECT sampling_key FROM installation").fetchone()
-    assert row is not None  # noqa: S101 - the first migration writes the row
+    row = only(tx.execute("SELECT sampling_key FROM installation"))
     return bytes(row["sampling_key"])
 
 
@@ -145,16 +144,18 @@ def _has_review(tx: Transaction, check_id: str) -> bool:
 
 def _within_limit(tx: Transaction, origin: str, limit: int) -> bool:
     """Count a verdict of today and return whether its review may be opened."""
-    row = tx.execute(
-        "INSERT INTO review_days AS today (day, origin, opened, capped)"
-        " VALUES ((now() AT TIME ZONE 'UTC')::date, %(origin)s, least(1, %(limit)s), 1 - least(1, %(limit)s))"
-        " ON CONFLICT (day, origin) DO UPDATE SET"
-        " opened = today.opened + (today.opened < %(limit)s)::int,"
-        " capped = today.capped + (today.opened >= %(limit)s)::int"
-        " RETURNING opened, capped",
-        {"origin": origin, "limit": limit},
-    ).fetchone()
-    assert row is not None  # noqa: S101 - an upsert returns its row
+    row = only(
+        tx.execute(
+            "INSERT INTO review_days AS today (day, origin, opened, capped)"
+            " VALUES ((now() AT TIME ZONE 'UTC')::date, %(origin)s, least(1, %(limit)s),"
+            " 1 - least(1, %(limit)s))"
+            " ON CONFLICT (day, origin) DO UPDATE SET"
+            " opened = today.opened + (today.opened < %(limit)s)::int,"
+            " capped = today.capped + (today.opened >= %(limit)s)::int"
+            " RETURNING opened, capped",
+            {"origin": origin, "limit": limit},
+        )
+    )
     return not row["capped"]
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from worker.database.database import Transaction
+from worker.database.database import Transaction, only
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,13 @@ class Moderator:
 
 def enrol(tx: Transaction, subject: str, name: str, *, senior: bool = False) -> Moderator:
     """Return the person whom the identity provider calls `subject`, with a new pseudonym at first sight."""
-    row = tx.execute(
-        "INSERT INTO moderators (subject, name) VALUES (%s, %s)"
-        " ON CONFLICT (subject) DO UPDATE SET name = excluded.name RETURNING id",
-        [subject, name],
-    ).fetchone()
-    assert row is not None  # noqa: S101 - an upsert returns its row
+    row = only(
+        tx.execute(
+            "INSERT INTO moderators (subject, name) VALUES (%s, %s)"
+            " ON CONFLICT (subject) DO UPDATE SET name = excluded.name RETURNING id",
+            [subject, name],
+        )
+    )
     return Moderator(row["id"], name, senior)
 
 

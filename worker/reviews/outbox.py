@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from worker.database.database import Transaction
+from worker.database.database import Transaction, only
 
 #: A published event is looked for on the stream again after this, and added if the broker lost it.
 CONFIRM_SECONDS = 5
@@ -52,12 +52,13 @@ def mark(tx: Transaction, events: list[Outgoing]) -> None:
 
 def backlog(tx: Transaction) -> Backlog:
     """Return what should have been published."""
-    row = tx.execute(
-        "SELECT count(*) AS waiting,"
-        " coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8 AS oldest_seconds"
-        " FROM outbox WHERE published_at IS NULL AND confirmed_at IS NULL AND due_at <= now()"
-    ).fetchone()
-    assert row is not None  # noqa: S101 - an aggregate has one row
+    row = only(
+        tx.execute(
+            "SELECT count(*) AS waiting,"
+            " coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8 AS oldest_seconds"
+            " FROM outbox WHERE published_at IS NULL AND confirmed_at IS NULL AND due_at <= now()"
+        )
+    )
     return Backlog(**row)
 
 

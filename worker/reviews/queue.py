@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from psycopg import sql
 
 from worker.contract.messages import ReviewOrigin, VerdictEvent
-from worker.database.database import Transaction
+from worker.database.database import Transaction, only
 from worker.reviews import audit
 from worker.reviews.errors import ReviewError
 from worker.reviews.intake import event_of
@@ -228,13 +228,15 @@ def _extended(tx: Transaction, settings: ReviewSettings, review_id: UUID) -> Cla
 
 
 def _claimed(tx: Transaction, review_id: UUID) -> Claimed:
-    row = tx.execute(
-        "SELECT reviews.*, extract(epoch FROM claimed_until - now())::float8 AS remaining,"
-        " (SELECT reason FROM appeals WHERE review_id = reviews.id ORDER BY opened_at DESC LIMIT 1) AS appeal"
-        " FROM reviews WHERE id = %s",
-        [review_id],
-    ).fetchone()
-    assert row is not None  # noqa: S101 - the row is locked
+    row = only(
+        tx.execute(
+            "SELECT reviews.*, extract(epoch FROM claimed_until - now())::float8 AS remaining,"
+            " (SELECT reason FROM appeals WHERE review_id = reviews.id"
+            "  ORDER BY opened_at DESC LIMIT 1) AS appeal"
+            " FROM reviews WHERE id = %s",
+            [review_id],
+        )
+    )
     return Claimed(
         review_id=review_id,
         lease=row["lease"],

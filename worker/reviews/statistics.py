@@ -7,7 +7,7 @@ from datetime import datetime
 import numpy as np
 
 from detector.metrics import Interval, share
-from worker.database.database import Transaction
+from worker.database.database import Transaction, only
 
 _DRAWS = 20_000
 
@@ -61,14 +61,15 @@ class FalsePositives:
 
 def queue(tx: Transaction) -> Queue:
     """Return what waits now."""
-    row = tx.execute(
-        "SELECT count(*) AS waiting, count(*) FILTER (WHERE claimed_until > now()) AS claimed,"
-        " count(*) FILTER (WHERE due_at <= now()) AS overdue,"
-        " count(*) FILTER (WHERE purpose = 'appeal') AS appeals,"
-        " coalesce(extract(epoch FROM now() - min(opened_at)), 0)::float8 AS oldest_seconds"
-        " FROM reviews WHERE state = 'waiting' AND available_at <= now()"
-    ).fetchone()
-    assert row is not None  # noqa: S101 - an aggregate has one row
+    row = only(
+        tx.execute(
+            "SELECT count(*) AS waiting, count(*) FILTER (WHERE claimed_until > now()) AS claimed,"
+            " count(*) FILTER (WHERE due_at <= now()) AS overdue,"
+            " count(*) FILTER (WHERE purpose = 'appeal') AS appeals,"
+            " coalesce(extract(epoch FROM now() - min(opened_at)), 0)::float8 AS oldest_seconds"
+            " FROM reviews WHERE state = 'waiting' AND available_at <= now()"
+        )
+    )
     capped = tx.execute("SELECT origin, capped FROM review_days WHERE day = (now() AT TIME ZONE 'UTC')::date")
     return Queue(**row, capped_today={each["origin"]: each["capped"] for each in capped})
 
