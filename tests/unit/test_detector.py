@@ -88,3 +88,9 @@ def test_the_one_view_of_a_squashed_picture_is_all_of_it(tmp_path: Path) -> None
         assert view.place == Rectangle(0, 0, width, height)
         assert (view.logit, view.probability) == (finding.logit, finding.probability)
         assert finding.dnf.shape == (3, 64, 64)
+
+
+def test_a_cpu_is_warmed_up_with_one_picture_however_large_its_batches_are(four_views: Detector) -> None:
+    """A batch of a million pictures would not fit into memory; the rate is that of whole pictures."""
+    pictures_per_second = four_views.warm_up(1_000_000)
+    assert 0 < pictures_per_second < 1_000_000
