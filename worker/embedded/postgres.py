@@ -64,6 +64,10 @@ class PostgreSQL:
         """Return the URL of a database for the service."""
         return self._url(APPLICATION, database)
 
+    def administrator_url(self, database: str = ADMINISTRATOR) -> str:
+        """Return the URL of a database for the superuser."""
+        return self._url(ADMINISTRATOR, database)
+
     def environment(self, database: str = OWNER) -> dict[str, str]:
         """Return the DNF_ variables of a service that uses a database."""
         return {
@@ -73,7 +77,7 @@ class PostgreSQL:
 
     def create_database(self, name: str, *, template: str = "template1") -> None:
         """Create a database of the owner's as a copy of another one, to which nobody is connected."""
-        with psycopg.connect(self._url(ADMINISTRATOR, "postgres"), autocommit=True) as connection:
+        with psycopg.connect(self.administrator_url(), autocommit=True) as connection:
             connection.execute(
                 sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
                     sql.Identifier(name), sql.Identifier(OWNER), sql.Identifier(template)
@@ -82,7 +86,7 @@ class PostgreSQL:
 
     def drop_database(self, name: str) -> None:
         """Remove a database and end its connections."""
-        with psycopg.connect(self._url(ADMINISTRATOR, "postgres"), autocommit=True) as connection:
+        with psycopg.connect(self.administrator_url(), autocommit=True) as connection:
             connection.execute(
                 sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
             )
@@ -163,7 +167,7 @@ class PostgreSQL:
 
         def answers() -> bool:
             try:
-                with psycopg.connect(self._url(ADMINISTRATOR, "postgres"), connect_timeout=2) as connection:
+                with psycopg.connect(self.administrator_url(), connect_timeout=2) as connection:
                     connection.execute("SELECT 1")
             except psycopg.OperationalError:
                 return False
@@ -173,7 +177,7 @@ class PostgreSQL:
         wait_until(answers, process, "PostgreSQL")
 
     def _create_roles(self) -> None:
-        with psycopg.connect(self._url(ADMINISTRATOR, "postgres"), autocommit=True) as connection:
+        with psycopg.connect(self.administrator_url(), autocommit=True) as connection:
             for role in (OWNER, APPLICATION):
                 connection.execute(
                     sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
