@@ -121,7 +121,7 @@ class Crossvalidation:
     cost: Cost
     figures: Figures
     folds: list[FoldResult]
-    #: Path, fold, label and calibrated log-odds of each picture.
+    #: Path, fold, label, content, calibrated log-odds and logits of the views of each picture.
     pictures: list[dict[str, Any]]
 
 
@@ -135,6 +135,8 @@ class ScoredSample:
     #: Calibrated log-odds of *generated*.
     logit: float
     probability: float
+    #: Logits of the views, before calibration.
+    views: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def crossvalidate(
                 "generated": item.sample.generated,
                 "content": item.sample.content,
                 "logit": item.logit,
+                "views": item.views,
             }
             for item in scored
         ],
@@ -404,7 +407,7 @@ def _scores(detector: Detector, fold: Fold, folder: Path, number: int) -> list[S
     )
     slope, offset = manifest.calibration.slope, manifest.calibration.offset
     return [
-        ScoredSample(sample, number, unit, slope * item.logit + offset, item.probability)
+        ScoredSample(sample, number, unit, slope * item.logit + offset, item.probability, item.views)
         for sample, unit, item in zip(fold.held_out, fold.units, scored, strict=True)
     ]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from detector.corpus.corpus import Sample
-from detector.detector import Detector
+from detector.detector import Detector, Finding
 from detector.images.decode import decode
 from detector.images.degradations import Pixels
 from detector.images.doubt import Doubt
@@ -45,6 +45,8 @@ class Scored:
     probability: float
     #: Why the score says little; None for a picture of the usual kind.
     doubt: Doubt | None = None
+    #: Logits of the views, in the order of `crop_places`.
+    views: tuple[float, ...] = ()
 
 
 def as_is(pixels: Pixels, _: Sample) -> Pixels:
@@ -58,6 +60,7 @@ class Score(NamedTuple):
     logit: float
     probability: float
     doubt: Doubt | None
+    views: tuple[float, ...]
 
 
 class ScoreJournal:
@@ -75,7 +78,8 @@ class ScoreJournal:
                 # The last line of a killed run may be incomplete.
                 with suppress(ValueError):
                     entry = json.loads(line)
-                    self._scores[entry["key"]] = Score(**entry["score"])
+                    score = Score(**entry["score"])
+                    self._scores[entry["key"]] = score._replace(views=tuple(score.views))
 
     @staticmethod
     def key(detector: str, condition: str, sample: Sample, content: bytes) -> str:
@@ -155,9 +159,7 @@ def score_samples(
             ahead = pool.map(prepare, batches[index + 1] if index + 1 < len(batches) else [])
             new = {key: views for key, views in prepared if views is not None}
             findings = detector.examine(list(new.values()))
-            journal.add(
-                {k: Score(f.logit, f.probability, f.doubt) for k, f in zip(new, findings, strict=True)}
-            )
+            journal.add({key: _score(finding) for key, finding in zip(new, findings, strict=True)})
             for sample, (key, _) in zip(batch, prepared, strict=True):
                 score = journal.get(key)
                 if score is None or not math.isfinite(score.logit):
@@ -165,6 +167,11 @@ def score_samples(
                 scored.append(Scored(sample.path, sample.generated, sample.family, *score))
             progress(len(batch))
     return scored
+
+
+def _score(finding: Finding) -> Score:
+    views = tuple(view.logit for view in finding.views)
+    return Score(finding.logit, finding.probability, finding.doubt, views)
 
 
 def _stratified(samples: Sequence[Sample], seed: int) -> list[Sample]:

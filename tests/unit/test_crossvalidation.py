@@ -83,6 +83,7 @@ def test_a_cross_validation_reports_new_generators_and_continues(corpus: Path, t
     assert first.exit_code == 0, first.output
     report = json.loads((out / "crossvalidation.json").read_text())
     assert len({picture["path"] for picture in report["pictures"]}) == 48
+    assert {len(picture["views"]) for picture in report["pictures"]} == {1}
     assert [fold["steps"] for fold in report["folds"]] == [1, 1]
     assert report["cost"]["gflop"] > 0
     assert report["figures"]["matched"]["value"] == pytest.approx(

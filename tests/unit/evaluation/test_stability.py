@@ -8,6 +8,7 @@ import pytest
 from detector.bundle.thresholds import Thresholds
 from detector.detector import Detector
 from detector.evaluation.stability import REENCODINGS, combined_verdict, stable_verdict
+from detector.images.domain import doubt_of
 from detector.policy import VerdictName
 
 
@@ -19,8 +20,12 @@ def detector(tiny_bundle: Path) -> Detector:
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    """Make a picture of noise, which a codec changes."""
-    return np.random.default_rng(3).integers(0, 256, (96, 120, 3), dtype=np.uint8)
+    """Make patches of colour with grain, which a codec changes and which is no picture out of the domain."""
+    rng = np.random.default_rng(3)
+    patches = np.kron(rng.integers(60, 196, (6, 8, 3)), np.ones((32, 32, 1), dtype=int))
+    picture: np.ndarray = (patches + rng.integers(-9, 10, patches.shape)).astype(np.uint8)
+    assert doubt_of(picture) is None
+    return picture
 
 
 @pytest.mark.parametrize(
@@ -70,5 +75,5 @@ def test_every_reencoding_changes_the_pixels_and_returns_a_picture(pixels: np.nd
     """Three channels of bytes; the last one is three quarters of the size."""
     results = [each.apply(pixels) for each in REENCODINGS]
     assert all(result.dtype == np.uint8 and result.shape[2] == 3 for result in results)
-    assert [result.shape[:2] for result in results] == [(96, 120), (96, 120), (72, 90)]
+    assert [result.shape[:2] for result in results] == [(192, 256), (192, 256), (144, 192)]
     assert all(not np.array_equal(result, pixels) for result in results[:2])
