@@ -33,6 +33,12 @@ def enrol(tx: Transaction, subject: str, name: str, *, senior: bool = False) -> 
     return Moderator(row["id"], name, senior)
 
 
+def known(tx: Transaction, subject: str, name: str) -> Moderator | None:
+    """Return a person who has been enrolled under this name."""
+    row = tx.execute("SELECT id FROM moderators WHERE subject = %s AND name = %s", [subject, name]).fetchone()
+    return Moderator(row["id"], name) if row else None
+
+
 def preferences(tx: Transaction, moderator: Moderator) -> dict[str, Any]:
     """Return what a person has set; the page knows what it means."""
     row = tx.execute("SELECT preferences FROM moderators WHERE id = %s", [moderator.id]).fetchone()

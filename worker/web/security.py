@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TOKEN_PREFIX = "dnf_"  # noqa: S105 - not a password  # nosec B105
 
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
@@ -65,7 +65,7 @@ class Guard:
             await send(message)
 
         headers = Headers(scope=scope)
-        reason = self._refused_host(headers) or self._refused_origin(scope, headers)
+        reason = self._refused_host(headers) or self._refused_origin(scope["method"], headers)
         if reason:
             await ProblemResponse(403, "cross_site", reason)(scope, receive, secured)
             return
@@ -76,19 +76,25 @@ class Guard:
             return "This page is served to this machine alone."
         return None
 
-    def _refused_origin(self, scope: "Scope", headers: Headers) -> str | None:
-        if scope["method"] in _SAFE or is_machine(headers):
+    def _refused_origin(self, method: str, headers: Headers) -> str | None:
+        if method in _SAFE or is_machine(headers):
             return None
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        own = self._public_url or f"{scope['scheme']}://{headers.get('host', '')}".lower()
         if site is None and origin is None:
             return "A request that changes something needs the header Origin or Sec-Fetch-Site, or a token."
-        if site not in {None, "same-origin"} or (origin is not None and origin.lower() != own):
+        if site not in {None, "same-origin"} or (origin is not None and not self._own(origin, headers)):
             return "The request comes from another site."
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if scope["method"] != "DELETE" and kind != "application/json":
+        if method != "DELETE" and kind != "application/json":
             return "A request that changes something has a JSON body."
         return None
+
+    def _own(self, origin: str, headers: Headers) -> bool:
+        if self._public_url:
+            return origin.lower() == self._public_url
+        # Behind a proxy that ends TLS the page does not know its own scheme.
+        scheme, _, host = origin.lower().partition("://")
+        return scheme in {"http", "https"} and host == headers.get("host", "").lower()
 
 
 class RateLimit:

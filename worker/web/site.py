@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 
 from worker.client import AsyncClient, Client
 from worker.database.database import Database, Transaction
-from worker.reviews.moderators import Moderator, enrol
+from worker.reviews.moderators import Moderator, enrol, known
 from worker.settings import Settings
 from worker.web.check_states import CheckStates
 from worker.web.identity import Identities, OneTimeLinks, Person, Role
@@ -38,14 +38,21 @@ class Moderators:
         """Return the moderator that a person is, with the roles of this request."""
         key = (person.subject, person.name)
         with self._lock:
-            known = self._known.get(key)
-        if known is None:
-            known = enrol(tx, person.subject, person.name)
-            with self._lock:
-                self._known[key] = known
-                if len(self._known) > self._remembered:
-                    self._known.popitem(last=False)
-        return replace(known, senior="senior" in person.roles)
+            moderator = self._known.get(key)
+        if moderator is None:
+            moderator = known(tx, person.subject, person.name)
+            if moderator is None:
+                # Remembered at the next request: this one may yet be rolled back.
+                moderator = enrol(tx, person.subject, person.name)
+            else:
+                self._remember(key, moderator)
+        return replace(moderator, senior="senior" in person.roles)
+
+    def _remember(self, key: tuple[str, str], moderator: Moderator) -> None:
+        with self._lock:
+            self._known[key] = moderator
+            if len(self._known) > self._remembered:
+                self._known.popitem(last=False)
 
 
 @dataclass(frozen=True)

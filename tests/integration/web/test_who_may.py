@@ -2,6 +2,7 @@
 
 import json
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -57,6 +58,40 @@ def test_a_request_that_another_site_sends_changes_nothing(
     reply = site.request("POST", "/reviews/claim", {**person("ada"), **headers}, same_origin=False)
     assert (reply.status, reply.json["reason"]) == (403, "cross_site")
     assert site.value("SELECT count(*) FROM reviews WHERE lease IS NOT NULL") == 0
+
+
+def test_the_page_knows_its_own_origin_behind_a_proxy_that_ends_tls(
+    site: RunningSite, start_site: StartSite
+) -> None:
+    """By the host that the browser names, or by the public URL where the proxy changes it."""
+    host = site.url.removeprefix("http://")
+    behind = {**person("ada"), "Origin": f"https://{host}"}
+    assert site.request("POST", "/reviews/claim", behind, same_origin=False).status == 200
+    public = start_site(web_public_url="https://review.example.org")
+    named = {**person("ada"), "Origin": "https://review.example.org"}
+    assert public.request("POST", "/reviews/claim", named, same_origin=False).status == 200
+    assert public.request("POST", "/reviews/claim", person("ada")).status == 403
+
+
+def test_a_body_that_nobody_asked_for_is_refused_before_it_is_read(site: RunningSite) -> None:
+    """By the length that it states, whoever sends it, with an identity or without one."""
+    for headers in (person("ada"), {}):
+        connection = HTTPConnection(site.url.removeprefix("http://"), timeout=10)
+        connection.putrequest("POST", "/reviews/claim")
+        stated = {"Content-Type": "application/json", "Content-Length": str(5 << 20), "Origin": site.url}
+        for name, value in {**stated, **headers}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        assert connection.getresponse().status == 413
+        connection.close()
+
+
+def test_a_person_whose_first_request_fails_is_served_by_the_next(site: RunningSite) -> None:
+    """What the failed request wrote is rolled back, the person's pseudonym too."""
+    review = site.open_review()
+    assert site.request("POST", "/reviews/claim", person("ada"), {"review": str(uuid4())}).status == 404
+    for _ in range(2):
+        assert site.request("POST", "/reviews/claim", person("ada")).json["review"] == str(review)
 
 
 @pytest.mark.parametrize(

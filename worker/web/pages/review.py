@@ -14,6 +14,7 @@ from worker.contract.messages import DecisionBasis, DecisionOutcome, VerdictEven
 from worker.database.database import Transaction
 from worker.reviews import decisions, listing, queue
 from worker.reviews.details import Review, review
+from worker.web.api.bodies import BoundedRoute
 from worker.web.heat_map import Cell, cells
 from worker.web.identity import Person
 from worker.web.pages.frame import frame
@@ -22,7 +23,7 @@ from worker.web.pictures import PictureError, strongest_view
 from worker.web.problems import ProblemError
 from worker.web.site import CurrentPerson, CurrentSite, Site, require, within_rate
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=BoundedRoute)
 
 Reader = Annotated[Person, Depends(require("moderator", "senior", "auditor", "admin"))]
 Decider = Annotated[Person, Depends(require("moderator"))]

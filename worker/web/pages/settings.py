@@ -4,13 +4,14 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from worker.reviews.moderators import set_preferences
+from worker.web.api.bodies import BoundedRoute
 from worker.web.pages.frame import frame
 from worker.web.pages.rendering import html
 from worker.web.pages.review import Reader
 from worker.web.preferences import Preferences
 from worker.web.site import CurrentSite
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=BoundedRoute)
 
 
 @router.get("/preferences")
