@@ -90,6 +90,8 @@ def test_a_decision_after_the_end_of_the_claim_is_refused_in_words(
     expect(quick.locator("h1")).to_contain_text("Nothing is waiting")
     slow.keyboard.press("g")
     expect(slow.locator(".notice.error")).to_contain_text("has been decided already")
+    slow.keyboard.press("c")
+    expect(slow.locator("h1")).to_contain_text("Nothing is waiting")
     (event,) = site.outbox()
     assert event["data"]["outcome"] == "real"
 

@@ -244,6 +244,7 @@ function tick() {
     if (!left && !held.dataset.ended) {
       held.dataset.ended = "yes";
       held.querySelector(".lease span").textContent = "claim ended";
+      held.querySelector(".lease button").hidden = false;
       byId("alert").textContent = "Your claim has ended; the item went back to the queue.";
     }
     const here = document.visibilityState === "visible" && Date.now() - touched < 1000 * settings.idle_seconds;
@@ -347,7 +348,7 @@ document.addEventListener("keydown", (event) => {
   if (typing(event.target) || document.querySelector("dialog[open]")) return;
   const name = settings.keys[event.key.toLowerCase()];
   const element = name && find(name);
-  if (!element || element.disabled) return;
+  if (!element || element.disabled || element.hidden) return;
   event.preventDefault();
   actions[name](element);
 });
