@@ -253,3 +253,27 @@ def test_an_admin_adds_an_endpoint_and_sees_its_secret_once(
     page.reload()
     expect(page.locator("#secret")).to_be_hidden()
     assert site.request("GET", "/webhooks", person("bob")).status == 403
+
+
+def test_a_break_is_suggested_after_the_minutes_that_the_person_chose(
+    site: RunningSite, open_page: OpenPage
+) -> None:
+    """Fifteen minutes of work without a pause; a pause of five minutes starts them anew."""
+    assert site.request("PUT", "/preferences", person("ada"), {"break_minutes": 15}).status == 200
+    page = open_page(site)
+    page.clock.install()
+    page.reload()
+
+    def work(minutes: int) -> None:
+        for _ in range(minutes // 2):
+            page.keyboard.press("Shift")
+            page.clock.run_for("02:00")
+
+    work(12)
+    page.clock.run_for("06:00")
+    work(12)
+    expect(page.locator("#break")).to_have_count(0)
+    work(6)
+    expect(page.locator("#break")).to_contain_text("Look away for a while")
+    page.get_by_role("button", name="Later").click()
+    expect(page.locator("#break")).to_have_count(0)

@@ -273,9 +273,10 @@ setInterval(() => {
   const now = Date.now();
   const work = JSON.parse(localStorage.getItem("work") ?? "{}");
   if (!work.last || now - Math.max(work.last, touched) > PAUSE) Object.assign(work, { since: now });
-  if (now - touched < 60_000) work.last = now;
+  const active = now - touched < 60_000;
+  if (active) work.last = now;
   localStorage.setItem("work", JSON.stringify(work));
-  if (now - work.since > settings.break_minutes * 60_000 && !byId("break")) {
+  if (active && now - work.since > settings.break_minutes * 60_000 && !byId("break")) {
     const notice = document.createElement("div");
     notice.className = "notice";
     notice.id = "break";
