@@ -162,7 +162,7 @@ def crossvalidate(
 ) -> Crossvalidation:
     """Train and score `count` folds in `folder`, and write the result there; an interrupted run continues.
 
-    Held-out pictures get one draw of the augmentation, the same in every run, so that all have one history.
+    Held-out pictures get one draw of the mild chain, the same in every run, so that all have one history.
     The U-Net is the same for all folds: it must not have seen the photographs. All folds share a `bank` of
     crops, if the recipe has one, by default in `folder`. Raises `CorpusRejectedError`
     when a fold lacks a class, and `CrossvalidationError` when the folder holds other folds or another recipe.
