@@ -55,6 +55,7 @@ class Live:
         self._database = database
         self._counts = counts
         self._changed = asyncio.Event()
+        self._news = False
         self._subscribers: dict[asyncio.Queue[Update], Shown] = {}
 
     @property
@@ -84,6 +85,7 @@ class Live:
                 connected = False
                 async for payload in self._database.notifications(CHANNEL, idle_seconds=_IDLE_SECONDS):
                     if payload is not None:
+                        self._news = True
                         self._tell(Update("review", payload, UUID(json.loads(payload)["review"])))
                     elif not connected:
                         self._tell(Update("missed"))
@@ -98,12 +100,14 @@ class Live:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            # A page may have been rendered between two changes that leave the same counts.
+            news, self._news = self._news, False
             if self._subscribers:
                 try:
                     html = await asyncio.to_thread(self._counts)
                 except DatabaseUnavailableError:
-                    html = told  # they are read again when the database is back
-                if html != told:
+                    html, news = told, False  # they are read again when the database is back
+                if news or html != told:
                     self._tell(Update("counts", html))
                     told = html
             await asyncio.sleep(_COUNT_SECONDS)

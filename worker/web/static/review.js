@@ -408,7 +408,11 @@ function connect() {
     state.title = on ? "Live updates are on" : "Live updates are off";
     state.setAttribute("aria-label", state.title);
   };
-  source.addEventListener("open", () => tell(true));
+  source.addEventListener("open", () => {
+    tell(true);
+    // What changed before the connection was there was not told.
+    if (resting()) soon(refreshRest);
+  });
   source.addEventListener("error", () => tell(false));
   source.addEventListener("counts", (event) => {
     byId("counts").innerHTML = JSON.parse(event.data).html;
