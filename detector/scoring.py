@@ -75,8 +75,8 @@ class ScoreJournal:
         self._scores: dict[str, Score] = {}
         if path and path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
-                # The last line of a killed run may be incomplete.
-                with suppress(ValueError):
+                # The last line of a killed run may be incomplete, and another version's have other fields.
+                with suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
                     score = Score(**entry["score"])
                     self._scores[entry["key"]] = score._replace(views=tuple(score.views))

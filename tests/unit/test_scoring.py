@@ -81,7 +81,8 @@ def test_an_interrupted_run_scores_no_picture_twice(
 
     path = tmp_path / "scores.jsonl"
     first = score_samples(detector, samples[:6], counted, journal=ScoreJournal(path))
-    path.write_text(path.read_text() + '{"key": "cut of')
+    foreign = '{"key": "another version"}\n{"key": "k", "score": {"level": 1}}\n'
+    path.write_text(foreign + path.read_text() + '{"key": "cut of')
     resumed = score_samples(detector, samples, counted, journal=ScoreJournal(path))
     assert sorted(computed) == sorted(sample.path for sample in samples)
     assert resumed[:6] == first
