@@ -178,7 +178,7 @@ def test_a_broker_that_is_away_is_no_acceptance(
     ("body", "field"),
     [
         ({"bucket": "test-uploads"}, "key"),
-        ({"bucket": "test-uploads", "key": "a", "metdata": {}}, "metdata"),
+        ({"bucket": "test-uploads", "key": "a", "colour": {}}, "colour"),
         ({"bucket": "test-uploads", "key": "a", "metadata": {"a": "b" * 5000}}, "metadata"),
         ({"bucket": "test-uploads", "key": "a", "check_id": "a b"}, "check_id"),
         ([], ""),
