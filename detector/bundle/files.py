@@ -175,7 +175,7 @@ def _from_s3(uri: str, digest: str | None) -> Bundle:
     prefix = prefix.strip("/")
     base = f"{prefix}/" if prefix else ""
     try:
-        s3 = boto3.client("s3")
+        s3 = boto3.Session().client("s3")
         reply = s3.get_object(Bucket=bucket, Key=f"{base}{MANIFEST_FILE}")
         content = reply["Body"].read(MAX_MANIFEST_BYTES + 1)
         return _cached(

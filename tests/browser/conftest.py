@@ -57,9 +57,9 @@ def site(start_site: StartSite) -> RunningSite:
     return start_site()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Provide Debian's Chromium, or another one on PATH."""
+    """Provide Debian's Chromium, or another one on PATH; its event loop ends with the module that uses it."""
     with sync_playwright() as playwright:
         expect.set_options(timeout=5_000 * PATIENCE)
         running = playwright.chromium.launch(**launch_options())

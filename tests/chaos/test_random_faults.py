@@ -19,6 +19,7 @@ from tests.chaos.proxy import FaultProxy, StoreProxy
 from tests.chaos.random_faults import GroupReader, Producer, RandomFaults
 from tests.chaos.report import Report
 from tests.conftest import PATIENCE, MakePicture, RunningWorker
+from worker.broker import keys
 from worker.broker.dead_letters import DeadLetters
 from worker.broker.verdict_stream import Event
 from worker.client import Client
@@ -242,7 +243,7 @@ def _dead_letters(client: Client) -> list[DeadLetter]:
 def _keys_without_expiry(broker: redis.Redis, client: Client) -> list[str]:
     """Return the keys that stay for ever, besides the streams, the queues and what kombu keeps of them."""
     permanent = {client.settings.verdict_stream, client.settings.dead_letter_stream, *QUEUES}
-    permanent |= {"unacked", "unacked_index"}
+    permanent |= {"unacked", "unacked_index", keys.WORKER_RATES}
     names = [key.decode() for key in broker.scan_iter() if broker.ttl(key) == -1]
     return [name for name in names if name not in permanent and not name.startswith("_kombu.binding")]
 

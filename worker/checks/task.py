@@ -109,7 +109,8 @@ def check_image(
         )
         published = _published(
             service,
-            VerdictEvent(**_envelope(service, check), data=data),
+            check,
+            data,
             attempt,
             timings,
             message_id=message_id,
@@ -271,14 +272,14 @@ def _publish_rejection(
         reason=rejected.reason,
         detail=str(rejected),
     )
-    event = RejectionEvent(**_envelope(service, check), data=data)
-    published = _published(service, event, attempt, timings, message_id=message_id)
+    published = _published(service, check, data, attempt, timings, message_id=message_id)
     return CheckOutcome(data, published, timings.read())
 
 
 def _published(
     service: "Service",
-    event: VerdictEvent | RejectionEvent,
+    check: ImageCheck,
+    data: Verdict | Rejection,
     attempt: "Attempt",
     timings: Timings,
     *,
@@ -287,6 +288,13 @@ def _published(
 ) -> bool:
     """Publish the event, with which the attempt has ended; return whether its check had none before."""
     with timings.stage("publish"):
+        # Made in this stage, whose span the event names.
+        envelope = _envelope(service, check)
+        event = (
+            VerdictEvent(**envelope, data=data)
+            if isinstance(data, Verdict)
+            else RejectionEvent(**envelope, data=data)
+        )
         published = service.verdict_stream.publish(
             event, message_id=message_id, thumbnail=thumbnail, ending_attempt=attempt.field
         )

@@ -63,7 +63,7 @@ class Storage:
         self._secrets = SecretMask(settings.secrets)
         endpoint = settings.endpoint_url.get_secret_value() if settings.endpoint_url else None
         access, secret = settings.access_key_id, settings.secret_access_key
-        self._s3: S3Client = boto3.client(
+        self._s3: S3Client = boto3.Session().client(
             "s3",
             endpoint_url=endpoint,
             region_name=settings.region,

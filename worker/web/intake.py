@@ -67,7 +67,7 @@ class SqsIntake:
         self._url = str(settings.intake_sqs_url)
         parts = urlsplit(self._url)
         amazon = (parts.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
-        self._sqs: Any = boto3.client(
+        self._sqs: Any = boto3.Session().client(
             "sqs",
             region_name=settings.s3_region,
             endpoint_url=None if amazon else f"{parts.scheme}://{parts.netloc}",

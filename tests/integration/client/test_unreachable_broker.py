@@ -28,8 +28,8 @@ BLOCKING: dict[str, Callable[[Client], Any]] = {
     "events": lambda client: next(client.events(), None),
     "verdicts": lambda client: next(client.verdicts("group"), None),
     "wait_for": lambda client: client.wait_for("c"),
-    "ack": lambda client: ConsumedEvent(EVENT, client, "group", "me").ack(),
-    "renew": lambda client: ConsumedEvent(EVENT, client, "group", "me").renew(),
+    "ack": lambda client: ConsumedEvent(EVENT, client, client._verdict_stream, "group", "me").ack(),  # noqa: SLF001 - as the client makes it
+    "renew": lambda client: ConsumedEvent(EVENT, client, client._verdict_stream, "group", "me").renew(),  # noqa: SLF001 - as the client makes it
 }
 ASYNCIO: dict[str, Callable[[AsyncClient], Any]] = {
     "submit": lambda client: client.submit("uploads", "a.jpg"),
@@ -38,8 +38,8 @@ ASYNCIO: dict[str, Callable[[AsyncClient], Any]] = {
     "events": lambda client: anext(client.events(), None),
     "verdicts": lambda client: anext(client.verdicts("group"), None),
     "wait_for": lambda client: client.wait_for("c"),
-    "ack": lambda client: AsyncConsumedEvent(EVENT, client._broker, "group", "me").ack(),  # noqa: SLF001 - as the client makes it
-    "renew": lambda client: AsyncConsumedEvent(EVENT, client._broker, "group", "me").renew(),  # noqa: SLF001 - the same
+    "ack": lambda client: AsyncConsumedEvent(EVENT, client._broker, "verdicts", "group", "me").ack(),  # noqa: SLF001 - the same
+    "renew": lambda client: AsyncConsumedEvent(EVENT, client._broker, "verdicts", "group", "me").renew(),  # noqa: SLF001 - the same
 }
 
 

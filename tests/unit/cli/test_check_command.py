@@ -9,7 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,10 @@ def test_a_result_is_there_before_the_next_one_and_an_interrupt_loses_none(
         process.send_signal(signal.SIGINT)
         line = process.stderr.readline()
         assert line == "Interrupted: 2 of 4 pictures were checked; their results are complete.\n"
-        os.close(os.open(endless, os.O_WRONLY))  # the read in progress ends
+        while process.poll() is None:  # a read in progress ends
+            with suppress(OSError):
+                os.close(os.open(endless, os.O_WRONLY | os.O_NONBLOCK))
+            time.sleep(0.01)
         assert process.communicate(timeout=LIMIT_SECONDS) == ("", "")
         assert process.returncode == 130
     with rows.open(newline="") as file:
