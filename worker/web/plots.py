@@ -55,9 +55,10 @@ def bar_plot(bars: Sequence[Bar], *, title: str, x_axis: str, y_axis: str, whole
     inner = _WIDTH - _LEFT - _RIGHT
     parts = [_open(title), *_horizontal_grid(scale)]
     slot = inner / max(1, len(bars))
-    # Labels that would touch each other are left out.
+    # A label stands at the first of the bars that share it; those that would touch each other are left out.
     longest = max((len(bar.label) for bar in bars), default=1)
     every = max(1, math.ceil((longest * 6.2 + 8) / slot))
+    labelled, next_label = "", 0
     for number, bar in enumerate(bars):
         height = (_HEIGHT - _TOP - _BOTTOM) * bar.value / top
         x, width = _LEFT + slot * number, min(slot * 0.76, _WIDEST)
@@ -66,7 +67,9 @@ def bar_plot(bars: Sequence[Bar], *, title: str, x_axis: str, y_axis: str, whole
             f' y="{_HEIGHT - _BOTTOM - height:.1f}" width="{width:.1f}" height="{height:.1f}">'
             f"<title>{escape(bar.name or bar.label)}: {bar.value:.4g}</title></rect>"
         )
-        if number % every == 0:
+        starts, labelled = bar.label != labelled, bar.label
+        if starts and number >= next_label:
+            next_label = number + every
             parts.append(
                 f'<text x="{x + slot / 2:.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">'
                 f"{escape(bar.label)}</text>"

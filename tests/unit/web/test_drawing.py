@@ -52,6 +52,15 @@ def test_bars_are_as_high_as_their_values_and_labels_do_not_touch() -> None:
     assert 6 <= len(re.findall(r">\d\d:00</text>", plot)) < 24
 
 
+def test_bars_of_one_day_have_its_label_once() -> None:
+    """Hours of four days, of which the first has only two."""
+    hours = [
+        Bar(f"Nov {day}", 1) for day, count in ((21, 2), (22, 24), (23, 24), (24, 24)) for _ in range(count)
+    ]
+    plot = str(bar_plot(hours, title="t", x_axis="x", y_axis="y"))
+    assert re.findall(r">(Nov \d+)</text>", plot) == ["Nov 21", "Nov 23", "Nov 24"]
+
+
 def test_an_interval_spans_from_its_lower_to_its_upper_end() -> None:
     """In per cent on an axis; text from outside is escaped."""
     plot = str(interval_plot([Interval("<b>", 0.5, 0.25, 0.75)], title="t", x_axis="x", whole=True))
