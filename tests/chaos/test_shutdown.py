@@ -4,6 +4,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -157,3 +158,25 @@ def test_a_worker_that_must_end_at_once_under_load_leaves_no_check_unacknowledge
     client.wait_for(*check_ids, timeout_seconds=60 * PATIENCE)
     assert _verdicts(client) == Counter(check_ids)
     assert other.process.poll() is None
+
+
+def test_a_worker_that_is_out_of_time_with_its_last_check_ends_once(  # noqa: PLR0917 - fixtures
+    fleet: StartFleet,
+    client: Client,
+    stored_picture: str,
+    broker: Broker,
+    wait_until: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """The thread that ends it early is alone: the main thread does neither that nor finalise the interpreter."""
+    check_ids = _submit(client, stored_picture, 4)
+    exit_file = tmp_path / "exit"
+    (worker,) = fleet(1, NULL_BATCH_SECONDS="0.5", NULL_EXIT_FILE=str(exit_file), **LONG).workers
+    wait_until(lambda: len(broker.attempts(check_ids)) > 0, "a check has started")
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.wait_for_event("exit_called")
+    worker.wait_for_event("worker_stopped")
+    exit_file.touch()
+    assert worker.process.wait(30 * PATIENCE) == 0
+    assert not [line for line in worker.log_lines() if line["event"] == "interpreter_finalised"]
+    assert len(worker.wait_for_event("exit_called")) == 1

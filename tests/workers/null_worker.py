@@ -10,9 +10,13 @@ Everything but the networks is the product's own. Environment variables change h
 - `NULL_RAISES`: the model raises RuntimeError.
 - `NULL_SWEEP_SECONDS`, `NULL_WATCH_SECONDS`: shorter intervals between sweeps for expired messages and polls
   of the broker watch, so that tests wait less.
+- `NULL_EXIT_FILE`: `os._exit` waits until this file exists and half a second more, as when it stores coverage; the log
+  has its calls, and whether the interpreter is finalised.
 - `NULL_SUPERVISED`: `run` starts a supervisor.
 """
 
+import atexit
+import json
 import os
 import signal
 import sys
@@ -20,7 +24,8 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, NoReturn, Self
 
 from celery import Celery
 
@@ -69,6 +74,20 @@ class FaultyDetector(NullDetector):
         return super().examine(prepared)
 
 
+def _exit_slowly(file: Path) -> None:
+    exit_now = os._exit
+
+    def exit_later(status: int) -> NoReturn:
+        print(json.dumps({"event": "exit_called", "status": status}), flush=True)
+        while not file.exists():
+            time.sleep(0.01)
+        time.sleep(0.5)
+        exit_now(status)
+
+    os._exit = exit_later
+    atexit.register(print, json.dumps({"event": "interpreter_finalised"}), flush=True)
+
+
 def _sweeping_app(*arguments: Any) -> Celery:
     app = create_app(*arguments)
     app.conf.broker_transport_options["unacked_restore_interval"] = SWEEP_SECONDS
@@ -79,6 +98,8 @@ if __name__ == "__main__":
     worker.checks.service.Detector = FaultyDetector  # type: ignore[misc]
     worker.process.run.create_app = _sweeping_app
     worker.process.run.BrokerWatch = partial(BrokerWatch, seconds=WATCH_SECONDS)  # type: ignore[misc,assignment]
+    if "NULL_EXIT_FILE" in os.environ:
+        _exit_slowly(Path(os.environ["NULL_EXIT_FILE"]))
     # The tests' fleets restart their workers themselves.
     supervised = sys.argv[1:2] != ["run"] or "NULL_SUPERVISED" in os.environ
     main(sys.argv[1:] if supervised else [*sys.argv[1:], "--unsupervised"])

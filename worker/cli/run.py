@@ -7,6 +7,7 @@ import sys
 import click
 
 from worker.cli.errors import current_settings
+from worker.process.exit import exit_process
 from worker.settings import Settings, unknown_variables
 from worker.telemetry.logs import configure_logs, get_logger
 
@@ -33,12 +34,12 @@ def run(*, processes: int | None, unsupervised: bool, descriptor: int | None, bu
 
         chosen = settings.model_copy(update={"processes": processes or settings.processes})
         sys.exit(supervise(chosen, own_command()))
-    sys.exit(_run_process(settings, descriptor, burst=burst))
+    exit_process(_run_process(settings, descriptor, burst=burst))
 
 
 def _run_process(settings: Settings, descriptor: int | None, *, burst: bool) -> int:
     # Until `run_worker` handles the signals, the first process of a container would ignore SIGTERM.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: exit_process(os.EX_OK))
     # Importing the libraries of the model takes seconds, minutes on a busy machine.
     get_logger(__name__).info("worker_started", pid=os.getpid())
     from detector.bundle.files import BundleError

@@ -16,6 +16,7 @@ import redis
 from celery.worker import state
 
 from worker.broker.transport import UnacknowledgedMessages
+from worker.process.exit import exit_process
 from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -44,12 +45,10 @@ class Shutdown:
         *,
         grace_seconds: float,
         on_signal: Callable[[], object],
-        exit_process: Callable[[int], object] = os._exit,
     ) -> None:
         self._unacknowledged = unacknowledged
         self._grace_seconds = grace_seconds
         self._on_signal = on_signal
-        self._exit = exit_process
         self._ready = False
         self._consumer: Any = None
         self._loop_ended = threading.Event()
@@ -79,7 +78,7 @@ class Shutdown:
         """Wait for the first signal, and see the process to its end."""
         first = self._next_signal() or signal.SIGTERM
         if not self._ready:
-            self._exit(os.EX_OK)
+            exit_process(os.EX_OK)
         log.info("worker_stopping", signal=first.name)
         self._on_signal()
 
@@ -102,7 +101,7 @@ class Shutdown:
         if fault is None and not self._unacknowledged.wait_settled(_ACKNOWLEDGE_SECONDS):
             fault = "the broker did not answer an acknowledgement in time"
         log.warning("worker_stopped_early", reason=reason, requeued=requeued, fault=fault)
-        self._exit(os.EX_OK if fault is None else 1)
+        exit_process(os.EX_OK if fault is None else 1)
 
     def _next_signal(self, seconds: float | None = None) -> signal.Signals | None:
         """Return the next of our signals, or None when none came in time."""

@@ -14,10 +14,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from worker.process.exit import exit_process
 from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -63,12 +63,9 @@ class Watchdog:
     hangs for twice the limit, the process aborts (SIGABRT), with the stack of every thread on standard error.
     """
 
-    def __init__(
-        self, batcher: _Watched, limit_seconds: float, *, exit_process: Callable[[int], object] = os._exit
-    ) -> None:
+    def __init__(self, batcher: _Watched, limit_seconds: float) -> None:
         self._batcher = batcher
         self._limit = limit_seconds
-        self._exit = exit_process
         self._stopped = threading.Event()
         faulthandler.enable()
         seconds = limit_seconds / _POLLS_PER_LIMIT
@@ -105,5 +102,4 @@ class Watchdog:
                     detail="The model made no progress within the limit; the process ends.",
                     limit_seconds=self._limit,
                 )
-                self._exit(STALLED)
-                return
+                exit_process(STALLED)
