@@ -10,6 +10,7 @@ from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -54,6 +55,8 @@ class RandomFaults:
         self.injected = Counter[str]()
         #: Exit status and last lines of each worker that ended without a signal of ours.
         self.deaths: list[str] = []
+        #: When each fault began and ended, in seconds since 1970.
+        self.journal: list[tuple[float, str]] = []
         self._workers = [worker for fleet in fleets for worker in fleet.workers]
         self._spared = spared
         self._valkey = valkey
@@ -86,7 +89,9 @@ class RandomFaults:
             if time.monotonic() >= next_at:
                 drawn = drawn or self._random.sample(sorted(self._kinds), len(self._kinds))
                 kind = drawn.pop()
-                self.injected[kind] += self._kinds[kind]()
+                if self._kinds[kind]():
+                    self.injected[kind] += 1
+                    self.journal.append((time.time(), kind))
                 next_at = time.monotonic() + self._random.uniform(0.3, 2.0)
             time.sleep(0.05)
         for thing in list(self._broken):
@@ -109,6 +114,8 @@ class RandomFaults:
     def _recover(self, thing: object) -> None:
         _, recover = self._broken.pop(thing)
         recover()
+        server = f", server {run_id(self._valkey.url)}" if thing is self._valkey else ""
+        self.journal.append((time.time(), f"{type(thing).__name__} recovered{server}"))
 
     def _break(self, thing: object, seconds: float, recover: Callable[[], object]) -> bool:
         self._broken[thing] = time.monotonic() + seconds, recover
@@ -176,6 +183,29 @@ class RandomFaults:
         return self._break(proxy, self._random.uniform(0.5, 25.0), proxy.reset)
 
 
+def run_id(url: str) -> str:
+    """Return which start of which server answers at a URL, or why none does."""
+    with redis.Redis.from_url(url, socket_timeout=1) as broker:
+        try:
+            info = broker.info("server")
+        except redis.RedisError as error:
+            return f"unknown ({type(error).__name__})"
+        return f"{info['run_id'][:8]} (process {info['process_id']})"
+
+
+@dataclass
+class Submission:
+    """How an honest check was submitted; times are in seconds since 1970."""
+
+    form: str
+    began: float
+    #: The errors before the confirmation: the check may be enqueued all the same.
+    errors: list[str] = field(default_factory=list)
+    confirmed: float | None = None
+    #: The server that answered just after the confirmation.
+    server: str = ""
+
+
 class Producer(threading.Thread):
     """Submits honest checks in every form that producers use, among hostile messages and pictures.
 
@@ -184,19 +214,23 @@ class Producer(threading.Thread):
 
     def __init__(self, client: Client, *, good: str, hostile: Sequence[str], seed: int) -> None:
         super().__init__(name="producer", daemon=True)
-        #: Honest checks and the time of their submission; those of them that were submitted again after an
-        #: error, the first submission perhaps being enqueued; hostile checks; hostile entries.
-        self.honest: dict[str, float] = {}
-        self.submitted_again: set[str] = set()
+        #: Honest checks; hostile checks; hostile entries.
+        self.honest: dict[str, Submission] = {}
         self.hostile: set[str] = set()
         self.hostile_entries: set[bytes] = set()
         self._client = client
+        self._url = client.settings.redis_url.get_secret_value()
         self._broker = connect(client.settings.broker, retries=0)
         self._good = good
         self._hostile = hostile
         self._random = random.Random(seed)
         self._ended = threading.Event()
         self._number = 0
+
+    @property
+    def submitted_again(self) -> set[str]:
+        """The honest checks that were submitted again after an error."""
+        return {name for name, submission in self.honest.items() if submission.errors}
 
     def end(self) -> None:
         """Stop submitting; the broker must answer."""
@@ -214,16 +248,21 @@ class Producer(threading.Thread):
     def _submit(self) -> None:
         bucket, queue = self._client.settings.upload_bucket, self._random.choice(QUEUES)
         checks = [ImageCheck(bucket=bucket, key=self._good) for _ in range(self._random.randint(1, 5))]
+        form = f"submit_many to {queue}"
         match self._random.randrange(4):
             case 0:
                 checks = checks[:1]
+                form = f"submit_check to {queue}"
                 submit = partial(self._client.submit_check, checks[0], queue=queue)
             case 1:
+                form = f"foreign messages to {queue}"
                 entries = [self._odd_entry(check, queue) for check in checks]
                 submit = partial(self._broker.lpush, queue, *entries)  # type: ignore[assignment]
             case _:
                 submit = partial(self._client.submit_many, checks, queue=queue)  # type: ignore[assignment]
-        self._until_confirmed(submit, checks)
+        submission = Submission(form, began=time.time())
+        self.honest |= dict.fromkeys((check.check_id for check in checks), submission)
+        self._until_confirmed(submit, submission)
         if self._random.random() < 0.3:
             key, bucket = self._random.choice([(each, bucket) for each in self._hostile] + [("k", "other")])
             check = ImageCheck(bucket=bucket, key=key)
@@ -235,15 +274,17 @@ class Producer(threading.Thread):
             self.hostile_entries.add(entry)
             self._until_confirmed(partial(self._broker.lpush, queue, entry))
 
-    def _until_confirmed(self, submit: Callable[[], object], honest: Sequence[ImageCheck] = ()) -> None:
-        self.honest |= {check.check_id: time.time() for check in honest}
+    def _until_confirmed(self, submit: Callable[[], object], submission: Submission | None = None) -> None:
+        noted = submission or Submission("hostile", began=time.time())
         while True:
             try:
                 submit()
-            except (redis.RedisError, QueueUnreachableError):
-                self.submitted_again |= {check.check_id for check in honest}
+            except (redis.RedisError, QueueUnreachableError) as error:
+                noted.errors.append(f"{time.time():.3f} {type(error).__name__}: {error}")
                 time.sleep(0.2)
             else:
+                noted.confirmed = time.time()
+                noted.server = run_id(self._url)
                 return
 
     def _odd_entry(self, check: ImageCheck, queue: str) -> bytes:

@@ -129,6 +129,9 @@ def test_random_faults_lose_and_double_no_honest_check(
         resident = _resident_bytes(spared) - resident
         letters = _dead_letters(client)
         outcome = _Outcome(producer, fast, slow, letters)
+        evidence = _evidence(
+            [*outcome.lost, *outcome.doubled], broker, client, producer, faults, (fast, slow), fleets
+        )
         without_expiry = _keys_without_expiry(broker, client)
         used = _used_when_expired(broker, client, faults) - used_before
     report.add(
@@ -148,8 +151,8 @@ def test_random_faults_lose_and_double_no_honest_check(
     )
     assert not outcome.honest_letters
     assert not outcome.honest_rejections
-    assert not outcome.lost, _history(outcome.lost[0], fleets)
-    assert not outcome.doubled, _history(outcome.doubled[0], fleets)
+    assert not outcome.lost, evidence
+    assert not outcome.doubled, evidence
     assert not outcome.hostile_unanswered
     assert slow.events.keys() == fast.events.keys()
     assert not faults.deaths, faults.deaths[0]
@@ -192,7 +195,7 @@ class _Outcome:
             if name in seen
         ) + Counter(letter.reason for letter in letters if letter.check_id not in honest)
         self.worst_delay_seconds = max(
-            _seconds(seen[name][0]) - at for name, at in honest.items() if name in seen
+            _seconds(seen[name][0]) - submission.began for name, submission in honest.items() if name in seen
         )
 
     @property
@@ -201,10 +204,41 @@ class _Outcome:
         return ", ".join(f"{count} {answer}" for answer, count in sorted(self._hostile.items()))
 
 
-def _history(check_id: str, fleets: Sequence[Fleet]) -> str:
-    """Return what every worker logged of a check."""
+def _evidence(  # noqa: PLR0917 - everything that took part
+    check_ids: Sequence[str],
+    broker: redis.Redis,
+    client: Client,
+    producer: Producer,
+    faults: RandomFaults,
+    readers: Sequence[GroupReader],
+    fleets: Sequence[Fleet],
+) -> str:
+    """Return all that is known of checks: submission, faults around it, readers, broker, logs."""
     lines = [line for fleet in fleets for worker in fleet.workers for line in worker.log_lines()]
-    return "\n".join(f"{line}" for line in lines if line.get("check_id") == check_id)
+    stream = client.settings.verdict_stream
+    text = []
+    for check_id in check_ids:
+        submission = producer.honest[check_id]
+        received = {
+            reader.group: [event.entry_id for event in reader.by_check().get(check_id, [])]
+            for reader in readers
+        }
+        text += [
+            f"check {check_id}: {submission}",
+            f"  received by: {received}",
+            f"  on the stream: {[e.entry_id for e in client.events(follow=False) if e.check_id == check_id]}",
+            f"  record: {broker.exists(keys.published(stream, check_id))}",
+            f"  attempts: {broker.hgetall(keys.attempts(check_id))}",
+            *(f"  {line}" for line in lines if line.get("check_id") == check_id),
+        ]
+        confirmed = submission.confirmed or submission.began
+        text += [
+            f"  {at - confirmed:+.3f} s from its confirmation: {what}"
+            for at, what in faults.journal
+            if submission.began - 10 < at < confirmed + 10
+        ]
+    delayed = broker.info("persistence").get("aof_delayed_fsync")
+    return "\n".join([*text, f"aof_delayed_fsync since the last start: {delayed}"])
 
 
 def _seconds(event: Event) -> float:
@@ -230,9 +264,12 @@ def _wait_settled(
 
 
 def _behind(broker: redis.Redis, reader: GroupReader) -> bool:
-    groups: Any = broker.xinfo_groups("verdicts") if broker.exists("verdicts") else []
-    facts = [group for group in groups if group["name"] == reader.group.encode()]
-    return not facts or bool(facts[0]["lag"] or facts[0]["pending"])
+    """Return whether a group has not read or not acknowledged everything; its `lag` may be unknown."""
+    if not broker.exists("verdicts"):
+        return True
+    last: Any = broker.xinfo_stream("verdicts")["last-generated-id"]
+    groups: Any = [each for each in broker.xinfo_groups("verdicts") if each["name"] == reader.group.encode()]
+    return not groups or groups[0]["last-delivered-id"] != last or bool(groups[0]["pending"])
 
 
 def _dead_letters(client: Client) -> list[DeadLetter]:

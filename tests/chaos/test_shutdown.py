@@ -168,7 +168,7 @@ def test_a_worker_that_is_out_of_time_with_its_last_check_ends_once(  # noqa: PL
     wait_until: Callable[..., None],
     tmp_path: Path,
 ) -> None:
-    """The thread that ends it early is alone: the main thread does neither that nor finalise the interpreter."""
+    """Beside the thread that ends it early the main thread neither ends it nor finalises the interpreter."""
     check_ids = _submit(client, stored_picture, 4)
     exit_file = tmp_path / "exit"
     (worker,) = fleet(1, NULL_BATCH_SECONDS="0.5", NULL_EXIT_FILE=str(exit_file), **LONG).workers

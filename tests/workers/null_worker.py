@@ -10,13 +10,12 @@ Everything but the networks is the product's own. Environment variables change h
 - `NULL_RAISES`: the model raises RuntimeError.
 - `NULL_SWEEP_SECONDS`, `NULL_WATCH_SECONDS`: shorter intervals between sweeps for expired messages and polls
   of the broker watch, so that tests wait less.
-- `NULL_EXIT_FILE`: `os._exit` waits until this file exists and half a second more, as when it stores coverage; the log
-  has its calls, and whether the interpreter is finalised.
+- `NULL_EXIT_FILE`: `os._exit` waits until this file exists and half a second more, as when it stores
+  coverage; the log has its calls, and whether the interpreter is finalised.
 - `NULL_SUPERVISED`: `run` starts a supervisor.
 """
 
 import atexit
-import json
 import os
 import signal
 import sys
@@ -38,6 +37,7 @@ from tests.null_detector import NullDetector
 from worker.broker.app import create_app
 from worker.cli import main
 from worker.process.broker_watch import BrokerWatch
+from worker.telemetry.logs import get_logger
 
 BATCH_SECONDS = float(os.environ.get("NULL_BATCH_SECONDS", "0.02"))
 LOAD_SECONDS = float(os.environ.get("NULL_LOAD_SECONDS", "0"))
@@ -49,6 +49,8 @@ HANGS = "NULL_HANGS" in os.environ
 RAISES = "NULL_RAISES" in os.environ
 SWEEP_SECONDS = float(os.environ.get("NULL_SWEEP_SECONDS", "5"))
 WATCH_SECONDS = float(os.environ.get("NULL_WATCH_SECONDS", "5"))
+
+log = get_logger(__name__)
 
 
 class FaultyDetector(NullDetector):
@@ -78,14 +80,14 @@ def _exit_slowly(file: Path) -> None:
     exit_now = os._exit
 
     def exit_later(status: int) -> NoReturn:
-        print(json.dumps({"event": "exit_called", "status": status}), flush=True)
+        log.info("exit_called", status=status)
         while not file.exists():
             time.sleep(0.01)
         time.sleep(0.5)
         exit_now(status)
 
     os._exit = exit_later
-    atexit.register(print, json.dumps({"event": "interpreter_finalised"}), flush=True)
+    atexit.register(log.info, "interpreter_finalised")
 
 
 def _sweeping_app(*arguments: Any) -> Celery:
