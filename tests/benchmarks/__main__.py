@@ -1,6 +1,7 @@
 """`python -m tests.benchmarks`: what the queue costs."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from detector.bundle.files import BundleError
 from detector.terminal import Console
 from tests.benchmarks.api import submissions
 from tests.benchmarks.detector import against_bare_detector
+from tests.benchmarks.durability import disk_milliseconds, durability
 from tests.benchmarks.path import costs
 from tests.benchmarks.pictures import SIZES
 from tests.benchmarks.workers import BenchmarkFailedError
@@ -84,6 +86,29 @@ def path(
                         f"{row.peak_bytes / (1 << 20):.0f}",
                     )
     Console().print(table)
+
+
+@main.command(name="durability")
+@click.option("--processes", type=click.IntRange(1, 64), multiple=True, default=[1, 2], show_default=True)
+@click.option("--checks", type=click.IntRange(1, 100_000), default=500, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
+@_json
+def durability_command(*, processes: Sequence[int], checks: int, rounds: int, json_file: Path | None) -> None:
+    """Measure a check with a null detector for each `appendfsync` of the broker."""
+    table, found = Table("Processes", "appendfsync", "Checks/s", "CPU ms", "Valkey ms"), []
+    with EmbeddedServices() as services:
+        disk = disk_milliseconds(services)
+        for count in processes:
+            rows = durability(services, processes=count, checks=checks, rounds=rounds)
+            found += rows
+            _save(json_file, [asdict(row) for row in found])
+            for row in rows:
+                medians = (statistics.median(values) for values in (row.worker_ms, row.broker_ms))
+                table.add_row(
+                    str(count), row.policy, f"{row.rate:.1f}", *(f"{median:.2f}" for median in medians)
+                )
+    Console().print(table)
+    Console().print(f"The disk needs {disk:.1f} ms for each write.")
 
 
 @main.command()

@@ -81,7 +81,7 @@ def costs(
 
         def measured(kind: Kind, count: int) -> tuple[float, float, float]:
             entries = _entries(kind, services.bucket, key, count)
-            return _round(servers[kind], fleets[kind], entries, publishes=kind != "bare")
+            return timed_round(servers[kind], fleets[kind], entries, publishes=kind != "bare")
 
         for kind in KINDS:
             measured(kind, min(checks, _WARM_UP_CHECKS * processes))
@@ -93,13 +93,18 @@ def costs(
         ]
 
 
+def path_entries(bucket: str, key: str, count: int) -> list[bytes]:
+    """Return messages of the whole path, each a check of one object."""
+    return _entries("path", bucket, key, count)
+
+
 def _entries(kind: Kind, bucket: str, key: str, count: int) -> list[bytes]:
     checks = (ImageCheck(bucket=bucket, key=key).model_dump(mode="json") for _ in range(count))
     return [encode(check if kind != "bare" else {}, QUEUE) for check in checks]
 
 
-def _round(
-    server: redis.Redis, fleet: Workers, entries: list[bytes], *, publishes: bool
+def timed_round(
+    server: redis.Redis, fleet: Workers, entries: list[bytes], *, publishes: bool = True
 ) -> tuple[float, float, float]:
     """Return checks per second, and milliseconds of processor time for a check in workers and broker."""
     server.delete(STREAM)

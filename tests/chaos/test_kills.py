@@ -1,7 +1,10 @@
 """Workers, broker and connections are killed under load."""
 
+import re
 import time
+from pathlib import Path
 
+import pytest
 import redis
 
 from tests.chaos.conftest import SCALE, VISIBILITY_SECONDS, StartFleet
@@ -11,6 +14,7 @@ from tests.conftest import PATIENCE
 from worker.broker import keys
 from worker.client import Client
 from worker.embedded.valkey import Valkey
+from worker.settings import Settings
 
 # A check in flight is delivered again at the first sweep after the visibility timeout. Then it runs isolated,
 # after the checks that run at that moment.
@@ -18,6 +22,8 @@ SWEEP_SECONDS, RUN_SECONDS = 5, 5
 BOUND_SECONDS = VISIBILITY_SECONDS + SWEEP_SECONDS + RUN_SECONDS
 
 CHECKS = 240
+
+SERVE = Path(__file__).parents[2] / "deploy/redis/serve.sh"
 
 # An unacknowledged check is not delivered again within a test.
 LONG = {"DNF_VISIBILITY_TIMEOUT_SECONDS": "600", "DNF_CHECK_DEADLINE_SECONDS": "500"}
@@ -171,3 +177,23 @@ def test_workers_shut_down_in_turn_lose_no_check_and_start_none_twice(
     with redis.Redis.from_url(valkey.url) as broker:
         counts = {broker.hget(f"attempts:{name}", "count") for name in checks}
     assert counts == {b"1"}
+
+
+@pytest.mark.parametrize("broker", ["deployed", "embedded"])
+def test_a_broker_that_is_killed_while_its_disk_is_busy_has_every_check_that_it_confirmed(
+    broker: str, tmp_path: Path
+) -> None:
+    """With `appendfsync everysec` it would confirm what waits in its own memory for the disk."""
+    deployed = re.findall(r"--(append\w+) (\w+)", SERVE.read_text(encoding="utf-8"))
+    options = [text for name, value in deployed for text in (f"--{name}", value)]
+    valkey = Valkey(tmp_path / "valkey", options=options if broker == "deployed" else [])
+    valkey.start()
+    with Client(Settings(redis_url=valkey.url)) as client:
+        for confirmed in range(1, 4):
+            with redis.Redis.from_url(valkey.url) as admin:
+                admin.set("large", bytes(8 << 20))  # the disk is busy with it for some milliseconds
+            client.submit("uploads", "a.jpg")
+            valkey.kill()
+            valkey.start()
+            assert waiting(client) == confirmed
+    valkey.kill()

@@ -38,6 +38,15 @@ WORKER_GROWTH_BYTES = 64 << 20
 
 
 @pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """Provide a broker that writes to its disk before it confirms, as `deploy/redis/serve.sh` starts it."""
+    server = Valkey(tmp_path / "valkey", options=["--appendfsync", "always"])
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
 def seaweedfs(services: EmbeddedServices, tmp_path: Path) -> Iterator[SeaweedFS]:
     """Provide a store of the test's own, which it may kill."""
     server = SeaweedFS(tmp_path / "seaweedfs", services.bucket)

@@ -65,7 +65,7 @@ _REMEDIES: dict[FaultName, str] = {
     "dead_letters_full": "Run `dnf-worker dead-letters list`; workers take no checks until then.",
     "read_only": "Let DNF_REDIS_URL name the primary.",
     "disk_full": "Free the broker's disk.",
-    "not_durable": "Set appendonly to yes, and appendfsync to everysec.",
+    "not_durable": "Set appendonly to yes, and appendfsync to always.",
     "cluster_mode": "Use one primary, with replicas (Sentinel or a managed service without cluster mode).",
 }
 

@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 from click.testing import CliRunner
 
-from tests.broken_broker import full_disk, valkey_on_a_small_disk
+from tests.broken_broker import configured, full_disk, valkey_on_a_small_disk
 from tests.conftest import settings_of
 from worker.broker.dead_letters import DeadLetters, dead_letter_of_check
 from worker.broker.faults import BrokerRefusedError, verify_trust
@@ -31,9 +31,25 @@ WRONG_KEYS = {"DNF_S3_SECRET_ACCESS_KEY": "hidden-and-wrong"}
 
 
 @pytest.fixture(scope="module")
-def environment(service_environment: dict[str, str], tiny_bundle: Path) -> dict[str, str]:
-    """Return DNF_ variables without any fault, with an unused database."""
-    return {**service_environment, "DNF_BUNDLE": str(tiny_bundle), "DNF_DEVICE": "cpu"}
+def durable_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Provide a broker that loses nothing."""
+    server = Valkey(tmp_path_factory.mktemp("durable"), options=["--appendfsync", "always"])
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def environment(
+    service_environment: dict[str, str], durable_broker: Valkey, tiny_bundle: Path
+) -> dict[str, str]:
+    """Return DNF_ variables without any fault."""
+    return {
+        **service_environment,
+        "DNF_REDIS_URL": durable_broker.url,
+        "DNF_BUNDLE": str(tiny_bundle),
+        "DNF_DEVICE": "cpu",
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +186,18 @@ def test_a_broker_that_can_lose_verdicts_is_found(environment: dict[str, str], u
     assert "noeviction" in finished.stdout
 
 
+@pytest.mark.parametrize(("policy", "loss"), [("everysec", "while its disk is slow"), ("no", "loses power")])
+def test_a_broker_that_confirms_before_it_writes_is_found(
+    environment: dict[str, str], durable_broker: Valkey, policy: str, loss: str
+) -> None:
+    """The warning says what such a broker loses, and names the value that loses nothing."""
+    with redis.Redis.from_url(durable_broker.url) as admin, configured(admin, appendfsync=policy):
+        found = _diagnoses(environment)["append-only file"]
+    assert (found.outcome, found.observed) == ("warning", f"appendfsync {policy}")
+    assert loss in found.problem
+    assert found.remedy == "Set appendfsync to always."
+
+
 def test_a_broker_with_a_full_disk_is_told_from_an_unreachable_one(
     environment: dict[str, str], tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
@@ -239,6 +267,7 @@ def test_queues_streams_and_other_applications_raise_warnings(
     found = _diagnoses(environment, **changes)
     warned = {name for name, each in found.items() if each.outcome == "warning"}
     assert warned == {
+        "append-only file",  # the tests' own broker writes to its disk later
         "workers",
         "queues",
         "other queues",

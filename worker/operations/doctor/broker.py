@@ -35,6 +35,12 @@ _CELERYS_QUEUE = "celery"
 # How alike two names of queues are, 0..1, when one may be the other misspelt.
 _LIKENESS = 0.75
 
+# What a broker loses of what it has confirmed, by its `appendfsync`.
+_LOSSES = {
+    "everysec": "Killed while its disk is slow, or with its machine, the broker loses the last seconds.",
+    "no": "When its machine loses power, the broker loses the last half minute.",
+}
+
 _SYNCHRONISE = "Synchronise both clocks (NTP)."
 
 
@@ -91,7 +97,12 @@ def _version(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
 
 def _append_only(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
     faults: dict[FaultName, str] = {"disk_full": "cannot be written", "not_durable": "off"}
-    return _server_fault(name, client, faults) or ok(name, "on")
+    if found := _server_fault(name, client, faults):
+        return found
+    policy = _appendfsync(client)
+    if harm := _LOSSES.get(policy or ""):
+        return warning(name, f"appendfsync {policy}", harm, "Set appendfsync to always.")
+    return ok(name, f"appendfsync {policy}" if policy else "on")
 
 
 def _role(name: str, client: redis.Redis, _: Settings) -> Diagnosis:
@@ -264,6 +275,20 @@ def _server_fault(name: str, client: redis.Redis, observed: dict[FaultName, str]
         if found.name in observed:
             return fault(name, observed[found.name], found.detail, found.remedy)
     return None
+
+
+def _appendfsync(client: redis.Redis) -> str | None:
+    """Return when the server writes its append-only file to the disk; None where it does not tell.
+
+    Users of the ACL file may not ask, since a server's configuration has passwords: a refusal would be in its
+    log. Managed services have no such command.
+    """
+    if client.get_connection_kwargs().get("username"):
+        return None
+    try:
+        return client.config_get("appendfsync").get("appendfsync")
+    except redis.ResponseError:
+        return None
 
 
 def _scan(client: redis.Redis, *, match: str | None = None, type_of: str | None = None) -> set[str]:
