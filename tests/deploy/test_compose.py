@@ -260,7 +260,7 @@ def test_the_store_of_compose_opens_only_its_s3_api(compose: dict[str, Any], tmp
         assert {*inner, *(port + 10_000 for port in inner)} <= loopback
         assert {port for host, port in listening if host != "127.0.0.1"} == {s3, s3 + 10_000}
     finally:
-        started[-1].stop()
+        started[-1].kill()
 
 
 def _listening_addresses(pid: int) -> set[tuple[str, int]]:

@@ -61,13 +61,8 @@ class SeaweedFS:
             self._start_on, ports=self.ports or None, count=5, companion=_GRPC_OFFSET
         )
 
-    def stop(self) -> None:
-        """Stop the server gracefully (SIGTERM)."""
-        if self.process:
-            self.process.stop(grace_seconds=5.0)
-
     def kill(self) -> None:
-        """Kill the server (SIGKILL), like a crash."""
+        """Kill the server (SIGKILL): it keeps what it acknowledged. On SIGTERM it would wait for seconds."""
         if self.process:
             self.process.kill()
 

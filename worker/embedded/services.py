@@ -74,7 +74,7 @@ class EmbeddedServices:
         try:
             self._cleanup.callback(self.valkey.stop)
             self.valkey.start()
-            self._cleanup.callback(self.seaweedfs.stop)
+            self._cleanup.callback(self.seaweedfs.kill)
             self.seaweedfs.start()
             if self.postgres:
                 self._cleanup.callback(self.postgres.stop)

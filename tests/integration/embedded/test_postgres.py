@@ -53,7 +53,6 @@ def test_the_services_have_a_database_where_one_is_asked_for() -> None:
             assert service.execute("SELECT 1").fetchone() == (1,)
         assert services.postgres
         process, folder = services.postgres.process, services.folder
-        services.seaweedfs.kill()  # its graceful shutdown takes seconds
     assert process
     assert not process.alive
     assert not folder.exists()
