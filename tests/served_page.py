@@ -2,14 +2,12 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from http.client import HTTPConnection
 from typing import Any
-
-import uvicorn
 
 from tests.conftest import PATIENCE
 from worker.database.database import Database
@@ -17,7 +15,8 @@ from worker.database.tokens import SCOPES, Scope, create_token
 from worker.embedded.startup import HOST
 from worker.settings import Settings
 from worker.web.app import create_app
-from worker.web.server import Listener
+from worker.web.identity import OneTimeLinks
+from worker.web.server import Listener, server
 
 JSON = {"Content-Type": "application/json"}
 
@@ -27,13 +26,19 @@ class Reply:
     """An answer."""
 
     status: int
-    headers: Mapping[str, str]
+    #: Their names in any case.
+    headers: Message
     body: bytes
 
     @property
     def json(self) -> Any:
-        """The body, as JSON."""
+        """The body as JSON."""
         return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode()
 
     @property
     def reason(self) -> str:
@@ -77,7 +82,7 @@ class Caller:
                 if last:
                     raise
                 continue
-            return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, content)
+            return Reply(answer.status, answer.headers, content)
         raise AssertionError
 
     def get(self, path: str, **options: Any) -> Reply:
@@ -103,25 +108,16 @@ def multipart(picture: bytes, check: object = None, *, more: str = "") -> tuple[
 
 
 @contextmanager
-def served(settings: Settings, database: Database) -> Iterator[int]:
+def served(settings: Settings, database: Database, *, links: OneTimeLinks | None = None) -> Iterator[int]:
     """Serve the application on a free port of this machine, and yield the port."""
     listener = Listener.bind(HOST, 0)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings, database), http="httptools", loop="asyncio", lifespan="on", log_config=None
-        )
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener.bound]}, daemon=True)
+    running = server(create_app(settings, database, links=links))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener.bound]}, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 20 * PATIENCE
     try:
-        while not server.started:
-            assert thread.is_alive(), "the server ended"
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.01)
         yield listener.port
     finally:
-        server.should_exit = True
+        running.should_exit = True
         thread.join()
 
 

@@ -3,9 +3,6 @@
 import hashlib
 import io
 import json
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,41 +12,17 @@ from uuid import UUID, uuid4
 from PIL import Image
 
 from tests.conftest import MakePicture, settings_of
+from tests.served_page import JSON, Caller, Reply, served
 from tests.verdicts import verdict_event
 from worker.broker.connection import connect
 from worker.broker.keys import thumbnail as thumbnail_key
 from worker.contract.messages import PictureFacts, Thumbnail, VerdictEvent, ViewScore
 from worker.database.database import Database
 from worker.embedded.services import EmbeddedServices
+from worker.embedded.startup import HOST
 from worker.reviews.intake import open_review, store
 from worker.settings import Settings
-from worker.web.app import create_app
 from worker.web.identity import OneTimeLinks
-from worker.web.server import Listener, server
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer of the page."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON."""
-        return json.loads(self.body)
-
-    @property
-    def text(self) -> str:
-        """The body as text."""
-        return self.body.decode()
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
 
 
 def person(name: str, *groups: str) -> dict[str, str]:
@@ -61,13 +34,18 @@ def person(name: str, *groups: str) -> dict[str, str]:
 class RunningSite:
     """A page that is served, with its database, store and broker."""
 
-    url: str
+    caller: Caller
     settings: Settings
     database: Database
     services: EmbeddedServices
     make_picture: MakePicture
     #: The bytes of each picture, by check id.
     pictures: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """The page's origin."""
+        return f"http://{HOST}:{self.caller.port}"
 
     def request(
         self,
@@ -79,22 +57,11 @@ class RunningSite:
         same_origin: bool = True,
     ) -> Reply:
         """Send a request, a changing one as the page itself does, and return its answer."""
-        sent = dict(headers or {})
-        if method != "GET" and same_origin:
-            sent = {"Origin": self.url, "Sec-Fetch-Site": "same-origin", **sent}
-        data = None
-        if method != "GET":
-            sent.setdefault("Content-Type", "application/json")
-            data = body if isinstance(body, bytes) else json.dumps({} if body is None else body).encode()
-        asked = urllib.request.Request(  # noqa: S310 - the page's own address
-            self.url + path, data=data, headers=sent, method=method
-        )
-        opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(asked, timeout=30) as reply:
-                return Reply(reply.status, reply.headers, reply.read())
-        except urllib.error.HTTPError as error:
-            return Reply(error.code, error.headers, error.read())
+        if method == "GET":
+            return self.caller.get(path, headers=headers)
+        own = {"Origin": self.url, "Sec-Fetch-Site": "same-origin"} if same_origin else {}
+        data = body if isinstance(body, bytes) else json.dumps({} if body is None else body).encode()
+        return self.caller.call(method, path, raw=data, headers={**JSON, **own, **(headers or {})})
 
     def store_picture(self, key: str, data: bytes) -> None:
         """Put an object into the store."""
@@ -213,19 +180,8 @@ def sites(
             # Second opinions only where a test asks for them.
             settings = settings_of(environment, **{"review_double_share": 0, **trusted, **changes})
             database = cleanup.enter_context(Database.open(settings.database))
-            listener = Listener.bind("127.0.0.1", 0)
-            running = server(create_app(settings, database, links=links))
-            thread = threading.Thread(target=running.run, kwargs={"sockets": [listener.bound]}, daemon=True)
-            thread.start()
-
-            def stop() -> None:
-                running.should_exit = True
-                thread.join(10)
-
-            cleanup.callback(stop)
-            return RunningSite(
-                f"http://127.0.0.1:{listener.port}", settings, database, services, make_picture
-            )
+            port = cleanup.enter_context(served(settings, database, links=links))
+            return RunningSite(Caller(port, {}), settings, database, services, make_picture)
 
         yield start
 

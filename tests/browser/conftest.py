@@ -1,4 +1,4 @@
-"""A running page and a browser."""
+"""A browser."""
 
 import os
 import shutil
@@ -8,9 +8,8 @@ from typing import Any, Protocol
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.conftest import PATIENCE, MakePicture
-from tests.site import RunningSite, StartSite, person, sites
-from worker.embedded.services import EmbeddedServices
+from tests.conftest import PATIENCE
+from tests.site import RunningSite, person
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -37,24 +36,6 @@ class OpenPage(Protocol):
         **options: Any,
     ) -> Page:
         """Return a page in a browser context of its own, opened by a person of these groups."""
-
-
-@pytest.fixture
-def start_site(
-    services: EmbeddedServices,
-    service_environment: dict[str, str],
-    database_environment: dict[str, str],
-    make_picture: MakePicture,
-) -> Iterator[StartSite]:
-    """Provide a function that serves a page on a database of the test's own."""
-    with sites(services, {**service_environment, **database_environment}, make_picture) as start:
-        yield start
-
-
-@pytest.fixture
-def site(start_site: StartSite) -> RunningSite:
-    """Provide a page behind a trusted proxy on this machine."""
-    return start_site()
 
 
 @pytest.fixture(scope="module")
