@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.conftest import PATIENCE, MakePicture, RunningWorker, StartWorker
+from tests.conftest import NULL_WORKER, PATIENCE, MakePicture, RunningWorker, StartWorker
 from tests.tls import Authority, TlsProxy
 from worker.embedded.services import EmbeddedServices
 
@@ -27,7 +27,7 @@ EXAMPLES = ROOT / "deploy" / "examples"
 @pytest.fixture(scope="module")
 def worker(worker_process: StartWorker) -> RunningWorker:
     """Start the worker that all examples share."""
-    return worker_process()
+    return worker_process(module=NULL_WORKER)
 
 
 @pytest.fixture

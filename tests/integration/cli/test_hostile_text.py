@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.conftest import PATIENCE, MakePicture, RunningWorker, StartWorker
+from tests.conftest import NULL_WORKER, PATIENCE, MakePicture, RunningWorker, StartWorker
 
 HOSTILE = "\x1b]0;owned\x07\x9b2J\u202egpj"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
@@ -20,9 +20,9 @@ Command = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def worker(worker_process: StartWorker) -> RunningWorker:
+def worker(worker_process: StartWorker, tiny_bundle: Path) -> RunningWorker:
     """Start a worker."""
-    return worker_process()
+    return worker_process({"DNF_BUNDLE": str(tiny_bundle)}, module=NULL_WORKER)
 
 
 @pytest.fixture

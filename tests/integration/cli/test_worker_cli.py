@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.conftest import NULL_WORKER, StartWorker
+from worker.cli import main
 from worker.embedded.startup import free_ports
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -20,7 +22,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module", autouse=True)
 def _worker(worker_process: Callable[..., Any]) -> None:
     """Keep a worker running for this module."""
-    worker_process()
+    worker_process(module=NULL_WORKER)
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +119,11 @@ def test_a_group_sees_each_event_once(cli: Cli, pictures: list[Path]) -> None:
         ([], "Missing argument"),
     ],
 )
-def test_wrong_usage_has_one_line_and_status_2(cli: Cli, arguments: list[str], message: str) -> None:
+def test_wrong_usage_has_one_line_and_status_2(arguments: list[str], message: str) -> None:
     """Nothing is enqueued, and the line names the mistake."""
-    finished = cli("submit", *arguments)
-    assert finished.returncode == 2
+    finished = CliRunner().invoke(main, ["submit", *arguments])
+    assert isinstance(finished.exception, SystemExit)
+    assert finished.exit_code == 2
     assert message in finished.stderr
 
 
