@@ -21,9 +21,15 @@ PROMETHEUS = DEPLOY / "prometheus" / "prometheus.yml"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "fleet.json"
 
 
+def manifests_in(text: str) -> list[Any]:
+    """Return the documents of a YAML text, without empty ones; the parser in C takes a tenth of the time."""
+    return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
+
+
 def read_yaml(path: Path) -> Any:
     """Return a YAML file's only document."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    (document,) = manifests_in(path.read_text(encoding="utf-8"))
+    return document
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.deploy.documents import ALERTS, CHART, DASHBOARD, read_yaml, schema
+from tests.deploy.documents import ALERTS, CHART, DASHBOARD, manifests_in, read_yaml, schema
 from worker.operations.exporter import DOCUMENTED as EXPORTED
 from worker.settings import Settings
 
@@ -144,8 +144,7 @@ def rendered(chart: helm.Chart) -> Callable[[str], list[Manifest]]:
             manifest
             for path, text in texts.items()
             if not path.endswith("NOTES.txt")
-            for manifest in yaml.safe_load_all(text)
-            if manifest
+            for manifest in manifests_in(text)
         ]
 
     return render
@@ -500,7 +499,7 @@ def test_a_pod_has_one_process_for_each_of_its_gpus(chart: helm.Chart) -> None:
             "monitoring": {"podMonitor": {"enabled": True}},
         }
         texts = chart.render(values, name="prod", namespace="moderation")
-        manifests = [m for p, t in texts.items() if p.endswith(".yaml") for m in yaml.safe_load_all(t) if m]
+        manifests = [m for p, t in texts.items() if p.endswith(".yaml") for m in manifests_in(t)]
         (container,) = one(manifests, "Deployment", "worker")["spec"]["template"]["spec"]["containers"]
         assert environment(container)["DNF_PROCESSES"] == str(expected)
         assert len(container["ports"]) == expected
@@ -529,7 +528,7 @@ def test_the_network_policy_opens_the_port_of_the_endpoint(
     """The port of the URL or of its scheme, unless ports are given."""
     values = {"s3": {"endpointUrl": endpoint}, "networkPolicy": {"s3Ports": ports}}
     text = chart.render(values, name="prod", namespace="moderation")
-    manifests = list(yaml.safe_load_all(text["dnf-moderation/templates/networkpolicy.yaml"]))
+    manifests = manifests_in(text["dnf-moderation/templates/networkpolicy.yaml"])
     egress = one(manifests, "NetworkPolicy", "worker")["spec"]["egress"]
     assert {port["port"] for port in egress[2]["ports"]} == expected
 

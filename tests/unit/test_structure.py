@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -54,9 +55,15 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
         yield dotted.removesuffix(".__init__"), path
 
 
-def _imports(path: Path, names: set[str]) -> Iterator[tuple[str, bool]]:
-    """Yield each imported module of `names`, and whether it is imported inside a function."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _imports(path: Path, names: frozenset[str]) -> list[tuple[str, bool]]:
+    """Return each imported module of `names`, and whether it is imported inside a function."""
+    tree, imported = _tree(path), []
     inner = {
         id(node)
         for function in ast.walk(tree)
@@ -72,9 +79,8 @@ def _imports(path: Path, names: set[str]) -> Iterator[tuple[str, bool]]:
                 f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in names else node.module
                 for alias in node.names
             ]
-        for name in found:
-            if name in names:
-                yield name, id(node) in inner
+        imported += [(name, id(node) in inner) for name in found if name in names]
+    return imported
 
 
 def _floor(package: str, module: str) -> int:
@@ -85,7 +91,7 @@ def _floor(package: str, module: str) -> int:
 @pytest.mark.parametrize("package", FLOORS)
 def test_every_import_points_to_a_lower_floor(package: str) -> None:
     """A room imports itself and the floors below it."""
-    names = {name for name, _ in _modules(package)}
+    names = frozenset(name for name, _ in _modules(package))
     upwards = [
         f"{module} -> {imported}"
         for module, path in _modules(package)
@@ -100,7 +106,7 @@ def test_every_import_points_to_a_lower_floor(package: str) -> None:
 @pytest.mark.parametrize("package", FLOORS)
 def test_no_two_modules_import_each_other(package: str) -> None:
     """Neither directly nor around a circle; imports inside functions count too."""
-    names = {name for name, _ in _modules(package)}
+    names = frozenset(name for name, _ in _modules(package))
     TopologicalSorter(
         {module: {name for name, _ in _imports(path, names)} - {module} for module, path in _modules(package)}
     ).prepare()
@@ -111,8 +117,7 @@ def test_the_detector_knows_nothing_of_queues_and_the_wheel_nothing_of_the_repos
     foreign = {"detector": ("worker", "tests", "deploy"), "worker": ("tests", "deploy")}
     for package, packages in foreign.items():
         for module, path in _modules(package):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
+            for node in ast.walk(_tree(path)):
                 name = node.module or "" if isinstance(node, ast.ImportFrom) else ""
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [name]
                 assert not any(each.split(".")[0] in packages for each in names), module

@@ -27,12 +27,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_is_trained_and_evaluated(corpus: Path, tmp_path: Path) -> None:
     """`train all`, then `evaluate`, on stripes and noise."""
     out = str(tmp_path / "bundle")
-    options = ["--out", out, "--max-steps", "20", "--size", "32", "--batch", "8", "--channels", "16,16"]
+    options = ["--out", out, "--max-steps", "6", "--size", "32", "--batch", "8", "--channels", "16,16"]
     trained = CliRunner().invoke(main, ["train", "all", str(corpus), *options, "--bank", "2"])
     assert trained.exit_code == 0, trained.output
     manifest = resolve(out).manifest
     assert manifest.preprocessing.mode == "crop"
-    assert manifest.provenance["classifier_steps"] == 20
+    assert manifest.provenance["classifier_steps"] == 6
     assert manifest.provenance["training_origins"] == {
         "generators": ["g0", "g1"],
         "sources": ["g0", "g1", "real"],
