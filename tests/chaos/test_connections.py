@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.conftest import SCALE, StartFleet
+from tests.chaos.conftest import SCALE, SHORT_TIMEOUTS, StartFleet
 from tests.chaos.outcome import Faults, submit, wait_for_all, wait_for_share, waiting
 from tests.chaos.proxy import FaultProxy
 from tests.chaos.report import Report
@@ -35,7 +35,7 @@ def test_frozen_connections_hang_no_worker(
     report: Report,
 ) -> None:
     """Workers give up connections that stay open and silent; the same processes answer within 30 seconds."""
-    workers = fleet(2, DNF_REDIS_URL=f"redis://127.0.0.1:{broker_proxy.port}/0")
+    workers = fleet(2, DNF_REDIS_URL=f"redis://127.0.0.1:{broker_proxy.port}/0", **SHORT_TIMEOUTS)
     pids, faults, rounds, slowest = workers.pids(), Faults(valkey.url), min(SCALE, 10), 0.0
     checks = submit(client, [stored_picture], count=240 * SCALE)
     for number in range(rounds):

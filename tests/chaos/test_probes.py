@@ -8,7 +8,7 @@ from time import monotonic
 
 import pytest
 
-from tests.chaos.conftest import StartFleet
+from tests.chaos.conftest import SHORT_TIMEOUTS, StartFleet
 from tests.chaos.proxy import FaultProxy
 from tests.conftest import NULL_WORKER, PATIENCE, RunningWorker
 from tests.scraping import Served
@@ -37,7 +37,7 @@ def test_an_unreachable_broker_fails_readiness_and_never_liveness(
 ) -> None:
     """Suspended, with frozen connections, or killed: the worker is ready again by itself and always alive."""
     url = f"redis://127.0.0.1:{broker_proxy.port}/0"
-    workers = fleet(1, DNF_HTTP_PORT=str(served.port), DNF_REDIS_URL=url)
+    workers = fleet(1, DNF_HTTP_PORT=str(served.port), DNF_REDIS_URL=url, **SHORT_TIMEOUTS)
     wait_until(lambda: served.status("/readyz") == 200, "ready after the start")
     assert valkey.process is not None
 
@@ -91,11 +91,11 @@ def test_a_busy_worker_is_ready_and_is_alive_until_its_last_check(
     fleet: StartFleet, client: Client, stored_picture: str, served: Served, wait_until: WaitUntil
 ) -> None:
     """With every thread busy all probes pass; after SIGTERM it is not ready at once, and alive to the end."""
-    workers = fleet(1, DNF_HTTP_PORT=str(served.port), NULL_BATCH_SECONDS=str(0.8 * PATIENCE))
+    workers = fleet(1, DNF_HTTP_PORT=str(served.port), NULL_BATCH_SECONDS=str(0.5 * PATIENCE))
     wait_until(lambda: served.status("/readyz") == 200, "ready after the start")
     check_ids = [client.submit(client.settings.upload_bucket, stored_picture) for _ in range(20)]
     wait_until(lambda: served.figure("dnf_checks_in_flight") == 8, "all threads are busy")
-    answers = {served.status(path) for path in ("/livez", "/readyz", "/startupz") for _ in range(40)}
+    answers = {served.status(path) for path in ("/livez", "/readyz", "/startupz") for _ in range(10)}
     assert answers == {200}
     workers.workers[0].process.terminate()
     wait_until(lambda: served.probe("/readyz")[1]["reason"] == "shutting down", "not ready at once")

@@ -10,6 +10,8 @@ Everything but the networks is the product's own. Environment variables change h
 - `NULL_RAISES`: the model raises RuntimeError.
 - `NULL_SWEEP_SECONDS`, `NULL_WATCH_SECONDS`: shorter intervals between sweeps for expired messages and polls
   of the broker watch, so that tests wait less.
+- `NULL_SOCKET_SECONDS`: a shorter timeout and health check of Celery's connections to the broker; those of
+  attempts and verdicts wait twice as long, as in the product.
 - `NULL_EXIT_FILE`: `os._exit` waits until this file exists and half a second more, as when it stores
   coverage; the log has its calls, and whether the interpreter is finalised.
 - `NULL_SUPERVISED`: `run` starts a supervisor.
@@ -28,6 +30,7 @@ from typing import Any, NoReturn, Self
 
 from celery import Celery
 
+import worker.broker.verdict_stream
 import worker.checks.service
 import worker.process.run
 from detector.bundle.manifest import Preprocessing
@@ -35,6 +38,7 @@ from detector.detector import Finding
 from detector.images.views import PreparedPicture
 from tests.null_detector import NullDetector
 from worker.broker.app import create_app
+from worker.broker.connection import connect
 from worker.cli import main
 from worker.process.broker_watch import BrokerWatch
 from worker.telemetry.logs import get_logger
@@ -49,6 +53,7 @@ HANGS = "NULL_HANGS" in os.environ
 RAISES = "NULL_RAISES" in os.environ
 SWEEP_SECONDS = float(os.environ.get("NULL_SWEEP_SECONDS", "5"))
 WATCH_SECONDS = float(os.environ.get("NULL_WATCH_SECONDS", "5"))
+SOCKET_SECONDS = float(os.environ.get("NULL_SOCKET_SECONDS", "5"))
 
 log = get_logger(__name__)
 
@@ -90,15 +95,21 @@ def _exit_slowly(file: Path) -> None:
     atexit.register(log.info, "interpreter_finalised")
 
 
-def _sweeping_app(*arguments: Any) -> Celery:
+def _impatient_app(*arguments: Any) -> Celery:
     app = create_app(*arguments)
-    app.conf.broker_transport_options["unacked_restore_interval"] = SWEEP_SECONDS
+    app.conf.broker_transport_options |= {
+        "unacked_restore_interval": SWEEP_SECONDS,
+        "socket_timeout": SOCKET_SECONDS,
+        "health_check_interval": SOCKET_SECONDS,
+    }
     return app
 
 
 if __name__ == "__main__":
     worker.checks.service.Detector = FaultyDetector  # type: ignore[misc]
-    worker.process.run.create_app = _sweeping_app
+    worker.process.run.create_app = _impatient_app
+    for module in (worker.checks.service, worker.broker.verdict_stream):
+        module.connect = partial(connect, timeout_seconds=2 * SOCKET_SECONDS)  # type: ignore[attr-defined]
     worker.process.run.BrokerWatch = partial(BrokerWatch, seconds=WATCH_SECONDS)  # type: ignore[misc,assignment]
     if "NULL_EXIT_FILE" in os.environ:
         _exit_slowly(Path(os.environ["NULL_EXIT_FILE"]))
