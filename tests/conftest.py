@@ -9,10 +9,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from subprocess import Popen
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import botocore.session
 import numpy as np
 import psycopg
 import pytest
@@ -25,6 +27,9 @@ from worker.embedded.postgres import PostgreSQL
 from worker.embedded.services import EmbeddedServices
 from worker.settings import Settings
 
+if TYPE_CHECKING:
+    from tests.site import RunningSite, StartSite
+
 # Multiplies every time limit of the tests, for busy machines.
 PATIENCE = float(os.environ.get("DNF_TEST_PATIENCE", "1"))
 
@@ -32,6 +37,9 @@ WORKER_START_SECONDS = 120.0 * PATIENCE
 
 #: The module of a worker without networks, for tests of everything else.
 NULL_WORKER = "tests.workers.null_worker"
+
+# Each client of S3 has a session of its own, which reads megabytes of JSON; here one reads them for all.
+botocore.session.create_loader = cache(botocore.session.create_loader)
 
 # A shell makes background processes ignore these signals, and workers inherit that; the tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -182,7 +190,6 @@ def services() -> Iterator[EmbeddedServices]:
     """Provide Valkey and SeaweedFS for the session."""
     with EmbeddedServices(bucket="test-uploads") as running:
         yield running
-        running.seaweedfs.kill()  # its graceful shutdown takes seconds
 
 
 @pytest.fixture(scope="session")
@@ -328,3 +335,23 @@ def database(database_environment: dict[str, str]) -> Iterator[Database]:
     """Provide the test's database, as the service uses it."""
     with Database.open(settings_of(database_environment).database) as database:
         yield database
+
+
+@pytest.fixture
+def start_site(
+    services: EmbeddedServices,
+    service_environment: dict[str, str],
+    database_environment: dict[str, str],
+    make_picture: MakePicture,
+) -> "Iterator[StartSite]":
+    """Provide a function that serves the review page on a database of the test's own."""
+    from tests.site import sites
+
+    with sites(services, {**service_environment, **database_environment}, make_picture) as start:
+        yield start
+
+
+@pytest.fixture
+def site(start_site: "StartSite") -> "RunningSite":
+    """Provide a review page behind a trusted proxy on this machine."""
+    return start_site()
