@@ -4,6 +4,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from worker.embedded.guarded_process import GuardedProcess
 
@@ -21,6 +22,14 @@ class EmbeddedServiceError(RuntimeError):
 
 class _EndedEarlyError(EmbeddedServiceError):
     """The process ended while it started, usually because another process took its port."""
+
+
+class _PortTakenError(EmbeddedServiceError):
+    """Another process took a port that was free before."""
+
+
+# Of the ports of every server that this process started.
+_reserved: list[ExitStack] = []
 
 
 def missing_program(name: str, package: str) -> EmbeddedServiceError:
@@ -59,21 +68,43 @@ def start_on_free_ports(
 ) -> list[int]:
     """Call `start` with free ports, and with others if one was taken meanwhile; return the ports.
 
-    With `ports`, those of an earlier start, only they are used. Raises `EmbeddedServiceError`.
+    They stay reserved for as long as this process lives, so that nobody else listens on the port of a server
+    that was killed and starts again. With `ports`, those of an earlier start, only they are used. Raises
+    `EmbeddedServiceError`.
     """
     if ports:
         start(ports)
         return ports
     for attempt in range(1, PORT_ATTEMPTS + 1):
         ports = free_ports(count, companion=companion)
-        try:
-            start(ports)
-        except _EndedEarlyError:
-            if attempt == PORT_ATTEMPTS:
-                raise
-        else:
-            return ports
+        with ExitStack() as reservations:
+            try:
+                for port in {*ports, *(port + companion for port in ports)}:
+                    reservations.enter_context(_reservation(port))
+                start(ports)
+            except (_EndedEarlyError, _PortTakenError):
+                if attempt == PORT_ATTEMPTS:
+                    raise
+            else:
+                _reserved.append(reservations.pop_all())
+                return ports
     raise AssertionError("unreachable")
+
+
+def _reservation(port: int) -> socket.socket:
+    """Return a socket that keeps others from choosing a port, and lets a server listen on it.
+
+    Raises `_PortTakenError`.
+    """
+    reservation = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        reservation.bind((HOST, port))
+    except OSError as error:
+        reservation.close()
+        raise _PortTakenError(f"port {port} is taken: {error}") from error
+    # Only from now on: a socket with this option shares its port with every server that sets it too.
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return reservation
 
 
 def wait_until(ready: Callable[[], bool], process: GuardedProcess, name: str) -> None:

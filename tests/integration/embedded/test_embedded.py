@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,14 +42,18 @@ def test_wrong_keys_are_refused(services: EmbeddedServices) -> None:
 
 
 def test_stored_objects_and_queued_messages_survive_a_crash() -> None:
-    """A killed service restarts on the same port with everything that it had acknowledged."""
+    """A killed service restarts on the same port, meanwhile nobody else's, with all that it confirmed."""
     with EmbeddedServices() as services, redis.Redis.from_url(services.redis_url) as broker:
         endpoint = services.s3_endpoint
         services.seaweedfs.client().put_object(Bucket=services.bucket, Key="kept", Body=b"bytes")
         broker.set("kept", b"value")
-        broker.execute_command("WAITAOF", 1, 0, 2000)
         services.valkey.kill()
         services.seaweedfs.kill()
+        for port in [services.valkey.port, *services.seaweedfs.ports]:
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
         services.valkey.start()
         services.seaweedfs.start()
         assert services.s3_endpoint == endpoint
