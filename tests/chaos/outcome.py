@@ -90,8 +90,23 @@ def submit(client: Client, keys: Iterable[str], *, count: int) -> dict[str, Imag
 
 def waiting(client: Client) -> int:
     """Return the number of messages on the queues."""
-    with redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker:
-        return sum(int(broker.llen(name)) for name in QUEUES)  # type: ignore[arg-type]
+    return in_flight(client)[0]
+
+
+def in_flight(client: Client) -> tuple[int, int]:
+    """Return the numbers of messages on the queues and of unacknowledged ones, both at one moment.
+
+    A message that is taken or requeued between two commands would be in neither.
+    """
+    with (
+        redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker,
+        broker.pipeline() as counts,
+    ):
+        for name in QUEUES:
+            counts.llen(name)
+        counts.hlen("unacked")
+        *queued, unacknowledged = counts.execute()
+    return sum(queued), unacknowledged
 
 
 def wait_for_share(client: Client, checks: Mapping[str, ImageCheck], share: float) -> None:
@@ -119,29 +134,27 @@ def wait_for_all(
     """
     deadline = time.monotonic() + seconds * PATIENCE
     outcome, read = Outcome(checks), "0-0"
-    with redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker:
-        while True:
-            if supervise:
-                fleet.supervise()
-            # Counted before the events are read: if there are none, no further event can come.
-            queued = waiting(client)
-            unacknowledged = int(broker.hlen("unacked"))  # type: ignore[arg-type]
-            for event in client.events(since=read, follow=False):
-                read = event.entry_id
-                outcome.events[event.check_id] += 1
-                outcome.answered_at.setdefault(event.check_id, int(read.partition("-")[0]) / 1000)
-                if isinstance(event.envelope, RejectionEvent):
-                    outcome.rejections[event.envelope.data.reason] += 1
-            idle = not queued and not unacknowledged
-            if idle and not outcome.missing:
-                return outcome
-            if idle and submit_again:
-                outcome.submitted_again += len(outcome.missing)
-                client.submit_many([checks[name] for name in outcome.missing])
-            if time.monotonic() > deadline:
-                pytest.fail(
-                    f"after {seconds:.0f} seconds {len(outcome.missing)} of {len(checks)} checks have no"
-                    f" event; {queued} are queued, {unacknowledged} unacknowledged\n"
-                    + fleet.workers[0].log.read_text()[-3000:]
-                )
-            time.sleep(0.2)
+    while True:
+        if supervise:
+            fleet.supervise()
+        # Counted before the events are read: if there are none, no further event can come.
+        queued, unacknowledged = in_flight(client)
+        for event in client.events(since=read, follow=False):
+            read = event.entry_id
+            outcome.events[event.check_id] += 1
+            outcome.answered_at.setdefault(event.check_id, int(read.partition("-")[0]) / 1000)
+            if isinstance(event.envelope, RejectionEvent):
+                outcome.rejections[event.envelope.data.reason] += 1
+        idle = not queued and not unacknowledged
+        if idle and not outcome.missing:
+            return outcome
+        if idle and submit_again:
+            outcome.submitted_again += len(outcome.missing)
+            client.submit_many([checks[name] for name in outcome.missing])
+        if time.monotonic() > deadline:
+            pytest.fail(
+                f"after {seconds:.0f} seconds {len(outcome.missing)} of {len(checks)} checks have no"
+                f" event; {queued} are queued, {unacknowledged} unacknowledged\n"
+                + fleet.workers[0].log.read_text()[-3000:]
+            )
+        time.sleep(0.2)

@@ -14,7 +14,7 @@ import redis
 from tests.chaos.conftest import StartFleet
 from tests.chaos.fleet import Fleet
 from tests.chaos.malformed import malformed_pictures
-from tests.chaos.outcome import waiting
+from tests.chaos.outcome import in_flight
 from tests.chaos.proxy import FaultProxy, StoreProxy
 from tests.chaos.random_faults import GroupReader, Producer, RandomFaults
 from tests.chaos.report import Report
@@ -247,6 +247,8 @@ def _evidence(  # noqa: PLR0917 - everything that took part
             if submission.began - 10 < at < confirmed + 10
         ]
     delayed = broker.info("persistence").get("aof_delayed_fsync")
+    queued, unacknowledged = in_flight(client)
+    text.append(f"{queued} queued, {unacknowledged} unacknowledged")
     return "\n".join([*text, f"aof_delayed_fsync since the last start: {delayed}"])
 
 
@@ -262,12 +264,11 @@ def _wait_settled(
 ) -> None:
     """Wait until nothing is queued or unacknowledged, and every group has acknowledged everything."""
     deadline = time.monotonic() + (60 + SECONDS) * PATIENCE
-    while waiting(client) or broker.hlen("unacked") or any(_behind(broker, reader) for reader in readers):
+    while any(in_flight(client)) or any(_behind(broker, reader) for reader in readers):
         if time.monotonic() > deadline:
             behind = [reader.group for reader in readers if _behind(broker, reader)]
-            pytest.fail(
-                f"{waiting(client)} queued, {broker.hlen('unacked')} unacknowledged, groups behind: {behind}"
-            )
+            queued, unacknowledged = in_flight(client)
+            pytest.fail(f"{queued} queued, {unacknowledged} unacknowledged, groups behind: {behind}")
         faults.tend()
         time.sleep(0.2)
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import redis
 from celery.apps.worker import Worker
 from celery.signals import worker_ready
 
@@ -129,9 +130,21 @@ def run_worker(
 
 def _end_when_drained(settings: Settings) -> None:
     with connect(settings.broker) as client:
-        while client.hlen("unacked") or any(client.llen(name) for name in QUEUES):
+        while any(message_counts(client)):
             time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def message_counts(client: redis.Redis) -> list[int]:
+    """Return the numbers of unacknowledged messages and of those on each queue, all at one moment.
+
+    A message that is taken or requeued between two commands would be in neither.
+    """
+    with client.pipeline() as counts:
+        counts.hlen("unacked")
+        for name in QUEUES:
+            counts.llen(name)
+        return [int(count) for count in counts.execute()]
 
 
 def _describe_model(service: Service) -> None:
