@@ -103,8 +103,10 @@ def test_the_demonstration_judges_the_samples_and_leaves_nothing_running(
     _assert_nothing_is_left(out, _ports(text))
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["early", "while_the_worker_starts"])
+@pytest.mark.parametrize(
+    ("moment", "stop"),
+    [("early", signal.SIGINT), ("early", signal.SIGTERM), ("while_the_worker_starts", signal.SIGINT)],
+)
 def test_an_interrupted_demonstration_leaves_nothing_running(
     tiny_bundle: Path, tmp_path: Path, wait_until: Callable[..., None], stop: signal.Signals, moment: str
 ) -> None:
