@@ -10,7 +10,7 @@ import pytest
 from tests.broken_broker import valkey_on_a_small_disk
 from tests.chaos.fleet import Fleet
 from tests.chaos.report import Report
-from tests.conftest import PATIENCE, MakePicture, StoreObject, settings_of
+from tests.conftest import MakePicture, StoreObject, settings_of
 from worker.client import Client
 from worker.embedded.services import EmbeddedServices
 from worker.embedded.valkey import Valkey
@@ -22,7 +22,7 @@ SCALE = int(os.environ.get("DNF_CHAOS_SCALE", "1"))
 INTERVALS = {"NULL_SWEEP_SECONDS": "1", "NULL_WATCH_SECONDS": "0.5"} if SCALE == 1 else {}
 
 # The same for the tests that wait until connections are given up; the product's timeout is five seconds.
-SHORT_TIMEOUTS = {"NULL_SOCKET_SECONDS": str(2 * PATIENCE)} if SCALE == 1 else {}
+SHORT_TIMEOUTS = {"NULL_SOCKET_SECONDS": "2"} if SCALE == 1 else {}
 
 VISIBILITY_SECONDS = 6
 

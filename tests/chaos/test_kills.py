@@ -71,7 +71,7 @@ def test_checks_that_cannot_run_isolated_in_time_are_answered_before_the_queue_b
     with redis.Redis.from_url(valkey.url) as broker:
         for name in isolated:
             broker.hset(keys.attempts(name), "by:lost", 1)
-    behind = submit(client, [stored_picture], count=24)
+    behind = submit(client, [stored_picture], count=12)
     workers = fleet(
         1,
         DNF_THREADS=str(threads),

@@ -44,7 +44,7 @@ from worker.settings import Settings
 from worker.storage import Storage, StorageRejectedError, StorageUnavailableError
 
 KEYS: Any = {"s3_access_key_id": "key", "s3_secret_access_key": "secret"}
-DEADLINE_SECONDS = 3.0 * PATIENCE
+DEADLINE_SECONDS = 2.0 + PATIENCE
 
 
 @pytest.fixture

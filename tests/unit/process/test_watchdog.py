@@ -4,10 +4,13 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
 from tests.conftest import PATIENCE
+
+LIMIT_SECONDS = 0.5 * PATIENCE
 
 # A model thread that behaves in one of three ways after its first batch.
 PROGRAM = """
@@ -61,38 +64,64 @@ watchdog.stop()
 """
 
 
-def _run(behaviour: str, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", program.format(limit=0.5 * PATIENCE), behaviour],
-        capture_output=True, text=True, timeout=60 * PATIENCE, check=False,
-    )  # fmt: skip
+#: What each process runs, and how its model behaves.
+BEHAVIOURS = {
+    "wait": PROGRAM,
+    "hold the GIL": PROGRAM,
+    "be slow": PROGRAM,
+    "idle": SUSPENDED,
+    "busy": SUSPENDED,
+}
 
 
-def test_a_model_that_hangs_ends_its_process_with_one_log_line() -> None:
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended."""
+
+    status: int
+    errors: str
+
+
+@pytest.fixture(scope="module")
+def ended() -> dict[str, Ended]:
+    """Return the process of each behaviour: all run at once, because they sleep most of the time."""
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", program.format(limit=LIMIT_SECONDS), name],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, program in BEHAVIOURS.items()
+    }
+    try:
+        errors = {name: process.communicate(timeout=60 * PATIENCE)[1] for name, process in running.items()}
+    finally:
+        for process in running.values():
+            process.kill()
+    return {name: Ended(process.returncode, errors[name]) for name, process in running.items()}
+
+
+def test_a_model_that_hangs_ends_its_process_with_one_log_line(ended: dict[str, Ended]) -> None:
     """The line has the limit; the exit status is 70."""
-    ended = _run("wait")
-    assert ended.returncode == 70
-    (line,) = (json.loads(text) for text in ended.stderr.splitlines())
+    assert ended["wait"].status == 70
+    (line,) = (json.loads(text) for text in ended["wait"].errors.splitlines())
     assert (line["event"], line["level"]) == ("model_stalled", "critical")
-    assert line["limit_seconds"] == 0.5 * PATIENCE
+    assert line["limit_seconds"] == LIMIT_SECONDS
 
 
-def test_native_code_that_holds_the_gil_ends_its_process() -> None:
+def test_native_code_that_holds_the_gil_ends_its_process(ended: dict[str, Ended]) -> None:
     """No line can be logged; the fault handler writes the stack of the model thread."""
-    ended = _run("hold the GIL")
-    assert ended.returncode == -signal.SIGABRT
-    assert "Aborted" in ended.stderr
-    assert "in run" in ended.stderr
+    assert ended["hold the GIL"].status == -signal.SIGABRT
+    assert "Aborted" in ended["hold the GIL"].errors
+    assert "in run" in ended["hold the GIL"].errors
 
 
-def test_a_slow_or_idle_model_does_not_end_its_process() -> None:
+def test_a_slow_or_idle_model_does_not_end_its_process(ended: dict[str, Ended]) -> None:
     """Four batches of half the limit, then twice the limit idle, then as long after `stop`."""
-    ended = _run("be slow")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended["be slow"] == Ended(0, "")
 
 
 @pytest.mark.parametrize("state", ["idle", "busy"])
-def test_a_suspended_process_is_not_ended(state: str) -> None:
+def test_a_suspended_process_is_not_ended(ended: dict[str, Ended], state: str) -> None:
     """Nor is one that is suspended amid a batch: time that does not pass for the model does not count."""
-    ended = _run(state, SUSPENDED)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended[state] == Ended(0, "")
