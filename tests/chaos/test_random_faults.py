@@ -16,7 +16,7 @@ from tests.chaos.fleet import Fleet
 from tests.chaos.malformed import malformed_pictures
 from tests.chaos.outcome import in_flight
 from tests.chaos.proxy import FaultProxy, StoreProxy
-from tests.chaos.random_faults import GroupReader, Producer, RandomFaults
+from tests.chaos.random_faults import GroupReader, Producer, RandomFaults, Submission
 from tests.chaos.report import Report
 from tests.conftest import PATIENCE, MakePicture, RunningWorker
 from worker.broker import keys
@@ -227,7 +227,7 @@ def _evidence(  # noqa: PLR0917 - everything that took part
     stream = client.settings.verdict_stream
     text = []
     for check_id in check_ids:
-        submission = producer.honest[check_id]
+        submission = producer.honest.get(check_id) or Submission("hostile picture", began=0.0)
         received = {
             reader.group: [event.entry_id for event in reader.by_check().get(check_id, [])]
             for reader in readers
