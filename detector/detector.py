@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from detector.acceleration.memory import to_device
 from detector.bundle.files import Bundle, BundleError, resolve
 from detector.bundle.manifest import needs_unet
-from detector.images.domain import doubt_of
+from detector.images.domain import SQUARES, doubt_of
 from detector.images.doubt import Doubt
 from detector.images.views import (
     SQUASHED_BYTES,
+    Pixels,
     PreparedPicture,
     Rectangle,
     crop_places,
     crops,
-    network_input,
     squashed,
 )
 
@@ -176,19 +176,21 @@ class Detector:
         seconds = time.perf_counter() - began
         return sum(len(each.places) for each in batch) / len(grey.places) / seconds
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> PreparedPicture:
-        """Cut the views of a picture (H, W, 3) uint8, which is the right way up."""
+    def prepare(self, picture: Pixels) -> PreparedPicture:
+        """Cut the views of a picture, which is the right way up.
+
+        Raises what cutting from the picture raises.
+        """
         preprocessing = self.bundle.manifest.preprocessing
-        height, width = pixels.shape[:2]
-        size = preprocessing.size
+        height, width = picture.shape[:2]
+        size, count = preprocessing.size, preprocessing.views
         if preprocessing.mode == "squash":
+            pixels = picture[:, :]
             whole = (Rectangle(0, 0, width, height),)
             return PreparedPicture(squashed(pixels, size), whole, doubt_of(pixels))
-        return PreparedPicture(
-            network_input(crops(pixels, size, preprocessing.views)),
-            crop_places(height, width, size, preprocessing.views),
-            doubt_of(pixels),
-        )
+        views = crops(picture, size, count)
+        doubt = doubt_of(picture, views if (size, count) == SQUARES else None)
+        return PreparedPicture(views, crop_places(height, width, size, count), doubt)
 
     def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
         """Examine prepared pictures as one batch; the findings are in the order of the pictures."""
@@ -203,9 +205,7 @@ class Detector:
         logits: list[float] = []
         dnf_ms = classify_ms = 0.0
         with torch.inference_mode():
-            all_views = torch.from_numpy(
-                np.concatenate([picture.views for picture in prepared])
-            )  # (N, 3, S, S) in -1..1
+            all_views = torch.from_numpy(np.concatenate([picture.views for picture in prepared]))
             for views in self._parts(all_views):
                 started = self._clock_ms()
                 dnf = self.feature(views)  # (n, C, S, S)
@@ -254,7 +254,7 @@ class Detector:
         )
 
     def _parts(self, views: "torch.Tensor") -> "Sequence[torch.Tensor]":
-        """Split views (B, 3, S, S) into those that the networks take at once."""
+        """Split views (B, ...) into those that the networks take at once."""
         parts: Sequence[torch.Tensor]
         if self.device != "cpu":
             parts = views.split(_VIEWS_AT_ONCE)
@@ -264,11 +264,16 @@ class Detector:
         return parts
 
     def feature(self, views: "torch.Tensor") -> "torch.Tensor":
-        """Compute the feature of views (B, 3, S, S) in -1..1: (B, C, S, S) float32 on this device."""
-        from detector.networks.features import compute_feature
+        """Compute the feature of views: (B, C, S, S) float32 on this device.
+
+        They are (B, S, S, 3) uint8, or (B, 3, S, S) float32 in -1..1.
+        """
+        from detector.networks.features import compute_feature, network_input
 
         manifest = self.bundle.manifest
-        return compute_feature(manifest.feature, self._unet, to_device(views, self._device), manifest.dnf)
+        # Bytes are a quarter of what has to be moved.
+        x = network_input(to_device(views, self._device))
+        return compute_feature(manifest.feature, self._unet, x, manifest.dnf)
 
     def _clock_ms(self) -> float:
         """Return the time in milliseconds once the device has finished its work."""

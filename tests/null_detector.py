@@ -56,10 +56,7 @@ class NullDetector(Detector):
     def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
         """Return findings by brightness."""
         time.sleep(self._batch_seconds)
-        return [
-            null_finding(picture, float(np.clip(picture.views[0].mean() / 2 + 0.5, 0, 1)))
-            for picture in prepared
-        ]
+        return [null_finding(picture, float(picture.views[0].mean() / 255)) for picture in prepared]
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -19,7 +19,7 @@ from detector.bundle.files import Bundle, BundleError
 from detector.bundle.manifest import Feature, needs_unet
 from detector.detector import Detector
 from detector.images.decode import ImageRejectedError, decode
-from detector.images.views import crops, network_input
+from detector.images.views import crops
 from detector.policy import VerdictName, decide
 from detector.terminal import echo
 
@@ -85,8 +85,8 @@ def examine_picture(detector: Detector, path: Path, *, generated: bool) -> Exami
         # Two views wide where the picture allows it, so that its subject can be recognised.
         size = manifest.preprocessing.size
         size *= 2 if min(pixels.shape[:2]) >= 2 * size else 1
-        middle = crops(pixels, size, 1)[0]
-        views = network_input(middle[None])
+        views: NDArray[Any] = crops(pixels, size, 1)
+        middle = views[0]
     else:
         views = prepared.views
         middle = np.clip((views[0].transpose(1, 2, 0) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def to_device(views: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """Move views (B, 3, S, S) to a device; to CUDA asynchronously, through pinned memory."""
+    """Move views to a device; to CUDA asynchronously, through pinned memory."""
     if device.type == "cuda":
         return views.pin_memory().to(device, non_blocking=True)
     return views.to(device)

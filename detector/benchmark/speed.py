@@ -171,7 +171,7 @@ def _round(detector: Detector, files: list[bytes]) -> tuple[float, float, float,
     began = time.perf_counter()
     pictures = [decode(data) for data in files]
     decoded = time.perf_counter()
-    prepared = [detector.prepare(picture.pixels) for picture in pictures]
+    prepared = [detector.prepare(picture) for picture in pictures]
     ready = time.perf_counter()
     finding = detector.examine(prepared)[0]
     return (decoded - began) * 1000, (ready - decoded) * 1000, finding.dnf_ms, finding.classify_ms
@@ -181,12 +181,10 @@ def our_pipeline(detector: Detector, pool: Executor, *, at_once: int = 4) -> Pip
     """Return the detector as a pipeline that decodes the next `at_once` pictures while the networks run."""
 
     def logits(files: Sequence[bytes]) -> list[float]:
-        prepared = list(pool.map(lambda data: detector.prepare(decode(data).pixels), files[:at_once]))
+        prepared = list(pool.map(lambda data: detector.prepare(decode(data)), files[:at_once]))
         results: list[float] = []
         for end in range(at_once, len(files) + at_once, at_once):
-            waiting = [
-                pool.submit(lambda d: detector.prepare(decode(d).pixels), d) for d in files[end:][:at_once]
-            ]
+            waiting = [pool.submit(lambda d: detector.prepare(decode(d)), d) for d in files[end:][:at_once]]
             results += [finding.logit for finding in detector.examine(prepared)]
             prepared = [future.result() for future in waiting]
         return results

@@ -116,7 +116,7 @@ def _read(path: Path, detector: Detector, *, keep: bool) -> _ReadFile | Rejected
     try:
         data = path.read_bytes()
         picture = decode(data)
-        prepared = detector.prepare(picture.pixels)
+        prepared = detector.prepare(picture)
     except ImageRejectedError as rejected:
         return RejectedFile(path, rejected.reason, str(rejected))
     except OSError as error:

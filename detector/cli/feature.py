@@ -33,7 +33,7 @@ def dnf(image: Path, *, bundle: str, device: str, dtype: Dtype, out: Path) -> No
     except ImageRejectedError as error:
         raise click.ClickException(f"{image}: {error.reason}: {error}") from error
     detector = load(bundle, device, dtype)
-    feature = detector.examine([detector.prepare(picture.pixels)])[0].dnf
+    feature = detector.examine([detector.prepare(picture)])[0].dnf
     if out.suffix == ".npy":
         np.save(out, feature)
     else:

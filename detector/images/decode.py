@@ -3,8 +3,9 @@
 import mmap
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from typing import get_args
 
@@ -43,6 +44,9 @@ _RGB_BYTES, _CONVERSION_BYTES = 3, 32
 # Bytes that a decoder needs whatever the size of the picture.
 _FIXED_BYTES = 4 << 20
 
+# EXIF orientations whose stored rows are columns, and whose first row or column is stored last.
+_SIDEWAYS, _FROM_BELOW, _FROM_THE_RIGHT = {5, 6, 7, 8}, {3, 4, 7, 8}, {2, 3, 6, 7}
+
 # What may stand in the place of pixels that are missing: two that no decoder takes for the same pixels.
 _FILLINGS = (bytes(64), b"\x55" * 64)
 
@@ -57,24 +61,68 @@ class ImageLimits:
     min_side: int = 32
 
 
-@dataclass(frozen=True)
 class Picture:
-    """A decoded picture."""
+    """A decoded picture, whose pixels become RGB when they are asked for: upright, in sRGB, on white.
 
-    #: Upright sRGB, (height, width, 3) uint8; not contiguous where the picture was turned.
-    pixels: NDArray[np.uint8]
-    #: Name of the file format: one of `ALLOWED_FORMATS`.
-    format: str
+    `picture[top:bottom, left:right]` cuts a part of it, as from an array (H, W, 3). That raises what
+    `EncodedPicture.decode` raises.
+    """
+
+    def __init__(self, image: Image.Image, container: Container, memory_bytes: int) -> None:
+        #: Name of the file format: one of `ALLOWED_FORMATS`.
+        self.format: str = container.format
+        self._image = image
+        self._memory_bytes = memory_bytes
+        self._orientation = _orientation(container, image)
+        self._mode = image.mode if image.mode in {"L", "CMYK"} else "RGB"
+        profile = container.icc_profile or image.info.get("icc_profile") or b""
+        self._conversion = conversion_to_srgb(profile, self._mode)
 
     @property
     def width(self) -> int:
         """Width in pixels, after the EXIF orientation was applied."""
-        return int(self.pixels.shape[1])
+        return self._image.height if self._orientation in _SIDEWAYS else self._image.width
 
     @property
     def height(self) -> int:
         """Height in pixels, after the EXIF orientation was applied."""
-        return int(self.pixels.shape[0])
+        return self._image.width if self._orientation in _SIDEWAYS else self._image.height
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and 3, as of an array."""
+        return self.height, self.width, 3
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """All pixels, (height, width, 3) uint8; not contiguous where the picture was turned."""
+        return self[:, :]
+
+    def __getitem__(self, part: tuple[slice, slice]) -> NDArray[np.uint8]:
+        """Return a part's pixels, (height, width, 3) uint8, by slices of rows and columns without a step."""
+        (top, bottom, _), (left, right, _) = part[0].indices(self.height), part[1].indices(self.width)
+        if self._orientation in _FROM_BELOW:
+            top, bottom = self.height - bottom, self.height - top
+        if self._orientation in _FROM_THE_RIGHT:
+            left, right = self.width - right, self.width - left
+        if self._orientation in _SIDEWAYS:
+            left, top, right, bottom = top, left, bottom, right
+        with _decoding(self._memory_bytes):
+            pixels = self._rgb(left, top, right, bottom)
+        if self._orientation in _SIDEWAYS:
+            pixels = pixels.transpose(1, 0, 2)
+        return pixels[
+            :: -1 if self._orientation in _FROM_BELOW else 1,
+            :: -1 if self._orientation in _FROM_THE_RIGHT else 1,
+        ]
+
+    def _rgb(self, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
+        """Convert a part of the stored image, strip by strip: besides the two, only a strip is in memory."""
+        pixels = np.empty((bottom - top, right - left, 3), dtype=np.uint8)
+        for first, last in _strips(right - left, bottom - top):
+            strip = self._image.crop((left, top + first, right, top + last))
+            pixels[first:last] = np.asarray(_flattened(strip, self._conversion, self._mode))
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -90,15 +138,19 @@ class EncodedPicture:
 
     @property
     def memory_bytes(self) -> int:
-        """The most bytes that `decode` needs at one time, its result included."""
+        """The most bytes that `decode` needs at one time, its result and parts of its pixels included."""
         container = self._container
-        converted = container.image_bytes + _RGB_BYTES * container.width * container.height
         return (
-            max(container.decoder_bytes, converted)
+            max(container.decoder_bytes, container.image_bytes)
             + _CONVERSION_BYTES * max(_STRIP_PIXELS, container.width)
             + sum(len(piece) for piece in container.pieces)
             + _FIXED_BYTES
         )
+
+    @property
+    def rgb_bytes(self) -> int:
+        """Bytes of `Picture.pixels`."""
+        return _RGB_BYTES * self.pixel_count
 
     def decode(self) -> Picture:
         """Decode the pixels.
@@ -106,20 +158,27 @@ class EncodedPicture:
         Raises `ImageRejectedError` when they are damaged or missing, and MemoryError when they may be whole
         and there is no memory for them.
         """
-        try:
-            return Picture(_pixels(self._container), self._container.format)
-        except (ImageRejectedError, MemoryError):
-            raise
-        except Exception as error:  # Pillow's decoders raise many types for malformed input
-            self._require_memory(error)
-            raise _decoding_failure(error) from error
+        container, needed = self._container, self.memory_bytes
+        with _decoding(needed):
+            if container.unfinished:
+                _require_all_pixels(container)
+            return Picture(_loaded(container, b"".join(container.pieces)), container, needed)
 
-    def _require_memory(self, error: Exception) -> None:
-        """Raise MemoryError where the decoder may have failed for want of memory; it says so in many ways."""
+
+@contextmanager
+def _decoding(memory_bytes: int) -> Iterator[None]:
+    """Raise `ImageRejectedError` or MemoryError for what Pillow raises: many types, by malformed input."""
+    try:
+        yield
+    except (ImageRejectedError, MemoryError):
+        raise
+    except Exception as error:
         try:
-            mmap.mmap(-1, self.memory_bytes).close()
+            # A decoder without memory says so in many ways.
+            mmap.mmap(-1, memory_bytes).close()
         except (OSError, ValueError) as full:
-            raise MemoryError(f"no {self.memory_bytes} bytes for a picture: {error}") from full
+            raise MemoryError(f"no {memory_bytes} bytes for a picture: {error}") from full
+        raise _decoding_failure(error) from error
 
 
 def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
@@ -206,15 +265,6 @@ def _decoding_failure(error: Exception) -> ImageRejectedError:
     return ImageRejectedError("corrupt", "The picture's data is damaged and cannot be decoded.")
 
 
-def _pixels(container: Container) -> NDArray[np.uint8]:
-    if container.unfinished:
-        _require_all_pixels(container)
-    image = _loaded(container, b"".join(container.pieces))
-    orientation = _orientation(container, image)
-    pixels = _rgb(image, container.icc_profile or image.info.get("icc_profile") or b"")
-    return _upright(pixels, orientation)
-
-
 def _loaded(container: Container, data: bytes) -> Image.Image:
     try:
         image = Image.open(BytesIO(data), formats=[container.format])
@@ -245,7 +295,7 @@ def _require_all_pixels(container: Container) -> None:
 
 def _digest(image: Image.Image) -> int:
     checksum = 0
-    for top, bottom in _strips(image):
+    for top, bottom in _strips(*image.size):
         checksum = zlib.crc32(image.crop((0, top, image.width, bottom)).tobytes(), checksum)
     return checksum
 
@@ -265,33 +315,9 @@ def _orientation(container: Container, image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Return a view of pixels (H, W, 3) as they are to be looked at."""
-    if orientation >= 5:  # noqa: PLR2004 - rows are columns
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in {3, 4, 7, 8}:
-        pixels = pixels[::-1]
-    if orientation in {2, 3, 6, 7}:
-        pixels = pixels[:, ::-1]
-    return pixels
-
-
-def _rgb(image: Image.Image, icc_profile: bytes) -> NDArray[np.uint8]:
-    """Convert a decoded image to RGB, strip by strip: besides the two, only a strip is in memory."""
-    mode = image.mode if image.mode in {"L", "CMYK"} else "RGB"
-    conversion = conversion_to_srgb(icc_profile, mode)
-    convert = partial(_flattened, conversion=conversion, mode=mode)
-    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
-    for top, bottom in _strips(image):
-        # A crop copies, also where it is all of the image.
-        strip = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
-        pixels[top:bottom] = np.asarray(convert(strip))
-    return pixels
-
-
-def _strips(image: Image.Image) -> list[tuple[int, int]]:
-    rows = max(1, _STRIP_PIXELS // image.width)
-    return [(top, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+def _strips(width: int, height: int) -> list[tuple[int, int]]:
+    rows = max(1, _STRIP_PIXELS // max(1, width))
+    return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
 def _flattened(strip: Image.Image, conversion: ColourConversion | None, mode: str) -> Image.Image:

@@ -11,25 +11,29 @@ from contextlib import contextmanager, suppress
 _SMALL_PART, _SMALL_AT_ONCE = 4, 8
 
 
-# glibc's option for the number of heaps.
-_ARENA_MAX = -8
+# glibc's options: the number of heaps, the bytes from which a block is a mapping of its own (32 MiB is the
+# most), and those at the end of the heap that stay with the process when they are free.
+_ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
+_MMAP_BYTES, _TRIM_BYTES = 32 << 20, 64 << 20
 
 
 def share_one_heap() -> None:
-    """Let all threads that start from now on share one heap, where the C library is glibc.
+    """Let all threads that start from now on share one heap, which keeps pixels for the next picture.
 
-    It gives threads heaps of their own, up to eight for each core. Pixels that one thread has freed are then
-    of no use to the next one, for which the system has to find and to clear pages.
+    glibc gives threads heaps of their own, up to eight for each core, and soon returns large blocks to the
+    system, which has to find and to clear their pages again. Other C libraries are left as they are.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_ARENA_MAX, 1)
+        mallopt(_MMAP_THRESHOLD, _MMAP_BYTES)
+        mallopt(_TRIM_THRESHOLD, _TRIM_BYTES)
 
 
 def release_freed_memory() -> None:
     """Let the C library return to the system what was freed, where it is glibc.
 
-    It keeps freed blocks of up to 32 MiB in the heap of each thread, so that pixels that were reserved and
-    given back would stay with the process.
+    Pixels that were reserved and given back would stay with the process.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -66,9 +70,9 @@ class MemoryBudget:
         try:
             yield
         finally:
-            if part is self._large:
+            # While others use the part, they take what was freed.
+            if part.give_back(taken) and part is self._large:
                 release_freed_memory()
-            part.give_back(taken)
 
 
 class _Part:
@@ -103,7 +107,9 @@ class _Part:
                 self._changed.notify_all()
         return taken
 
-    def give_back(self, taken: int) -> None:
+    def give_back(self, taken: int) -> bool:
+        """Return whether nobody uses the part any more."""
         with self._changed:
             self._free += taken
             self._changed.notify_all()
+            return self._free == self._total and not self._waiting

@@ -1,7 +1,8 @@
-"""Square views of a picture, and the U-Net's input made from them."""
+"""Square views of a picture."""
 
 import math
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,23 @@ class Rectangle:
     height: int
 
 
+class Pixels(Protocol):
+    """An array (H, W, 3) uint8, or a picture that makes the part which is cut."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """H, W and 3."""
+
+    def __getitem__(self, part: tuple[slice, slice], /) -> Any:
+        """Return a part, (h, w, 3) uint8, by slices of rows and columns."""
+
+
 @dataclass(frozen=True)
 class PreparedPicture:
-    """A picture as the networks take it."""
+    """A picture whose views are cut."""
 
-    #: (V, 3, S, S) float32 in -1..1.
-    views: NDArray[np.float32]
+    #: (V, S, S, 3) uint8; for a squashed picture (1, 3, S, S) float32 around -1..1.
+    views: NDArray[np.uint8] | NDArray[np.float32]
     #: Where each view is in the picture.
     places: tuple[Rectangle, ...]
     #: Why a score would say little about the picture; None for a picture of the usual kind.
@@ -41,11 +53,11 @@ def crop_places(height: int, width: int, size: int, views: int) -> tuple[Rectang
     return tuple(Rectangle(left, top, min(size, width), min(size, height)) for top in tops for left in lefts)
 
 
-def crops(pixels: NDArray[np.uint8], size: int, views: int) -> NDArray[np.uint8]:
+def crops(pixels: Pixels, size: int, views: int) -> NDArray[np.uint8]:
     """Cut the squares at `crop_places` at the picture's own scale.
 
-    `pixels` is (H, W, 3); returns (views, size, size, 3). A picture smaller than `size` is mirrored at its
-    right and lower edge, because resizing would blur the detail that the feature measures.
+    Returns (views, size, size, 3). A picture smaller than `size` is mirrored at its right and lower edge,
+    because resizing would blur the detail that the feature measures.
     """
     height, width = pixels.shape[:2]
     return np.stack(
@@ -64,16 +76,8 @@ def mirrored(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
 
 
-def network_input(views: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Convert views (V, S, S, 3) uint8 to (V, 3, S, S) float32 in -1..1."""
-    scaled = views.transpose(0, 3, 1, 2).astype(np.float32)
-    scaled /= np.float32(127.5)
-    scaled -= 1
-    return scaled
-
-
-#: Bytes that `squashed` needs for each pixel of the picture.
-SQUASHED_BYTES = 6
+#: Bytes that a picture's own pixels and `squashed` need for each of them.
+SQUASHED_BYTES = 9
 
 
 def squashed(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:

@@ -8,6 +8,14 @@ from detector.bundle.manifest import DnfConfig, Feature, needs_unet
 from detector.networks.dnf import NoiseEstimator, diffusion_noise_feature
 
 
+def network_input(views: Tensor) -> Tensor:
+    """Convert views (B, S, S, 3) uint8 to (B, 3, S, S) float32 in -1..1; float32 is left as it is."""
+    if views.dtype != torch.uint8:
+        return views
+    channels_first = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return channels_first.div_(127.5).sub_(1)
+
+
 def compute_feature(feature: Feature, unet: NoiseEstimator | None, x: Tensor, dnf: DnfConfig) -> Tensor:
     """Compute the feature of pictures `x` (B, 3, H, W) in -1..1: (B, channels, H, W) float32.
 

@@ -134,7 +134,7 @@ def _detector_speed(detector: "Detector", files: list[bytes], batch_size: int) -
     began = time.perf_counter()
     for start in range(0, len(files), batch_size):
         batch = files[start : start + batch_size]
-        detector.examine([detector.prepare(decode(data).pixels) for data in batch])
+        detector.examine([detector.prepare(decode(data)) for data in batch])
     return len(files) / (time.perf_counter() - began)
 
 

@@ -26,7 +26,7 @@ def test_a_batch_gives_each_picture_its_own_finding(tiny_bundle: Path) -> None:
 def test_a_picture_smaller_than_a_view_is_examined(tiny_bundle: Path) -> None:
     """The picture is mirrored at its edges and keeps its scale."""
     detector = Detector.load(tiny_bundle, device="cpu")
-    assert detector.prepare(np.zeros((33, 40, 3), dtype=np.uint8)).views.shape == (1, 3, 64, 64)
+    assert detector.prepare(np.zeros((33, 40, 3), dtype=np.uint8)).views.shape == (1, 64, 64, 3)
 
 
 def test_bfloat16_stays_near_float32(tiny_bundle: Path) -> None:

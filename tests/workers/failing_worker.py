@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 import worker.checks.service
 from detector.acceleration.memory import free_memory_after
 from detector.detector import Finding
-from detector.images.views import PreparedPicture
+from detector.images.views import Pixels, PreparedPicture
 from tests.null_detector import NullDetector
 from worker.cli import main
 
@@ -33,12 +32,12 @@ class FailingModel(NullDetector):
         free_memory_after(MemoryError())
         return super().warm_up(batch_size)
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> PreparedPicture:
+    def prepare(self, picture: Pixels) -> PreparedPicture:
         """Return views that hold the picture's width."""
-        if pixels.shape[1] == PROGRAM_ERROR:
+        if picture.shape[1] == PROGRAM_ERROR:
             raise ZeroDivisionError("an error of the program")
-        prepared = super().prepare(pixels)
-        return replace(prepared, views=np.full_like(prepared.views, pixels.shape[1]))
+        prepared = super().prepare(picture)
+        return replace(prepared, views=np.full_like(prepared.views, min(picture.shape[1], 255)))
 
     def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
         """Fail, wait or score."""

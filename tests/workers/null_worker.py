@@ -71,7 +71,7 @@ class FaultyDetector(NullDetector):
 
     def examine(self, prepared: Sequence[PreparedPicture]) -> list[Finding]:
         """Score by brightness, unless a poisonous picture is in the batch."""
-        if POISON and any(float(picture.views.min()) == 1.0 for picture in prepared):
+        if POISON and any(picture.views.min() == 255 for picture in prepared):
             os.kill(os.getpid(), signal.SIGSEGV)
             time.sleep(60)
         if HANGS:

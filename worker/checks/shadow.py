@@ -7,9 +7,6 @@ fails, hangs or could not be loaded.
 import threading
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from detector.detector import Detector, Finding
 from detector.policy import VerdictName, decide
 from worker.checks.batching import Batched, MicroBatcher
@@ -21,7 +18,7 @@ from worker.telemetry.metrics import SHADOW_DIFFERENCE, SHADOW_DISAGREEMENTS, SH
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from detector.images.views import PreparedPicture
+    from detector.images.views import Pixels, PreparedPicture
     from worker.settings import Settings
 
 log = get_logger(__name__)
@@ -81,15 +78,20 @@ class Shadow:
             seconds_per_picture=1 / rate,
         )
 
-    def submit(self, pixels: NDArray[np.uint8]) -> "Future[Batched[Finding]] | None":
-        """Submit pixels (H, W, 3) to the shadow; None when it cannot take them."""
+    @property
+    def preparation_bytes(self) -> int:
+        """Bytes that `submit` needs for each pixel of a picture, as `Detector.preparation_bytes`."""
+        return self._detector.preparation_bytes if self._detector else 0
+
+    def submit(self, picture: "Pixels") -> "Future[Batched[Finding]] | None":
+        """Submit a picture to the shadow; None when it cannot take it."""
         if not self._detector or not self._batcher:
             return None
         # A shadow that hangs costs each check in flight one timeout, and later checks none.
         if self._batcher.stalled_seconds > self._timeout:
             return None
         try:
-            return self._batcher.submit(self._detector.prepare(pixels), timeout_seconds=0.0)
+            return self._batcher.submit(self._detector.prepare(picture), timeout_seconds=0.0)
         except Exception as error:  # noqa: BLE001 - it never fails a check
             log.warning("shadow_failed", error=f"{type(error).__name__}: {error}"[:500])
             return None

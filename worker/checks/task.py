@@ -171,14 +171,15 @@ def _prepared(service: "Service", upload: "Upload", timings: Timings) -> _Prepar
     Raises `ImageRejectedError`, and MemoryError when there is none.
     """
     encoded = open_picture(upload.data, ImageLimits(max_pixels=service.settings.max_pixels))
-    needed = encoded.memory_bytes + service.detector.preparation_bytes * encoded.pixel_count
+    for_a_pixel = max(service.detector.preparation_bytes, service.shadow.preparation_bytes)
+    needed = encoded.memory_bytes + for_a_pixel * encoded.pixel_count
     # Half of the time is left for the model.
     with service.memory.reserve(needed, timeout_seconds=_remaining_seconds(service, timings) / 2):
         with timings.stage("decode"):
             picture = encoded.decode()
         with timings.stage("prepare"):
-            views = service.detector.prepare(picture.pixels)
-        pending_shadow = service.shadow.submit(picture.pixels)
+            views = service.detector.prepare(picture)
+        pending_shadow = service.shadow.submit(picture)
         facts = PictureFacts(
             sha256=upload.sha256,
             width=picture.width,

@@ -76,7 +76,8 @@ class Pictures:
         data = self._fetch(event)
         try:
             encoded = open_picture(data, self._limits)
-            with self._memory.reserve(encoded.memory_bytes, timeout_seconds=self._seconds):
+            needed = encoded.memory_bytes + encoded.rgb_bytes
+            with self._memory.reserve(needed, timeout_seconds=self._seconds):
                 image = _cut(encoded.decode(), event, part)
         except ImageRejectedError as error:
             raise PictureError("picture_unreadable", str(error)) from error
@@ -117,10 +118,10 @@ def strongest_view(event: VerdictEvent) -> ViewScore:
 
 
 def _cut(picture: Picture, event: VerdictEvent, part: Part) -> Image.Image:
-    pixels = picture.pixels
-    if part == "strongest":
-        view = strongest_view(event)
-        pixels = pixels[view.y : view.y + view.height, view.x : view.x + view.width]
-        if not pixels.size:
-            raise PictureError("picture_unreadable", "The event's view lies outside of the picture.")
+    if part != "strongest":
+        return Image.fromarray(np.ascontiguousarray(picture.pixels))
+    view = strongest_view(event)
+    if view.x >= picture.width or view.y >= picture.height:
+        raise PictureError("picture_unreadable", "The event's view lies outside of the picture.")
+    pixels = picture[view.y : view.y + view.height, view.x : view.x + view.width]
     return Image.fromarray(np.ascontiguousarray(pixels))

@@ -171,6 +171,25 @@ def test_every_orientation_is_rotated_upright(orientation: int) -> None:
     assert np.array_equal(decode(data).pixels, ImageOps.exif_transpose(Image.open(BytesIO(data))))
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(with_exif((0x0112, 3, 1, orientation << 16)) for orientation in range(1, 9)),
+        encoded(noise().convert("RGBA").rotate(30), "PNG"),
+        encoded(noise().quantize(16), "PNG", transparency=3),
+        encoded(noise().convert("CMYK"), "JPEG"),
+        encoded(Image.fromarray(np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 21), "PNG"),
+    ],
+    ids=[*map(str, range(1, 9)), "RGBA", "palette", "CMYK", "16 bits"],
+)
+def test_a_part_of_a_picture_has_the_pixels_of_the_whole(data: bytes) -> None:
+    """In every orientation and mode, also where the part reaches over the edge."""
+    picture = decode(data)
+    assert picture.shape == picture.pixels.shape
+    for part in ((slice(3, 20), slice(7, 41)), (slice(40, 90), slice(-9, None))):
+        assert np.array_equal(picture[part], picture.pixels[part])
+
+
 def test_the_given_limits_are_applied() -> None:
     """A picture at the pixel limit is decoded, and one just over it is rejected."""
     decode(PNG, ImageLimits(max_pixels=64 * 48))
