@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from typing import get_args
 
@@ -108,13 +109,22 @@ class Picture:
         if self._orientation in _SIDEWAYS:
             left, top, right, bottom = top, left, bottom, right
         with _decoding(self._memory_bytes):
-            pixels = self._rgb(left, top, right, bottom)
+            pixels = (
+                self._strip[top:bottom, left:right]
+                if self._image.width * self._image.height <= _STRIP_PIXELS
+                else self._rgb(left, top, right, bottom)
+            )
         if self._orientation in _SIDEWAYS:
             pixels = pixels.transpose(1, 0, 2)
         return pixels[
             :: -1 if self._orientation in _FROM_BELOW else 1,
             :: -1 if self._orientation in _FROM_THE_RIGHT else 1,
         ]
+
+    @cached_property
+    def _strip(self) -> NDArray[np.uint8]:
+        """The stored pixels of a small picture, which are converted sooner than many parts of them."""
+        return np.array(_flattened(self._image, self._conversion, self._mode))
 
     def _rgb(self, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
         """Convert a part of the stored image, strip by strip: besides the two, only a strip is in memory."""

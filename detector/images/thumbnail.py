@@ -29,7 +29,8 @@ def saved_picture(dnf: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def dnf_thumbnail(dnf: NDArray[np.float32], side: int = 128) -> bytes:
     """Return `dnf_picture` of a feature (C, H, W) as a JPEG file of `side` x `side` pixels."""
-    image = Image.fromarray(dnf_picture(dnf))
+    # From planes, whose pixels are not scattered.
+    image = Image.merge("RGB", [Image.fromarray(plane) for plane in dnf_picture(dnf).transpose(2, 0, 1)])
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.LANCZOS)
     file = BytesIO()
