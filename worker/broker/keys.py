@@ -1,7 +1,11 @@
 """The names of our keys in Redis; `deploy/redis/users.acl` grants them to each role.
 
-Queues, streams and kombu's `unacked` are named in the settings and in kombu.
+Queues and streams are named in the settings.
 """
+
+#: kombu's hash of the messages that were taken and not acknowledged, by delivery tag, and the sorted set of
+#: the tags, scored by the server's time.
+UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
 
 #: Sorted set of the worker processes that take checks, scored by the server's time of their last heartbeat.
 WORKERS_ALIVE = "workers:alive"

@@ -172,6 +172,17 @@ class UnacknowledgedMessages:
                 message.claimed = False
             self._changed.notify_all()
 
+    @contextmanager
+    def settling(self, tag: str) -> Iterator[bool]:
+        """Claim the message for a block that acknowledges it, unless it raises; yield whether that is so."""
+        claimed, done = self.claim(tag), False
+        try:
+            yield claimed
+            done = True
+        finally:
+            if claimed:
+                self.settle(tag, done=done)
+
     def tags(self, owner: object) -> list[str]:
         """Return the tags of a channel's messages that nobody has claimed, oldest first."""
         with self._changed:

@@ -11,8 +11,9 @@ from worker.broker.event_stream import EventStream, StreamEvent, parsed
 from worker.contract.messages import RejectionEvent, VerdictEvent, read_event
 from worker.settings import Settings
 
-# KEYS: record, stream, thumbnail, the check's attempts; ARGV: the event, the record, the seconds that it
-# lives, the thumbnail or nothing, the seconds that it lives, the field of the attempt that ends or nothing.
+# KEYS: record, stream, thumbnail, the check's attempts, unacked, its index; ARGV: the event, the record, the
+# seconds that it lives, the thumbnail or nothing, the seconds that it lives, the field of the attempt that
+# ends or nothing, the tag of the message that is acknowledged or nothing.
 # XADD comes first: a server that refuses it, out of memory say, then keeps no record of an event that was not
 # published.
 _PUBLISH_ONCE = """
@@ -23,6 +24,10 @@ if redis.call('EXISTS', KEYS[1]) == 0 then
   if ARGV[4] ~= '' then redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[5]) end
 end
 if ARGV[6] ~= '' then redis.call('HDEL', KEYS[4], ARGV[6]) end
+if ARGV[7] ~= '' then
+  redis.call('ZREM', KEYS[6], ARGV[7])
+  redis.call('HDEL', KEYS[5], ARGV[7])
+end
 return id
 """
 
@@ -70,11 +75,13 @@ class VerdictStream(EventStream[VerdictEvent | RejectionEvent]):
         message_id: str,
         thumbnail: bytes | None = None,
         ending_attempt: str = "",
+        acknowledging: str = "",
     ) -> bool:
         """Append the event unless its check has one already; return whether it was appended.
 
-        `message_id` names the message that asked for the check, `ending_attempt` the field of the attempt at
-        it that ends with this. Raises redis.RedisError when the server cannot be reached after retries.
+        `message_id` names the message that asked for the check. With the event ends the attempt at it whose
+        field is `ending_attempt`, and the message with the tag `acknowledging` is acknowledged. Raises
+        redis.RedisError when the server cannot be reached after retries.
         """
         text = event.model_dump_json()
         names = [
@@ -82,6 +89,8 @@ class VerdictStream(EventStream[VerdictEvent | RejectionEvent]):
             self._stream,
             self.thumbnail_key(event.id),
             keys.attempts(event.data.check_id),
+            keys.UNACKED,
+            keys.UNACKED_INDEX,
         ]
         arguments: list[str | bytes | int] = [
             text,
@@ -90,6 +99,7 @@ class VerdictStream(EventStream[VerdictEvent | RejectionEvent]):
             thumbnail or b"",
             self._thumbnail_ttl_seconds,
             ending_attempt,
+            acknowledging,
         ]
         return self._publish_once(keys=names, args=arguments) is not None
 

@@ -51,13 +51,23 @@ if TYPE_CHECKING:
 _VIEW_SCORE_DIGITS = 4
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """The message that asks for a check, as it was taken from its queue."""
+
+    #: Tells a second submission from a second delivery.
+    message_id: str
+    #: Names this taking of the message until it is acknowledged.
+    tag: str
+
+
 def check_image(
-    service: "Service", message: str, message_id: str, observation: Observation
+    service: "Service", message: str, delivery: Delivery, observation: Observation
 ) -> CheckOutcome | None:
     """Judge one upload and publish the outcome, once; None when its event was published before.
 
-    `message` is the check as JSON, `message_id` tells a second submission from a second delivery: only for
-    the former an event that was published before is published again.
+    `message` is the check as JSON. It is acknowledged with the event. An event that was published before is
+    published again for a second submission, and not for a second delivery.
 
     Raises `InvalidMessageError`; and `StorageUnavailableError`, `ModelFailedError`, `LockTimeoutError`,
     MemoryError and redis.RedisError when the check is to be retried.
@@ -66,7 +76,7 @@ def check_image(
     with service.attempts.start(check.check_id) as attempt:
         observation.attempt_started(attempt.number)
         if attempt.number > 1:
-            published_again = service.verdict_stream.publish_again(check.check_id, message_id)
+            published_again = service.verdict_stream.publish_again(check.check_id, delivery.message_id)
             if published_again is not None:
                 observation.answered_before(published_again=published_again)
                 return None
@@ -84,7 +94,7 @@ def check_image(
                 batch_size = batched.batch_size
                 judgement = _judgement(service, prepared.facts, batched.result, timings)
         except (StorageRejectedError, ImageRejectedError) as rejected:
-            return _publish_rejection(service, check, attempt, timings, rejected, message_id=message_id)
+            return _publish_rejection(service, check, attempt, timings, rejected, delivery=delivery)
         verdict = decide(judgement.score, service.thresholds, judgement.doubt)
         data = Verdict(
             check_id=check.check_id,
@@ -113,7 +123,7 @@ def check_image(
             data,
             attempt,
             timings,
-            message_id=message_id,
+            delivery=delivery,
             thumbnail=judgement.thumbnail if data.thumbnail.redis_key else None,
         )
         if not cached:
@@ -128,11 +138,12 @@ def register(app: "Celery", service: "Service") -> None:
     # before the task runs, and the message would be lost.
     @app.task(name=CHECK_IMAGE, bind=True, typing=False, max_retries=None)
     def task(self: "Task[Any, None]", message: str) -> None:
-        if not service.unacknowledged.start((self.request.properties or {})["delivery_tag"]):
+        delivery = Delivery(str(self.request.id), (self.request.properties or {})["delivery_tag"])
+        if not service.unacknowledged.start(delivery.tag):
             raise Reject("the worker shuts down", requeue=True)
         with check_observed(self.request, service.name) as observation:
             try:
-                outcome = check_image(service, message, str(self.request.id), observation)
+                outcome = check_image(service, message, delivery, observation)
                 if outcome:
                     observation.published(outcome)
             except Exception as error:  # noqa: BLE001 - Celery would acknowledge whatever raises, and lose it
@@ -261,7 +272,7 @@ def _publish_rejection(
     timings: Timings,
     rejected: StorageRejectedError | ImageRejectedError,
     *,
-    message_id: str,
+    delivery: Delivery,
 ) -> CheckOutcome:
     data = Rejection(
         check_id=check.check_id,
@@ -273,7 +284,7 @@ def _publish_rejection(
         reason=rejected.reason,
         detail=str(rejected),
     )
-    published = _published(service, check, data, attempt, timings, message_id=message_id)
+    published = _published(service, check, data, attempt, timings, delivery=delivery)
     return CheckOutcome(data, published, timings.read())
 
 
@@ -284,11 +295,11 @@ def _published(
     attempt: "Attempt",
     timings: Timings,
     *,
-    message_id: str,
+    delivery: Delivery,
     thumbnail: bytes | None = None,
 ) -> bool:
-    """Publish the event, with which the attempt has ended; return whether its check had none before."""
-    with timings.stage("publish"):
+    """Publish the event, which ends the attempt and the message; return whether its check had none before."""
+    with timings.stage("publish"), service.unacknowledged.settling(delivery.tag) as claimed:
         # Made in this stage, whose span the event names.
         envelope = _envelope(service, check)
         event = (
@@ -297,7 +308,11 @@ def _published(
             else RejectionEvent(**envelope, data=data)
         )
         published = service.verdict_stream.publish(
-            event, message_id=message_id, thumbnail=thumbnail, ending_attempt=attempt.field
+            event,
+            message_id=delivery.message_id,
+            thumbnail=thumbnail,
+            ending_attempt=attempt.field,
+            acknowledging=delivery.tag if claimed else "",
         )
     attempt.ended = True
     return published

@@ -285,3 +285,14 @@ def test_an_attempt_ends_with_the_event_that_it_publishes(stream: VerdictStream,
     assert broker.hkeys(keys.attempts("ended")) == [b"by:second"]
     assert not stream.publish(_event("ended"), message_id="m", ending_attempt="by:second")
     assert not broker.exists(keys.attempts("ended"))
+
+
+def test_a_message_is_acknowledged_with_its_event(stream: VerdictStream, broker: redis.Redis) -> None:
+    """In one step, also where the check had its event before, and no other message is."""
+    for tag in ("first", "second", "other"):
+        broker.hset(keys.UNACKED, tag, "an entry")
+        broker.zadd(keys.UNACKED_INDEX, {tag: 1.0})
+    assert stream.publish(_event("acknowledged"), message_id="m", acknowledging="first")
+    assert not stream.publish(_event("acknowledged"), message_id="m", acknowledging="second")
+    assert broker.hkeys(keys.UNACKED) == [b"other"]
+    assert broker.zrange(keys.UNACKED_INDEX, 0, -1) == [b"other"]
