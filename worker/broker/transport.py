@@ -38,12 +38,11 @@ from worker.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# Pause before the next poll: when every queue is empty, when none has had a message for `_LULL_SECONDS`, and
-# when the server refuses a command.
-ACTIVE_SECONDS = 0.02
-IDLE_SECONDS = 0.05
+# Pause before the next poll of empty queues: a part of the time since the last message, within two limits.
+# So a message waits for a fraction of what its predecessors were apart, and an idle worker polls seldom.
+_PAUSE_SHARE, ACTIVE_SECONDS, IDLE_SECONDS = 0.25, 0.005, 0.05
+# Pause when the server refuses a command.
 REFUSED_SECONDS = 1.0
-_LULL_SECONDS = 1.0
 
 # A note in `unacked` is kombu's: [entry, exchange, queue], and the exchange is empty.
 _NOTE_MIDDLE = b',"",'
@@ -392,9 +391,9 @@ class Channel(stock.Channel):
 
     def _pause(self) -> None:
         """Poll again after a pause, for which the event loop wakes at its end and not at the next tick."""
-        lull = monotonic() - self._taken_at > _LULL_SECONDS
-        seconds = IDLE_SECONDS if lull else ACTIVE_SECONDS
-        self._paused_until = monotonic() + seconds
+        now = monotonic()
+        seconds = min(max(ACTIVE_SECONDS, _PAUSE_SHARE * (now - self._taken_at)), IDLE_SECONDS)
+        self._paused_until = now + seconds
         if loop := get_event_loop():
             loop.call_later(seconds, _wake)
 

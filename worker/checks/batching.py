@@ -3,8 +3,9 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -54,7 +55,8 @@ class MicroBatcher(Generic[Item, Result]):
     """Gathers items from many threads and runs them in batches on one thread of its own.
 
     `run` takes a list of items and returns as many results; it is never called from two threads at once.
-    A batch holds at most `max_batch` items and waits at most `wait_seconds` for them. When `run` raises,
+    A batch holds at most `max_batch` items. It waits at most `wait_seconds` for them, and only while some are
+    expected (`expecting`). When `run` raises,
     the batch is halved until the failing item is in a batch of one: only its future carries the error.
 
     `out_of_memory` returns whether an error of `run` means that memory ran out, and frees what it can. The
@@ -82,6 +84,7 @@ class MicroBatcher(Generic[Item, Result]):
         lock = threading.Lock()
         # The model thread waits for items, and who submits for room.
         self._arrived, self._room = threading.Condition(lock), threading.Condition(lock)
+        self._expected = 0
         self._closed = False
         self._running_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -102,6 +105,19 @@ class MicroBatcher(Generic[Item, Result]):
     def batch_limit(self) -> int:
         """The most items in a batch at present: `max_batch`, or fewer after memory ran out."""
         return self._limit
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Let batches wait for the item that the block submits."""
+        with self._arrived:
+            self._expected += 1
+        try:
+            yield
+        finally:
+            with self._arrived:
+                self._expected -= 1
+                if not self._expected:
+                    self._arrived.notify()
 
     def submit(self, item: Item, *, timeout_seconds: float | None = None) -> "Future[Batched[Result]]":
         """Queue an item and return the future of its result.
@@ -146,7 +162,8 @@ class MicroBatcher(Generic[Item, Result]):
             if self._limit < self._max_batch and time.monotonic() >= self._limited_until:
                 self._set_limit(min(2 * self._limit, self._max_batch), "batch_enlarged")
             self._arrived.wait_for(
-                lambda: self._closed or len(self._waiting) >= self._limit, self._wait_seconds
+                lambda: self._closed or not self._expected or len(self._waiting) >= self._limit,
+                self._wait_seconds,
             )
             count = min(self._limit, len(self._waiting))
             batch = [self._waiting.popleft() for _ in range(count)]

@@ -5,6 +5,7 @@ fails, hangs or could not be loaded.
 """
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Self
 
 from detector.detector import Detector, Finding
@@ -82,6 +83,10 @@ class Shadow:
     def preparation_bytes(self) -> int:
         """Bytes that `submit` needs for each pixel of a picture, as `Detector.preparation_bytes`."""
         return self._detector.preparation_bytes if self._detector else 0
+
+    def expecting(self) -> AbstractContextManager[None]:
+        """Let the shadow's batches wait for the picture that the block submits."""
+        return self._batcher.expecting() if self._batcher else nullcontext()
 
     def submit(self, picture: "Pixels") -> "Future[Batched[Finding]] | None":
         """Submit a picture to the shadow; None when it cannot take it."""

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from detector.images.decode import ImageLimits, ImageRejectedError, open_picture
 from detector.images.doubt import confidence
 from detector.images.thumbnail import dnf_thumbnail
-from detector.images.views import PreparedPicture
 from detector.policy import decide
 from worker.checks.batching import ModelFailedError
 from worker.checks.observation import CheckOutcome, Observation, check_observed
@@ -82,17 +81,17 @@ def check_image(
                 return None
         timings = Timings(check.submitted_at)
         try:
-            with timings.stage("fetch"):
-                upload = service.storage.fetch(check)
-            judgement = _cached(service, check, upload, timings)
-            pending_shadow, batch_size, cached = None, 0, judgement is not None
-            if judgement is None:
-                prepared = _prepared(service, upload, timings)
+            with service.batcher.expecting(), service.shadow.expecting():
+                with timings.stage("fetch"):
+                    upload = service.storage.fetch(check)
+                found = _cached(service, check, upload, timings) or _submitted(service, upload, timings)
                 del upload  # a check that waits for the model holds its views alone
-                pending_shadow = prepared.pending_shadow
-                batched = _examined(service, prepared.views, timings)
-                batch_size = batched.batch_size
-                judgement = _judgement(service, prepared.facts, batched.result, timings)
+            if cached := isinstance(found, Judgement):
+                judgement, pending_shadow, batch_size = found, None, 0
+            else:
+                batched = _examined(service, found.pending, timings)
+                judgement = _judgement(service, found.facts, batched.result, timings)
+                pending_shadow, batch_size = found.pending_shadow, batched.batch_size
         except (StorageRejectedError, ImageRejectedError) as rejected:
             return _publish_rejection(service, check, attempt, timings, rejected, delivery=delivery)
         verdict = decide(judgement.score, service.thresholds, judgement.doubt)
@@ -168,18 +167,18 @@ def _cached(service: "Service", check: ImageCheck, upload: "Upload", timings: Ti
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """What is left of an upload once its views are cut."""
+class _Submitted:
+    """What is left of an upload once the model has its views."""
 
-    views: PreparedPicture
     facts: PictureFacts
+    pending: "Future[Batched[Finding]]"
     pending_shadow: "Future[Batched[Finding]] | None"
 
 
-def _prepared(service: "Service", upload: "Upload", timings: Timings) -> _Prepared:
-    """Decode the upload and cut its views, in memory reserved for that.
+def _submitted(service: "Service", upload: "Upload", timings: Timings) -> _Submitted:
+    """Decode the upload and cut its views, in memory reserved for that, and submit them to the model.
 
-    Raises `ImageRejectedError`, and MemoryError when there is none.
+    Raises `ImageRejectedError`, `ModelFailedError`, and MemoryError when there is none.
     """
     encoded = open_picture(upload.data, ImageLimits(max_pixels=service.settings.max_pixels))
     for_a_pixel = max(service.detector.preparation_bytes, service.shadow.preparation_bytes)
@@ -199,19 +198,23 @@ def _prepared(service: "Service", upload: "Upload", timings: Timings) -> _Prepar
             bytes=upload.size,
         )
         del picture  # before its memory is given back
-    return _Prepared(views, facts, pending_shadow)
-
-
-def _examined(service: "Service", views: PreparedPicture, timings: Timings) -> "Batched[Finding]":
-    """Wait for the model, until the check's deadline. Raises `ModelFailedError`."""
     try:
-        waiting = service.batcher.submit(views, timeout_seconds=_remaining_seconds(service, timings))
-        try:
-            batched = waiting.result(timeout=_remaining_seconds(service, timings))
-        finally:
-            waiting.cancel()  # an item that is still queued has nobody who waits for it
+        pending = service.batcher.submit(views, timeout_seconds=_remaining_seconds(service, timings))
     except Exception as error:
         raise ModelFailedError(f"{type(error).__name__}: {error}") from error
+    return _Submitted(facts, pending, pending_shadow)
+
+
+def _examined(
+    service: "Service", pending: "Future[Batched[Finding]]", timings: Timings
+) -> "Batched[Finding]":
+    """Wait for the model, until the check's deadline. Raises `ModelFailedError`."""
+    try:
+        batched = pending.result(timeout=_remaining_seconds(service, timings))
+    except Exception as error:
+        raise ModelFailedError(f"{type(error).__name__}: {error}") from error
+    finally:
+        pending.cancel()  # an item that is still queued has nobody who waits for it
     if not math.isfinite(batched.result.probability):
         # Compared with a threshold, it would pass for a photograph.
         raise ModelFailedError("the networks gave no finite score")

@@ -49,13 +49,27 @@ def test_every_item_gets_its_own_result() -> None:
     assert max(batched.batch_size for batched in results) > 1
 
 
-def test_a_single_item_waits_for_the_set_time() -> None:
+def test_a_single_item_waits_for_an_expected_one_for_the_set_time() -> None:
     """The wait is reported in milliseconds: here about 50."""
     batcher = MicroBatcher(_Doubler(), max_batch=16, wait_seconds=0.05)
-    batched = batcher.submit(1).result(30)
+    with batcher.expecting():
+        batched = batcher.submit(1).result(30)
     batcher.close()
     assert batched.batch_size == 1
     assert 45 <= batched.wait_ms < 2000
+
+
+def test_a_batch_does_not_wait_when_no_item_is_expected() -> None:
+    """The wait would be a minute; an item that is expected joins the batch, or is not submitted at all."""
+    batcher = MicroBatcher(_Doubler(), max_batch=16, wait_seconds=60)
+    assert batcher.submit(1).result(30).batch_size == 1
+    with batcher.expecting():
+        futures = [batcher.submit(1), batcher.submit(2)]
+    assert [future.result(30).batch_size for future in futures] == [2, 2]
+    with batcher.expecting():
+        future = batcher.submit(3)
+    assert future.result(30).result == 6
+    batcher.close()
 
 
 def test_a_full_batch_does_not_wait() -> None:
