@@ -193,7 +193,7 @@ class Settings(BaseSettings):
     )
     batch_size: int = Field(default=16, ge=1, le=512, description="Pictures in one forward pass, at most.")
     batch_wait_seconds: float = Field(
-        default=0.01, ge=0, le=5, description="How long a batch waits for more pictures."
+        default=0.01, ge=0, le=5, description="How long a batch waits for pictures on their way to it."
     )
     threads: int = Field(
         default_factory=lambda earlier: 2 * int(earlier.get("batch_size", 16)),
