@@ -71,7 +71,7 @@ def test_a_decision_after_the_end_of_the_claim_is_refused_in_words(
     start_site: StartSite, open_page: OpenPage
 ) -> None:
     """While A is cut off the lease ends and B decides; A reads why nothing was taken; there is one event."""
-    site = start_site(review_lease_seconds=1)
+    site = start_site(review_lease_seconds=round(PATIENCE))
     review = site.open_review()
     slow, quick = open_page(site, "slow"), open_page(site, "quick")
     slow.keyboard.press("c")
