@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from io import BytesIO
 from typing import get_args
 
@@ -97,7 +96,8 @@ class Picture:
     @property
     def pixels(self) -> NDArray[np.uint8]:
         """All pixels, (height, width, 3) uint8; not contiguous where the picture was turned."""
-        return self[:, :]
+        pixels = self[:, :]
+        return pixels if pixels.flags.writeable else pixels.copy("K")
 
     def __getitem__(self, part: tuple[slice, slice]) -> NDArray[np.uint8]:
         """Return a part's pixels, (height, width, 3) uint8, by slices of rows and columns without a step."""
@@ -109,11 +109,7 @@ class Picture:
         if self._orientation in _SIDEWAYS:
             left, top, right, bottom = top, left, bottom, right
         with _decoding(self._memory_bytes):
-            pixels = (
-                self._strip[top:bottom, left:right]
-                if self._image.width * self._image.height <= _STRIP_PIXELS
-                else self._rgb(left, top, right, bottom)
-            )
+            pixels = self._rgb(left, top, right, bottom)
         if self._orientation in _SIDEWAYS:
             pixels = pixels.transpose(1, 0, 2)
         return pixels[
@@ -121,18 +117,18 @@ class Picture:
             :: -1 if self._orientation in _FROM_THE_RIGHT else 1,
         ]
 
-    @cached_property
-    def _strip(self) -> NDArray[np.uint8]:
-        """The stored pixels of a small picture, which are converted sooner than many parts of them."""
-        return np.array(_flattened(self._image, self._conversion, self._mode))
-
     def _rgb(self, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
         """Convert a part of the stored image, strip by strip: besides the two, only a strip is in memory."""
+        strips = _strips(right - left, bottom - top)
+        if len(strips) == 1:
+            return np.asarray(self._flattened(left, top, right, bottom))
         pixels = np.empty((bottom - top, right - left, 3), dtype=np.uint8)
-        for first, last in _strips(right - left, bottom - top):
-            strip = self._image.crop((left, top + first, right, top + last))
-            pixels[first:last] = np.asarray(_flattened(strip, self._conversion, self._mode))
+        for first, last in strips:
+            pixels[first:last] = np.asarray(self._flattened(left, top + first, right, top + last))
         return pixels
+
+    def _flattened(self, left: int, top: int, right: int, bottom: int) -> Image.Image:
+        return _flattened(self._image.crop((left, top, right, bottom)), self._conversion, self._mode)
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,10 @@ def crops(pixels: Pixels, size: int, views: int) -> NDArray[np.uint8]:
     because resizing would blur the detail that the feature measures.
     """
     height, width = pixels.shape[:2]
-    return np.stack(
-        [
-            mirrored(pixels[place.y : place.y + place.height, place.x : place.x + place.width], size)
-            for place in crop_places(height, width, size, views)
-        ]
-    )
+    squares = np.empty((views, size, size, 3), dtype=np.uint8)
+    for square, place in zip(squares, crop_places(height, width, size, views), strict=True):
+        square[:] = mirrored(pixels[place.y : place.y + place.height, place.x : place.x + place.width], size)
+    return squares
 
 
 def mirrored(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
