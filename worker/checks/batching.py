@@ -116,7 +116,7 @@ class MicroBatcher(Generic[Item, Result]):
         finally:
             with self._arrived:
                 self._expected -= 1
-                if not self._expected:
+                if self._waiting and not self._expected:
                     self._arrived.notify()
 
     def submit(self, item: Item, *, timeout_seconds: float | None = None) -> "Future[Batched[Result]]":
