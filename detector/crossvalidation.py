@@ -24,8 +24,8 @@ from detector.corpus.corpus import CorpusRejectedError, Sample, training_split
 from detector.corpus.folds import Fold, LeaveOut, folds
 from detector.detector import Detector, Dtype
 from detector.metrics import Counts, Interval, Ranking, Scores, calibration_errors, intervals
+from detector.networks.classifiers import build_classifier
 from detector.networks.features import compute_feature
-from detector.networks.resnet import build_classifier
 from detector.networks.unet import Unet, load_unet
 from detector.progress import Progress
 from detector.scoring import ScoreJournal, score_samples
@@ -382,6 +382,7 @@ def _trained(fold: Fold, number: int, training: _Training, folder: Path) -> tupl
         name=f"fold-{number}",
         version="1",
         provenance={"classifier_steps": trained.steps},
+        left_out=trained.left_out,
     )
     result = FoldResult(
         training=len(split.training),

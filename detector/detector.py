@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from detector.acceleration.memory import to_device
 from detector.bundle.files import Bundle, BundleError, resolve
-from detector.bundle.manifest import needs_unet
+from detector.bundle.manifest import CooccurrenceConfig, needs_unet
 from detector.images.domain import SQUARES, doubt_of
 from detector.images.doubt import Doubt
 from detector.images.views import (
@@ -28,8 +28,8 @@ from detector.images.views import (
 if TYPE_CHECKING:
     import torch
 
+    from detector.networks.classifiers import Classifier
     from detector.networks.dnf import NoiseEstimator
-    from detector.networks.resnet import Ensemble, ResNet
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -79,12 +79,14 @@ class Detector:
         self,
         bundle: Bundle,
         unet: "NoiseEstimator | None",
-        classifier: "ResNet | Ensemble",
+        classifier: "Classifier",
         device: "torch.device",
         dtype: "torch.dtype",
         *,
         acceleration: str,
     ) -> None:
+        import torch
+
         #: What was loaded, with its manifest and digest.
         self.bundle = bundle
         #: Which layers the networks run on, for people.
@@ -94,6 +96,9 @@ class Detector:
         self._device = device
         self._dtype = dtype
         manifest = bundle.manifest
+        # Co-occurrences are counted in whole grey levels, which bfloat16 does not keep.
+        counts = isinstance(manifest.classifier, CooccurrenceConfig)
+        self._input_dtype = torch.float32 if counts else dtype
         self._dnf_channels = manifest.dnf.channels if needs_unet(manifest.feature) else 3
 
     @classmethod
@@ -116,7 +121,7 @@ class Detector:
         from safetensors.torch import load_file
 
         from detector.acceleration.inference import accelerate
-        from detector.networks.resnet import build_classifier
+        from detector.networks.classifiers import build_classifier
         from detector.networks.unet import UnetRejectedError, load_unet
 
         if not isinstance(bundle, Bundle):
@@ -211,7 +216,7 @@ class Detector:
                 dnf = self.feature(views)  # (n, C, S, S)
                 computed = self._clock_ms()
                 seen = quantised(dnf) if manifest.dnf.quantise else dnf
-                logits += self._classifier(seen.to(self._dtype)).float().flatten().tolist()
+                logits += self._classifier(seen.to(self._input_dtype)).float().flatten().tolist()
                 classified = self._clock_ms()
                 dnf_ms += computed - started
                 classify_ms += classified - computed

@@ -9,6 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from detector.acceleration.cpu_layers import fuse_classifier, fused_unet
 from detector.acceleration.cuda_graphs import GRAPH_SIZES, CapturedGraphs, CompiledNetwork
 from detector.acceleration.kernels import KernelsUnavailableError, cpu_kernels
+from detector.networks.cooccurrences import CooccurrenceClassifier
 from detector.networks.resnet import BasicBlock, Bottleneck, ResNet
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def accelerate(
     if device.type == "cpu" and not compiled and not plain:
         estimator, description = _on_kernels(unet, classifier, dtype)
     for network in networks:
-        network.to(device=device, dtype=dtype).eval()
+        exact = isinstance(network, CooccurrenceClassifier)
+        network.to(device=device, dtype=torch.float32 if exact else dtype).eval()
     sizes: tuple[int, ...] = GRAPH_SIZES
     if unet is not None and compiled:
         estimator, sizes, description = CompiledNetwork(unet), GRAPH_SIZES[1:], "compiled U-Net"

@@ -36,7 +36,7 @@ class PaperPipeline:
         import torch
         from safetensors.torch import load_file
 
-        from detector.networks.resnet import build_classifier
+        from detector.networks.classifiers import build_classifier
         from detector.networks.unet import load_unet
 
         unet_folder = bundle.unet_folder

@@ -235,7 +235,7 @@ def flops_per_picture(bundle: Bundle) -> int:
     """Count the floating-point operations of both networks on all views and estimates of one picture."""
     import torch
 
-    from detector.networks.resnet import build_classifier
+    from detector.networks.classifiers import build_classifier
 
     manifest = bundle.manifest
     size = manifest.preprocessing.size

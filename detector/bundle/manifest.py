@@ -100,6 +100,17 @@ class ResNetConfig(_Frozen):
         return self
 
 
+class CooccurrenceConfig(_Frozen):
+    """A linear classifier on the co-occurrences of neighbouring residuals."""
+
+    kind: Literal["cooccurrences"] = "cooccurrences"
+    #: Channels of its input: those of the noise feature, if any, and the picture's.
+    in_channels: int = Field(default=3, ge=3, multiple_of=3)
+
+
+ClassifierConfig = ResNetConfig | CooccurrenceConfig
+
+
 class UnetSource(_Frozen):
     """Where the U-Net's weights are in the bundle."""
 
@@ -121,7 +132,7 @@ class Manifest(_Frozen):
     dnf: DnfConfig
     #: None for a feature without "dnf".
     unet: UnetSource | None
-    classifier: ResNetConfig
+    classifier: ClassifierConfig
     classifier_file: InnerPath = "classifier.safetensors"
     calibration: PlattScaling
     thresholds: Thresholds
@@ -138,6 +149,8 @@ class Manifest(_Frozen):
             raise ValueError("a feature with dnf, and no other, needs a U-Net")
         if self.dnf.quantise and self.feature != "dnf":
             raise ValueError("only the feature dnf alone can be quantised")
+        if isinstance(self.classifier, CooccurrenceConfig) and not self.feature.endswith("rgb"):
+            raise ValueError("co-occurrences are counted in a picture: the feature must end with rgb")
         expected = sum(feature_channels(self.feature, self.dnf))
         if self.classifier.in_channels != expected:
             raise ValueError(f"the classifier must take the {expected} channels of the feature")

@@ -143,7 +143,7 @@ def classifier(
     fine_tune: str | None,
     **options: Any,
 ) -> None:
-    """Train the ResNet on a feature and write a calibrated bundle."""
+    """Train a classifier on a feature and write a calibrated bundle."""
     network = estimator_of(feature, unet_folder)
     samples = _samples(corpus, options)
     recipe = classifier_recipe(feature, options)
@@ -179,7 +179,7 @@ def classifier(
 @section("Training", *CLASSIFIER_TRAINING)
 @section("Machine", *MACHINE)
 def whole(corpus: Path, *, work: Path | None, **options: Any) -> None:
-    """Train the U-Net, then the ResNet on its feature, and write a calibrated bundle."""
+    """Train the U-Net, then a classifier on its feature, and write a calibrated bundle."""
     out: Path = options["out"]
     work = work or out.with_name(f"{out.name}-work")
     minutes: float = options["minutes"]
@@ -297,16 +297,26 @@ def _train_classifier(
             "validation_pictures": len(samples.validation),
             "training_origins": Origins.of(samples.training).recorded(),
             "held_out_families": list(options["hold_out"]),
-            "classifier_steps": trained.steps,
-            "classifier_batch": recipe.batch,
-            "classifier_bank_crops": recipe.bank,
+            **_amount(recipe, trained.steps),
             "chain": recipe.chain,
             "twins": list(recipe.twins),
             "validation_auroc": round(trained.validation_auroc, 4),
             "seed": recipe.seed,
             **({"fine_tuned_from": pretrained.bundle} if pretrained else {}),
         },
+        left_out=trained.left_out,
     )
+
+
+def _amount(recipe: "ClassifierRecipe", steps: int) -> dict[str, int]:
+    """Return how much was trained, for the provenance."""
+    if recipe.kind == "cooccurrences":
+        return {"squares_of_each_picture": recipe.bank}
+    return {
+        "classifier_steps": steps,
+        "classifier_batch": recipe.batch,
+        "classifier_bank_crops": recipe.bank,
+    }
 
 
 def _pretrained(reference: str, recipe: "ClassifierRecipe") -> _Pretrained:

@@ -83,6 +83,13 @@ unet_option = click.option("--unet", "unet_folder", help="Diffusers folder or hu
 seed_option = click.option("--seed", type=int, default=1, help="Seed of all random draws.")
 CLASSIFIER_TRAINING = (
     click.option(
+        "--classifier",
+        "kind",
+        type=click.Choice(["resnet", "cooccurrences"]),
+        default="resnet",
+        help="A residual network, trained in steps, or a linear one on co-occurrences, solved at once.",
+    ),
+    click.option(
         "--preset",
         type=click.Choice(["own", "paper"]),
         default="own",
@@ -109,7 +116,8 @@ CLASSIFIER_TRAINING = (
         "--bank",
         type=click.IntRange(min=0),
         default=0,
-        help="Crops of each picture, drawn once and stored with their features; 0: new ones at each step.",
+        help="Crops of each picture, drawn once and stored with their features; 0: new ones at each step, "
+        "or three squares for co-occurrences.",
     ),
     seed_option,
 )
@@ -149,12 +157,17 @@ def estimator_of(feature: Feature, folder: str | None) -> "Unet | None":
 
 def classifier_recipe(feature: Feature, options: dict[str, Any]) -> "ClassifierRecipe":
     """Return the recipe of a classifier on `feature` that the options describe."""
-    from detector.training.recipe import OWN_RESNET, ClassifierRecipe, paper_recipe
+    from detector.training.recipe import OWN_RESNET, SQUARES, ClassifierRecipe, paper_recipe
 
     timesteps = numbers_of("--timesteps", options["timesteps"])
     if any(not 0 <= t <= _LAST_TIMESTEP for t in timesteps):
         raise WrongUsageError(f"--timesteps are in 0..{_LAST_TIMESTEP}")
-    shared = ("size", "batch", "chain", "twins", "bank", "minutes", "max_steps", "seed", "device", "loaders")
+    if options["kind"] == "cooccurrences":
+        if not feature.endswith("rgb"):
+            raise WrongUsageError("--classifier cooccurrences takes a --feature that ends with rgb")
+        options = options | {"bank": options["bank"] or SQUARES}
+    own = ("kind", "size", "batch", "chain", "twins", "bank", "seed")
+    shared = (*own, "minutes", "max_steps", "device", "loaders")
     recipe = ClassifierRecipe(
         feature=feature,
         dnf=DnfConfig(timesteps=timesteps),

@@ -120,8 +120,3 @@ class Ensemble(nn.Module):
         parts = x.split(self._channels, dim=1)
         logits = torch.cat([branch(part) for branch, part in zip(self.branches, parts, strict=True)], dim=1)
         return cast("Tensor", self.mix(logits))
-
-
-def build_classifier(config: ResNetConfig) -> ResNet | Ensemble:
-    """Return the untrained network that a manifest describes."""
-    return Ensemble(config) if config.branches else ResNet(config)

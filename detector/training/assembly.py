@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from detector.acceleration.precision import computes_bfloat16
 from detector.bundle.calibration import (
@@ -35,15 +36,17 @@ from detector.bundle.thresholds import Thresholds
 from detector.corpus.corpus import Sample
 from detector.detector import Detector, Dtype, best_device
 from detector.images.degradations import Pixels
+from detector.networks.cooccurrences import CooccurrenceClassifier
 from detector.networks.resnet import Ensemble, ResNet
 from detector.networks.unet import Unet, save_unet
 from detector.progress import Progress
 from detector.scoring import Rewrite, ScoreJournal, score_samples
 from detector.training.augmentation import CodecChain
+from detector.training.batches import LARGEST_SQUARE
 from detector.training.recipe import ClassifierRecipe
+from detector.training.trained import LeftOutScores
 
 _MAX_CALIBRATION_PICTURES = 400
-_MAX_SQUARE = 384
 
 Logits = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -55,7 +58,7 @@ class FusionRejectedError(ValueError):
 
 def assemble(
     unet: Unet | None,
-    classifier: ResNet,
+    classifier: ResNet | CooccurrenceClassifier,
     calibration: list[Sample],
     folder: Path,
     recipe: ClassifierRecipe,
@@ -63,11 +66,13 @@ def assemble(
     name: str,
     version: str,
     provenance: dict[str, JsonValue],
+    left_out: LeftOutScores | None = None,
 ) -> Bundle:
     """Write the networks in float16 as a bundle whose score and thresholds are fitted on `calibration`.
 
     At most 400 of these pictures are scored, each after one augmentation, as a square of its shorter side, at
-    most 384 pixels. At the thresholds at most 1 % of the photographs among them are flagged as generated, and
+    most 384 pixels. The scores of pictures whose generator and source were `left_out` replace them, if there
+    are any. At the thresholds at most 1 % of the photographs among them are flagged as generated, and
     at most 10 % are flagged or sent to review.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,11 +87,13 @@ def assemble(
         feature=recipe.feature,
         dnf=recipe.dnf,
         unet=UnetSource(folder="unet") if unet else None,
-        classifier=recipe.network.model_copy(update={"in_channels": recipe.channels}),
+        classifier=recipe.classifier_config,
         calibration=PlattScaling(),
         thresholds=Thresholds(review_from=0.5, generated_from=0.5),
         provenance=provenance,
     )
+    if left_out:
+        return _calibrated(manifest, folder, left_out.logits, left_out.labels)
     journal = _journal(folder)
     logits, labels = _logits(write_manifest(folder, manifest), calibration, journal)
     journal.remove()
@@ -153,9 +160,12 @@ def _fused_config(manifests: Sequence[Manifest]) -> tuple[Feature, ResNetConfig]
     configs = [
         m.classifier.model_copy(update={"in_channels": sum(branches), "branches": branches})
         for m in manifests
+        if isinstance(m.classifier, ResNetConfig)
     ]
-    if any(config != configs[0] for config in configs):
-        raise FusionRejectedError("the classifiers of the bundles must have the same shape")
+    if len(configs) < len(manifests) or any(config != configs[0] for config in configs):
+        raise FusionRejectedError(
+            "the classifiers of the bundles must be residual networks of the same shape"
+        )
     return feature, configs[0]
 
 
@@ -172,7 +182,7 @@ def _calibrated(manifest: Manifest, folder: Path, logits: Logits, labels: Labels
     )
 
 
-def _save_classifier(classifier: ResNet | Ensemble, folder: Path) -> None:
+def _save_classifier(classifier: nn.Module, folder: Path) -> None:
     weights = {name: _half(value) for name, value in classifier.state_dict().items()}
     save_file(weights, folder / "classifier.safetensors")
 
@@ -211,7 +221,7 @@ def augmented_square(size: int) -> Rewrite:
     chain = CodecChain()
 
     def rewrite(pixels: Pixels, sample: Sample) -> Pixels:
-        side = max(size, min(_MAX_SQUARE, *pixels.shape[:2]))
+        side = max(size, min(LARGEST_SQUARE, *pixels.shape[:2]))
         return chain(pixels, side, np.random.default_rng(zlib.crc32(sample.path.name.encode())))
 
     return rewrite

@@ -8,6 +8,7 @@ from typing import Literal, cast
 from pydantic import JsonValue
 
 from detector.bundle.files import MANIFEST_FILE, Bundle, open_bundle
+from detector.bundle.manifest import ClassifierConfig, ResNetConfig
 from detector.corpus.corpus import (
     CorpusRejectedError,
     TrainingSplit,
@@ -52,6 +53,7 @@ def baseline_bundle(
 
 def _budget(own: Bundle) -> dict[str, JsonValue]:
     manifest = own.manifest
+    _residual_network(manifest.classifier)
     steps = manifest.provenance.get("classifier_steps")
     if not isinstance(steps, int) or steps < 1:
         raise BaselineRejectedError(
@@ -68,6 +70,15 @@ def _budget(own: Bundle) -> dict[str, JsonValue]:
         "preprocessing": manifest.preprocessing.model_dump(mode="json"),
         "network": manifest.classifier.model_dump(mode="json", exclude={"in_channels", "branches"}),
     }
+
+
+def _residual_network(classifier: ClassifierConfig) -> ResNetConfig:
+    if isinstance(classifier, ResNetConfig):
+        return classifier
+    raise BaselineRejectedError(
+        "the bundle has no residual network, so no baseline can have the same; "
+        "train one and give it with --baseline-bundle"
+    )
 
 
 def _trained(
@@ -112,7 +123,9 @@ def _recipe(feature: Baseline, own: Bundle, budget: dict[str, JsonValue], device
     preprocessing = own.manifest.preprocessing
     recipe = ClassifierRecipe(
         feature=feature,
-        network=own.manifest.classifier.model_copy(update={"in_channels": 3, "branches": ()}),
+        network=_residual_network(own.manifest.classifier).model_copy(
+            update={"in_channels": 3, "branches": ()}
+        ),
         mode=preprocessing.mode,
         size=preprocessing.size,
         views=preprocessing.views,

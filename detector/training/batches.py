@@ -21,6 +21,8 @@ from detector.training.twins import twin
 
 Batch = TypeVar("Batch")
 
+#: Side of the largest square that is scored or counted, in pixels.
+LARGEST_SQUARE = 384
 _CACHE_BYTES = 6 << 30
 _PREFETCHED = 4
 
@@ -113,13 +115,19 @@ class CropMaker:
         """How crops are made, as text."""
         return f"{self._augmentation!r} {self._size}"
 
-    def __call__(self, sample: Sample, seed: int) -> NDArray[np.uint8]:
-        """Return the crop (S, S, 3) of a sample that belongs to a seed."""
+    def __call__(self, sample: Sample, seed: int, share: float | None = None) -> NDArray[np.uint8]:
+        """Return the crop (S, S, 3) of a sample that belongs to a seed.
+
+        With a `share`, 0..1, a side is that share of the shorter side of the picture or of 384 pixels.
+        """
         pixels = self._decoded[sample.path]
         if sample.twin:
             # A generator of its own, so that the augmentation is that of the photograph.
             pixels = twin(sample.twin, pixels, np.random.default_rng([seed, 1]))
-        return self._augmentation(pixels, self._size, np.random.default_rng(seed))
+        size = self._size
+        if share is not None:
+            size = max(size, int(share * min(LARGEST_SQUARE, *pixels.shape[:2])))
+        return self._augmentation(pixels, size, np.random.default_rng(seed))
 
 
 class _DecodedPictures:

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors.torch import load_file
 
 from detector.bundle.files import Bundle
-from detector.networks.resnet import Ensemble, ResNet, build_classifier
+from detector.bundle.manifest import ResNetConfig
+from detector.networks.classifiers import build_classifier
+from detector.networks.resnet import Ensemble, ResNet
 from detector.training.recipe import ClassifierRecipe
 
 CHECKPOINT_FILE = "training.pt"
@@ -57,6 +59,8 @@ def pretrained_network(bundle: Bundle, recipe: ClassifierRecipe) -> ResNet:
     """
     manifest = bundle.manifest
     title = f"{manifest.name} {manifest.version}"
+    if not isinstance(manifest.classifier, ResNetConfig):
+        raise CheckpointRejectedError(f"{title} has no residual network")
     features = manifest.feature.split("+") if manifest.classifier.branches else [manifest.feature]
     if recipe.feature not in features:
         raise CheckpointRejectedError(
@@ -71,6 +75,6 @@ def pretrained_network(bundle: Bundle, recipe: ClassifierRecipe) -> ResNet:
         raise CheckpointRejectedError(f"{title} has a network of another depth, width or stem")
     network = build_classifier(manifest.classifier)
     network.load_state_dict(load_file(bundle.classifier_path))
-    if not isinstance(network, Ensemble):
-        return network
-    return network.branches[features.index(recipe.feature)]
+    if isinstance(network, Ensemble):
+        return network.branches[features.index(recipe.feature)]
+    return cast("ResNet", network)

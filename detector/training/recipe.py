@@ -3,10 +3,21 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from detector.bundle.manifest import DnfConfig, Feature, Preprocessing, ResNetConfig, feature_channels
+from detector.bundle.manifest import (
+    ClassifierConfig,
+    CooccurrenceConfig,
+    DnfConfig,
+    Feature,
+    Preprocessing,
+    ResNetConfig,
+    feature_channels,
+)
 from detector.progress import REPORT_SECONDS
 from detector.training.augmentation import CHAINS, Augmentation, SquashAndFlip
 
+ClassifierKind = Literal["resnet", "cooccurrences"]
+#: Squares of each picture in which co-occurrences are counted.
+SQUARES = 3
 OWN_RESNET = ResNetConfig(depth=18, width=32, stem_pool=False)
 FIRST_ESTIMATE = DnfConfig()
 
@@ -49,6 +60,9 @@ class ClassifierRecipe:
     """How a classifier is trained."""
 
     feature: Feature = "dnf"
+    #: A residual network, trained in steps, or a linear one on co-occurrences, solved at once.
+    kind: ClassifierKind = "resnet"
+    #: The shape of a residual network.
     network: ResNetConfig = OWN_RESNET
     dnf: DnfConfig = FIRST_ESTIMATE
     mode: Literal["crop", "squash"] = "crop"
@@ -99,6 +113,13 @@ class ClassifierRecipe:
     def channels(self) -> int:
         """Number of channels of the classifier's input."""
         return sum(feature_channels(self.feature, self.dnf))
+
+    @property
+    def classifier_config(self) -> ClassifierConfig:
+        """The classifier that a bundle describes."""
+        if self.kind == "cooccurrences":
+            return CooccurrenceConfig(in_channels=self.channels)
+        return self.network.model_copy(update={"in_channels": self.channels})
 
     def progress(self, steps: int, seconds: float) -> float:
         """Return the share of the budget that `steps` in `seconds` have used up; the end is at 1."""

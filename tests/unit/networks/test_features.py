@@ -6,8 +6,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from detector.bundle.manifest import DnfConfig, ResNetConfig
+from detector.networks.classifiers import build_classifier
 from detector.networks.features import compute_feature, neighbouring_pixel_residuals
-from detector.networks.resnet import Ensemble, build_classifier
+from detector.networks.resnet import Ensemble
 
 
 def timestep_everywhere(x: Tensor, timesteps: Tensor) -> Tensor:

@@ -1,0 +1,32 @@
+"""What a training returns."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.networks.cooccurrences import CooccurrenceClassifier
+from detector.networks.resnet import ResNet
+
+
+@dataclass(frozen=True)
+class LeftOutScores:
+    """Logits (N,) of pictures, each by a classifier that saw neither its generator nor its source."""
+
+    logits: NDArray[np.float64]
+    #: 1 for generated.
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A trained classifier."""
+
+    #: The network of the best validation, on the CPU.
+    network: ResNet | CooccurrenceClassifier
+    #: Steps of the whole training; 0 for one that is solved at once.
+    steps: int
+    #: AUROC of the best validation, 0..1.
+    validation_auroc: float
+    #: For the calibration; None where nothing was left out.
+    left_out: LeftOutScores | None = None
