@@ -94,7 +94,7 @@ def test_the_noise_feature_is_counted_beside_the_picture(samples: list[Sample], 
     training, validation = grouped_split(samples, every=6)
     unet = build_unet((16, 16), 32)
     trained = train_classifier(unet, training, validation, tmp_path, recipe)
-    assert trained.network.linear.in_features == 5 * 219  # type: ignore[union-attr]
+    assert trained.network.linear.in_features == 5 * 219
     with pytest.raises(ValueError, match="another recipe or U-Net"):
         train_classifier(build_unet((32, 16), 32), training, validation, tmp_path, recipe)
 
