@@ -15,18 +15,15 @@ from typing import Any
 
 import numpy as np
 import structlog
-import torch
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
+from detector.benchmark.speed import flops_per_picture
 from detector.bundle.files import MANIFEST_FILE, Bundle, open_bundle
 from detector.corpus.corpus import CorpusRejectedError, Sample, training_split
 from detector.corpus.folds import Fold, LeaveOut, folds
 from detector.detector import Detector, Dtype
 from detector.metrics import Counts, Interval, Ranking, Scores, calibration_errors, intervals
-from detector.networks.classifiers import build_classifier
-from detector.networks.features import compute_feature
-from detector.networks.unet import Unet, load_unet
+from detector.networks.unet import Unet
 from detector.progress import Progress
 from detector.scoring import ScoreJournal, score_samples
 from detector.training.assembly import assemble, augmented_square
@@ -207,16 +204,9 @@ def crossvalidate(
 
 def cost_of(bundle: Bundle) -> Cost:
     """Count the operations of one picture with PyTorch's own layers."""
-    manifest = bundle.manifest
-    size, views = manifest.preprocessing.size, manifest.preprocessing.views
-    unet = load_unet(bundle.unet_folder) if bundle.unet_folder else None
-    classifier = build_classifier(manifest.classifier).eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        view = torch.zeros(1, 3, size, size)
-        classifier(compute_feature(manifest.feature, unet, view, manifest.dnf))
     return Cost(
-        gflop=round(views * counter.get_total_flops() / 1e9, 2),
-        views=views,
+        gflop=round(flops_per_picture(bundle) / 1e9, 2),
+        views=bundle.manifest.preprocessing.views,
         weight_bytes=sum(path.stat().st_size for path in bundle.folder.rglob("*.safetensors")),
     )
 

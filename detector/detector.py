@@ -1,5 +1,6 @@
 """The detector: a batch of pictures in, one finding for each picture out."""
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from detector.acceleration.memory import to_device
 from detector.bundle.files import Bundle, BundleError, resolve
-from detector.bundle.manifest import CooccurrenceConfig, needs_unet
+from detector.bundle.manifest import CooccurrenceConfig, Feature, needs_unet
 from detector.images.domain import SQUARES, doubt_of
 from detector.images.doubt import Doubt
 from detector.images.views import (
@@ -61,8 +62,8 @@ class Finding:
     views: tuple[ScoredView, ...]
     #: Index of the view with the highest logit.
     strongest: int
-    #: Unquantised feature (C, H, W) of that view, without what was mirrored beyond the edges of a small
-    #: picture; for a baseline, the network's input.
+    #: Unquantised noise feature (C, H, W) of that view, without what was mirrored beyond the edges of a small
+    #: picture; without a U-Net, the classifier's input.
     dnf: NDArray[np.float32]
     #: Milliseconds in which the feature of the whole batch was computed.
     dnf_ms: float
@@ -99,7 +100,8 @@ class Detector:
         # Co-occurrences are counted in whole grey levels, which bfloat16 does not keep.
         counts = isinstance(manifest.classifier, CooccurrenceConfig)
         self._input_dtype = torch.float32 if counts else dtype
-        self._dnf_channels = manifest.dnf.channels if needs_unet(manifest.feature) else 3
+        self._dnf_channels = manifest.dnf.channels if unet else 3
+        self._shows_unscored = unet is not None and not needs_unet(manifest.feature)
 
     @classmethod
     def load(
@@ -208,6 +210,7 @@ class Detector:
         manifest = self.bundle.manifest
         features: list[NDArray[np.float32]] = []
         logits: list[float] = []
+        first = np.cumsum([0, *(len(picture.places) for picture in prepared)])
         dnf_ms = classify_ms = 0.0
         with torch.inference_mode():
             all_views = torch.from_numpy(np.concatenate([picture.views for picture in prepared]))
@@ -220,27 +223,37 @@ class Detector:
                 classified = self._clock_ms()
                 dnf_ms += computed - started
                 classify_ms += classified - computed
-                features += list(dnf.cpu().numpy())
-        findings: list[Finding] = []
-        first = 0
-        for picture in prepared:
-            own = slice(first, first + len(picture.places))
-            findings.append(self._finding(picture, logits[own], features[own], dnf_ms, classify_ms))
-            first = own.stop
-        return findings
+                if not self._shows_unscored:
+                    features += list(dnf.cpu().numpy())
+            of_picture = [logits[start:stop] for start, stop in itertools.pairwise(first)]
+            strongest = first[:-1] + [int(np.argmax(own)) for own in of_picture]
+            if self._shows_unscored:
+                started = self._clock_ms()
+                features = self._noise_features(all_views[strongest])
+                dnf_ms += self._clock_ms() - started
+            else:
+                features = [features[index] for index in strongest]
+        return [
+            self._finding(picture, own, feature, dnf_ms, classify_ms)
+            for picture, own, feature in zip(prepared, of_picture, features, strict=True)
+        ]
+
+    def _noise_features(self, views: "torch.Tensor") -> "list[NDArray[np.float32]]":
+        """Compute the noise feature of views (B, 3, S, S), which the classifier does not take."""
+        return [feature for part in self._parts(views) for feature in self.feature(part, "dnf").cpu().numpy()]
 
     def _finding(
         self,
         picture: PreparedPicture,
         logits: list[float],
-        features: list[NDArray[np.float32]],
+        feature: NDArray[np.float32],
         dnf_ms: float,
         classify_ms: float,
     ) -> Finding:
         manifest = self.bundle.manifest
         probability = manifest.calibration.probability
         logit, strongest = float(np.mean(logits)), int(np.argmax(logits))
-        dnf = features[strongest][: self._dnf_channels]
+        dnf = feature[: self._dnf_channels]
         if manifest.preprocessing.mode == "crop":
             place = picture.places[strongest]
             dnf = dnf[:, : place.height, : place.width]
@@ -268,8 +281,8 @@ class Detector:
             parts = views.tensor_split(math.ceil(len(views) / _VIEWS_AT_ONCE_ON_CPU))
         return parts
 
-    def feature(self, views: "torch.Tensor") -> "torch.Tensor":
-        """Compute the feature of views: (B, C, S, S) float32 on this device.
+    def feature(self, views: "torch.Tensor", kind: Feature | None = None) -> "torch.Tensor":
+        """Compute the feature of views: (B, C, S, S) float32 on this device; by default the classifier's input.
 
         They are (B, S, S, 3) uint8, or (B, 3, S, S) float32 in -1..1.
         """
@@ -278,7 +291,7 @@ class Detector:
         manifest = self.bundle.manifest
         # Bytes are a quarter of what has to be moved.
         x = network_input(to_device(views, self._device))
-        return compute_feature(manifest.feature, self._unet, x, manifest.dnf)
+        return compute_feature(kind or manifest.feature, self._unet, x, manifest.dnf)
 
     def _clock_ms(self) -> float:
         """Return the time in milliseconds once the device has finished its work."""

@@ -17,6 +17,7 @@ from PIL import Image
 
 from detector.acceleration.precision import computes_bfloat16
 from detector.bundle.files import Bundle
+from detector.bundle.manifest import needs_unet
 from detector.detector import Detector, Dtype, best_device
 from detector.images.decode import decode
 
@@ -239,14 +240,16 @@ def flops_per_picture(bundle: Bundle) -> int:
 
     manifest = bundle.manifest
     size = manifest.preprocessing.size
-    with torch.device("meta"):
-        classifier = build_classifier(manifest.classifier).eval()
-        one = count_flops(classifier, torch.zeros(1, manifest.classifier.in_channels, size, size))
+    classifier = build_classifier(manifest.classifier).eval()
+    one = count_flops(classifier, torch.zeros(1, manifest.classifier.in_channels, size, size))
     return one * manifest.preprocessing.views + flops_of_features(bundle)
 
 
 def flops_of_features(bundle: Bundle) -> int:
-    """Count the floating-point operations of the U-Net on all views and estimates of one picture."""
+    """Count the floating-point operations of the U-Net on one picture, with all estimates.
+
+    They are those of all views, or of the one that is shown where the classifier does not take the feature.
+    """
     import torch
 
     from detector.networks.unet import load_unet
@@ -259,7 +262,7 @@ def flops_of_features(bundle: Bundle) -> int:
     picture = torch.zeros(1, 3, size, size, device="meta")
     passes = len(dnf.timesteps) if dnf.variant == "first" else dnf.steps
     one = count_flops(unet, picture, torch.zeros(1, dtype=torch.long, device="meta"))
-    return one * passes * manifest.preprocessing.views
+    return one * passes * (manifest.preprocessing.views if needs_unet(manifest.feature) else 1)
 
 
 def count_flops(network: "nn.Module", *inputs: Any) -> int:

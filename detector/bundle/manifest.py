@@ -130,7 +130,8 @@ class Manifest(_Frozen):
     #: "npr" the residuals of neighbouring pixels and "rgb" the picture. "npr" and "rgb" alone are baselines.
     feature: Feature = "dnf"
     dnf: DnfConfig
-    #: None for a feature without "dnf".
+    #: Beside a feature without "dnf" it makes the noise feature of the strongest view, to be shown; None for
+    #: a baseline, which shows the classifier's input.
     unet: UnetSource | None
     classifier: ClassifierConfig
     classifier_file: InnerPath = "classifier.safetensors"
@@ -145,8 +146,8 @@ class Manifest(_Frozen):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Manifest":
-        if needs_unet(self.feature) != (self.unet is not None):
-            raise ValueError("a feature with dnf, and no other, needs a U-Net")
+        if needs_unet(self.feature) and self.unet is None:
+            raise ValueError("a feature with dnf needs a U-Net")
         if self.dnf.quantise and self.feature != "dnf":
             raise ValueError("only the feature dnf alone can be quantised")
         if isinstance(self.classifier, CooccurrenceConfig) and not self.feature.endswith("rgb"):

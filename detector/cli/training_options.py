@@ -79,7 +79,9 @@ BUDGET = (
 feature_option = click.option(
     "--feature", type=click.Choice(FEATURES), default="dnf", help="Classifier's input."
 )
-unet_option = click.option("--unet", "unet_folder", help="Diffusers folder or hub id; not for rgb and npr.")
+unet_option = click.option(
+    "--unet", "unet_folder", help="Diffusers folder or hub id; without dnf in the feature, for what is shown."
+)
 seed_option = click.option("--seed", type=int, default=1, help="Seed of all random draws.")
 CLASSIFIER_TRAINING = (
     click.option(
@@ -147,8 +149,8 @@ def estimator_of(feature: Feature, folder: str | None) -> "Unet | None":
     """Load the U-Net for a feature that needs one."""
     from detector.networks.unet import UnetRejectedError, load_unet
 
-    if needs_unet(feature) != (folder is not None):
-        raise WrongUsageError("a feature with dnf, and no other, needs --unet")
+    if needs_unet(feature) and not folder:
+        raise WrongUsageError("a feature with dnf needs --unet")
     try:
         return load_unet(folder) if folder else None
     except UnetRejectedError as error:

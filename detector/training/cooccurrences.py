@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from detector.acceleration.inference import accelerate
+from detector.bundle.manifest import needs_unet
 from detector.corpus.corpus import CorpusRejectedError, Sample
 from detector.corpus.folds import folds
-from detector.images.views import crops, network_input
+from detector.images.views import crops
 from detector.metrics import auroc
 from detector.networks.cooccurrences import CooccurrenceClassifier, cooccurrence_features, cooccurrences
-from detector.networks.features import compute_feature
+from detector.networks.features import compute_feature, network_input
 from detector.networks.unet import Unet
 from detector.progress import Pace, Progress
 from detector.training.batches import CropMaker, batches_from
@@ -124,6 +125,7 @@ class _FeatureBank:
         """Compute the features that are missing. Raises ValueError when the folder has other ones."""
         recipe, note = self._recipe, self._folder / "features.json"
         device = torch.device(recipe.device)
+        unet = unet if needs_unet(recipe.feature) else None
         estimator, _, _ = accelerate(deepcopy(unet), nn.Identity(), device, torch.float32)
         digest = self._digest(unet)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +141,7 @@ class _FeatureBank:
         for number in range(done, total):
             for place, square in enumerate(next(drawn)):
                 count = min(recipe.views, max(1, round(square.shape[0] / recipe.size)) ** 2)
-                views = torch.from_numpy(network_input(crops(square, recipe.size, count))).to(device)
+                views = network_input(torch.from_numpy(crops(square, recipe.size, count)).to(device))
                 with torch.inference_mode():
                     feature = compute_feature(recipe.feature, estimator, views, recipe.dnf)
                     described = cooccurrences(feature).mean(dim=0)

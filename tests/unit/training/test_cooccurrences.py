@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import structlog
+import torch
 from PIL import Image
 
 from detector.corpus.corpus import Sample, grouped_split
 from detector.detector import Detector
 from detector.images.decode import decode
+from detector.networks.dnf import diffusion_noise_feature
+from detector.networks.features import network_input
 from detector.training.assembly import assemble
 from detector.training.classifier import train_classifier
 from detector.training.cooccurrences import balanced_weights, ridge_regression
@@ -86,6 +89,38 @@ def test_it_learns_the_trace_of_up_sampling_from_forty_pictures(
             for kind in (False, True)
         )
         assert max(real) < 0.5 < min(generated), dtype
+
+
+def test_a_bundle_shows_the_noise_feature_of_the_strongest_view_that_it_does_not_score(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    """Its U-Net sees one view of a picture instead of all."""
+    training, validation = grouped_split(samples, every=6)
+    trained = train_classifier(None, training, validation, tmp_path / "work", RECIPE)
+    unet = build_unet((16, 16), 32).eval()
+    findings = {}
+    for shown in (unet, None):
+        bundle = assemble(
+            shown,
+            trained.network,
+            validation,
+            tmp_path / ("with" if shown else "without"),
+            RECIPE,
+            name="traces",
+            version="1",
+            provenance={},
+            left_out=trained.left_out,
+        )
+        detector = Detector.load(bundle, device="cpu", dtype="float32", plain=True)
+        pictures = [detector.prepare(decode(s.path.read_bytes()).pixels) for s in validation]
+        findings[shown] = detector.examine(pictures)
+    for picture, own, plain in zip(pictures, findings[unet], findings[None], strict=True):
+        assert own.views == plain.views
+        view = network_input(torch.from_numpy(picture.views[own.strongest][None]))
+        with torch.inference_mode():
+            expected = diffusion_noise_feature(unet, view, RECIPE.dnf)[0].numpy()
+        assert own.dnf == pytest.approx(expected, abs=0.02)
+        assert plain.dnf == pytest.approx(view[0].numpy(), abs=1e-6)
 
 
 def test_the_noise_feature_is_counted_beside_the_picture(samples: list[Sample], tmp_path: Path) -> None:
