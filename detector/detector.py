@@ -282,9 +282,9 @@ class Detector:
         return parts
 
     def feature(self, views: "torch.Tensor", kind: Feature | None = None) -> "torch.Tensor":
-        """Compute the feature of views: (B, C, S, S) float32 on this device; by default the classifier's input.
+        """Compute the feature of views: (B, C, S, S) float32 on this device.
 
-        They are (B, S, S, 3) uint8, or (B, 3, S, S) float32 in -1..1.
+        They are (B, S, S, 3) uint8, or (B, 3, S, S) float32 in -1..1. By default it is the classifier's input.
         """
         from detector.networks.features import compute_feature, network_input
 
