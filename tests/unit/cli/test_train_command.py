@@ -48,6 +48,30 @@ def test_a_bundle_is_trained_and_evaluated(corpus: Path, tmp_path: Path) -> None
     assert "auroc" in str(resolve(out).manifest.figures["own"])
 
 
+def test_a_linear_classifier_is_fitted_to_co_occurrences(corpus: Path, tmp_path: Path) -> None:
+    """It takes the picture, beside the noise feature if at all."""
+    out = tmp_path / "bundle"
+    options = [
+        "--classifier",
+        "cooccurrences",
+        "--size",
+        "32",
+        "--work",
+        str(tmp_path / "work"),
+        "--out",
+        str(out),
+    ]
+    wrong = CliRunner().invoke(main, ["train", "classifier", str(corpus), *options, "--feature", "npr"])
+    assert wrong.exit_code == 2
+    assert "a --feature that ends with rgb" in wrong.output
+    trained = CliRunner().invoke(main, ["train", "classifier", str(corpus), *options, "--feature", "rgb"])
+    assert trained.exit_code == 0, trained.output
+    manifest = resolve(str(out)).manifest
+    assert manifest.classifier.model_dump() == {"kind": "cooccurrences", "in_channels": 3}
+    assert manifest.provenance["squares_of_each_picture"] == 3
+    assert "classifier_steps" not in manifest.provenance
+
+
 def test_a_batch_that_cannot_be_balanced_is_a_usage_error(corpus: Path, tmp_path: Path) -> None:
     """It is reported before anything is trained."""
     command = ["train", "all", str(corpus), "--out", str(tmp_path / "b"), "--max-steps", "1", "--batch", "5"]
