@@ -284,7 +284,7 @@ class Detector:
     def feature(self, views: "torch.Tensor", kind: Feature | None = None) -> "torch.Tensor":
         """Compute the feature of views: (B, C, S, S) float32 on this device.
 
-        They are (B, S, S, 3) uint8, or (B, 3, S, S) float32 in -1..1. It is the classifier's input by default.
+        They are (B, S, S, 3) uint8, or (B, 3, S, S) float32 in -1..1. By default it is what is classified.
         """
         from detector.networks.features import compute_feature, network_input
 
