@@ -56,8 +56,8 @@ class MicroBatcher(Generic[Item, Result]):
 
     `run` takes a list of items and returns as many results; it is never called from two threads at once.
     A batch holds at most `max_batch` items. It waits at most `wait_seconds` for them, and only while some are
-    expected (`expecting`). When `run` raises, the batch is halved until the failing item is in a batch of one:
-    only its future carries the error.
+    expected (`expecting`). When `run` raises, the batch is halved until the failing item is in a batch of
+    one: only its future carries the error.
 
     `out_of_memory` returns whether an error of `run` means that memory ran out, and frees what it can. The
     batch then runs in halves, and for `smaller_seconds` no batch is larger than what fitted.
