@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,8 @@ from worker.settings import ReviewSettings
 
 
 def _stored(database: Database, settings: ReviewSettings, *, score: float) -> str:
-    """Return the check id of a verdict that the relay has seen."""
+    """Return the check id of a verdict that the relay has seen, and chose for no audit."""
+    settings = replace(settings, audit_shares={})
     event = verdict_event(score=score)
     with database.transaction() as tx:
         store(tx, settings, event, event.model_dump_json(), key=sampling_key(tx))
