@@ -17,6 +17,10 @@ _VALUES = 2 * _LARGEST + 1
 _CODES = _VALUES**3
 # The deviation of a residual is measured in squares of this side.
 _NEIGHBOURHOOD = 7
+# Below this deviation a residual is flat: in grey levels, and of an estimate, whose noise has about one.
+_FLAT_PICTURE, _FLAT_ESTIMATE = 0.25, 0.01
+# Steps of the codes over channels, in local deviations.
+_CHANNEL_STEP = 0.7
 #: Channels of a picture, which come last in the classifier's input.
 _PICTURE_CHANNELS = 3
 
@@ -63,14 +67,14 @@ def _of_picture(levels: Tensor) -> Iterator[Tensor]:
     """Describe first and second differences of a picture (B, 3, H, W) in grey levels."""
     for residual in _differences(levels):
         yield from _in_space(_colour_differences(residual))
-        yield _over_channels(residual / _deviation(residual[:, 1:2], 0.25) / 0.7)
+        yield _over_channels(residual / _deviation(residual[:, 1:2], _FLAT_PICTURE) / _CHANNEL_STEP)
 
 
 def _of_estimate(estimate: Tensor) -> Iterator[Tensor]:
     """Describe an estimate (B, 3, H, W) of a U-Net."""
     planes = _colour_differences(estimate)
-    yield from _in_space(planes / _deviation(planes, 0.01))
-    yield _over_channels(estimate / _deviation(estimate[:, 1:2], 0.01) / 0.7)
+    yield from _in_space(planes / _deviation(planes, _FLAT_ESTIMATE))
+    yield _over_channels(estimate / _deviation(estimate[:, 1:2], _FLAT_ESTIMATE) / _CHANNEL_STEP)
 
 
 def _differences(levels: Tensor) -> Iterator[Tensor]:

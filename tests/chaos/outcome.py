@@ -14,7 +14,8 @@ import redis
 from tests.chaos.fleet import Fleet
 from tests.conftest import PATIENCE
 from worker.client import Client
-from worker.contract.messages import QUEUES, ImageCheck, RejectionEvent
+from worker.contract.messages import ImageCheck, RejectionEvent
+from worker.process.run import message_counts
 
 
 @dataclass
@@ -94,18 +95,9 @@ def waiting(client: Client) -> int:
 
 
 def in_flight(client: Client) -> tuple[int, int]:
-    """Return the numbers of messages on the queues and of unacknowledged ones, both at one moment.
-
-    A message that is taken or requeued between two commands would be in neither.
-    """
-    with (
-        redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker,
-        broker.pipeline() as counts,
-    ):
-        for name in QUEUES:
-            counts.llen(name)
-        counts.hlen("unacked")
-        *queued, unacknowledged = counts.execute()
+    """Return the numbers of messages on the queues and of unacknowledged ones, both at one moment."""
+    with redis.Redis.from_url(client.settings.redis_url.get_secret_value()) as broker:
+        unacknowledged, *queued = message_counts(broker)
     return sum(queued), unacknowledged
 
 

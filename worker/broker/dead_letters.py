@@ -130,7 +130,7 @@ class DeadLetters:
         names the hash and its index where the message is noted, and its tag: the note is deleted in the same
         step. Counts and logs what is written. Raises redis.RedisError.
         """
-        note, index, tag = unacknowledged or ("unacked", "unacked_index", "")
+        note, index, tag = unacknowledged or (keys.UNACKED, keys.UNACKED_INDEX, "")
         record = keys.published(self._verdict_stream, dead_letter.check_id or "")
         names = [self._stream, self._mark(dead_letter), record, note, index, self._mark_of_check(dead_letter)]
         entry_id = self._redis.eval(

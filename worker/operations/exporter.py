@@ -24,7 +24,7 @@ from redis.retry import Retry
 from worker.broker.connection import tls_options
 from worker.broker.consumer_groups import MAX_GROUPS, ConsumerGroup, consumer_groups
 from worker.broker.faults import MEMORY_LIMIT, connection_fault, intake_limits
-from worker.broker.keys import WORKERS_ALIVE
+from worker.broker.keys import UNACKED, UNACKED_INDEX, WORKERS_ALIVE
 from worker.contract.envelope import MAX_ENTRY_BYTES
 from worker.contract.messages import QUEUES
 from worker.process.heartbeat import ALIVE_SECONDS, measured_rate
@@ -96,7 +96,7 @@ class BrokerSnapshot:
     def read(cls, broker: redis.Redis, settings: Settings) -> Self:
         """Read the broker. Raises `redis.RedisError`."""
         lists = [queue + suffix for queue in QUEUES for suffix in _PRIORITY_SUFFIXES]
-        keys = ["unacked", "unacked_index", WORKERS_ALIVE, *lists]
+        keys = [UNACKED, UNACKED_INDEX, WORKERS_ALIVE, *lists]
         reply: Any = broker.eval(_READ, len(keys), *keys, MAX_ENTRY_BYTES, SAMPLE_SIZE, ALIVE_SECONDS)
         at, lengths, entries, unacknowledged, ends, oldest_taken, alive = reply
         waiting, oldest = dict.fromkeys(QUEUES, 0), dict[str, float]()

@@ -19,6 +19,7 @@ from worker.broker.app import create_app
 from worker.broker.connection import connect
 from worker.broker.consumer import Consumer
 from worker.broker.faults import BrokerRefusedError, verify_trust
+from worker.broker.keys import UNACKED
 from worker.broker.transport import UnacknowledgedMessages
 from worker.checks.service import Service
 from worker.checks.task import register
@@ -141,7 +142,7 @@ def message_counts(client: redis.Redis) -> list[int]:
     A message that is taken or requeued between two commands would be in neither.
     """
     with client.pipeline() as counts:
-        counts.hlen("unacked")
+        counts.hlen(UNACKED)
         for name in QUEUES:
             counts.llen(name)
         return [int(count) for count in counts.execute()]

@@ -10,7 +10,7 @@ import redis
 from worker.broker.connection import connect
 from worker.broker.consumer_groups import consumer_groups
 from worker.broker.faults import MEMORY_LIMIT, FaultName, connection_fault, server_faults
-from worker.broker.keys import WORKERS_ALIVE
+from worker.broker.keys import UNACKED, WORKERS_ALIVE
 from worker.contract.messages import QUEUES
 from worker.operations.capacity import EVENT_BYTES
 from worker.operations.doctor.diagnosis import Diagnosis, fault, ok, warning
@@ -153,7 +153,7 @@ def _clock(name: str, client: redis.Redis, settings: Settings) -> Diagnosis:
 
 def _queues(name: str, client: redis.Redis, settings: Settings) -> Diagnosis:
     lengths = {queue: _integer(client.llen(queue)) for queue in QUEUES}
-    unacknowledged = _integer(client.hlen("unacked"))
+    unacknowledged = _integer(client.hlen(UNACKED))
     observed = ", ".join(f"{queue} {length}" for queue, length in lengths.items())
     observed += f"; {unacknowledged} unacknowledged"
     if max(lengths.values()) > _NEAR_SHARE * settings.max_queue_length:
