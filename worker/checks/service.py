@@ -21,6 +21,7 @@ from worker.broker.verdict_stream import VerdictStream
 from worker.checks.attempts import Attempts
 from worker.checks.batching import MicroBatcher
 from worker.checks.shadow import Shadow
+from worker.checks.turns import Turns
 from worker.checks.verdict_cache import VerdictCache
 from worker.contract.messages import Model
 from worker.settings import Settings
@@ -60,6 +61,8 @@ class Service:
     pictures_per_second: float
     #: A second detector for comparison; absent unless the settings name one.
     shadow: Shadow = field(default_factory=Shadow)
+    #: When a picture is decoded and its views are cut.
+    turns: Turns = field(default_factory=Turns)
     #: The messages that this process has taken and not acknowledged.
     unacknowledged: UnacknowledgedMessages = field(default_factory=UnacknowledgedMessages)
 

@@ -178,13 +178,16 @@ class _Submitted:
 def _submitted(service: "Service", upload: "Upload", timings: Timings) -> _Submitted:
     """Decode the upload and cut its views, in memory reserved for that, and submit them to the model.
 
-    Raises `ImageRejectedError`, `ModelFailedError`, and MemoryError when there is none.
+    Raises `ImageRejectedError`, `LockTimeoutError`, `ModelFailedError`, and MemoryError when there is none.
     """
     encoded = open_picture(upload.data, ImageLimits(max_pixels=service.settings.max_pixels))
     for_a_pixel = max(service.detector.preparation_bytes, service.shadow.preparation_bytes)
     needed = encoded.memory_bytes + for_a_pixel * encoded.pixel_count
     # Half of the time is left for the model.
-    with service.memory.reserve(needed, timeout_seconds=_remaining_seconds(service, timings) / 2):
+    with (
+        service.turns.turn(encoded.pixel_count, timeout_seconds=_remaining_seconds(service, timings) / 2),
+        service.memory.reserve(needed, timeout_seconds=_remaining_seconds(service, timings) / 2),
+    ):
         with timings.stage("decode"):
             picture = encoded.decode()
         with timings.stage("prepare"):

@@ -1,0 +1,34 @@
+"""Turns: small pictures are prepared one after the other, large ones side by side.
+
+Python runs one thread at a time. Small pictures side by side mostly hand its lock to and fro, which costs
+more than a second core gains; the decoder of a large one runs for long without the lock.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from worker.checks.attempts import LockTimeoutError
+
+#: The most pixels of a small picture.
+SMALL_PIXELS = 1 << 20
+
+
+class Turns:
+    """The turns of one process; safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def turn(self, pixel_count: int, *, timeout_seconds: float) -> Iterator[None]:
+        """Run the block, for a small picture beside no other small one. Raises `LockTimeoutError`."""
+        if pixel_count > SMALL_PIXELS:
+            yield
+            return
+        if not self._lock.acquire(timeout=timeout_seconds):
+            raise LockTimeoutError(f"other pictures were prepared for {timeout_seconds:.0f} seconds")
+        try:
+            yield
+        finally:
+            self._lock.release()
