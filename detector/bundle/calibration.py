@@ -77,14 +77,17 @@ def thresholds_for_budget(
 ) -> Thresholds:
     """Choose the lowest thresholds that keep the false positive budget on photographs.
 
-    `photograph_probabilities` (N,) are calibrated scores of photographs outside the training set. At most
-    the share `flagged` (0..1) of them is called *generated*, and at most `reviewed` (0..1) is not *real*.
+    `photograph_probabilities` (N,) are calibrated scores of photographs outside the training set. The next
+    photograph like them is called *generated* with a probability of at most `flagged` (0..1), and is not
+    *real* with one of at most `reviewed` (0..1): a threshold is above the k-th highest score, where k is the
+    share of N + 1, rounded down (Vovk et al., "Algorithmic Learning in a Random World", 2005, section 2.2).
+    With fewer photographs than one over the share it is above all of them, which cannot keep the budget.
     """
     ordered = np.sort(photograph_probabilities)[::-1]
 
     def threshold(share: float) -> float:
         """Return the next float above the score that would exceed the budget."""
-        allowed = math.floor(share * len(ordered))
-        return min(float(np.nextafter(ordered[min(allowed, len(ordered) - 1)], 2.0)), 1.0)
+        rank = max(math.floor(share * (len(ordered) + 1)), 1)
+        return min(float(np.nextafter(ordered[min(rank, len(ordered)) - 1], 2.0)), 1.0)
 
     return Thresholds(review_from=threshold(max(flagged, reviewed)), generated_from=threshold(flagged))

@@ -92,9 +92,13 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, 1) for a batch (B, in_channels, H, W)."""
+        return self.fc(self.embedding(x))  # type: ignore[no-any-return]
+
+    def embedding(self, x: Tensor) -> Tensor:
+        """Return what the logit is a linear function of, (B, D)."""
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return x.mean(dim=(2, 3))
 
 
 class Ensemble(nn.Module):

@@ -3,20 +3,20 @@
 import itertools
 import queue
 import threading
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from detector.corpus.corpus import Sample
 from detector.images.decode import decode
 from detector.training.augmentation import Augmentation
+from detector.training.balance import balanced_weights
 from detector.training.twins import twin
 
 Batch = TypeVar("Batch")
@@ -26,25 +26,24 @@ LARGEST_SQUARE = 384
 _CACHE_BYTES = 6 << 30
 _PREFETCHED = 4
 
-_FamiliesOfKind = defaultdict[tuple[bool, str | None], dict[str, list[Sample]]]
-
 
 @dataclass(frozen=True)
 class PictureBatch:
-    """`pictures` (B, S, S, 3) uint8 and `labels` (B,) float32, 1 for generated, alternating."""
+    """`pictures` (B, S, S, 3) uint8, generated and real in turn, with labels and families (B,)."""
 
     pictures: NDArray[np.uint8]
+    #: 1 for generated.
     labels: NDArray[np.float32]
+    #: Numbers of the families in `BalancedPictures.families`.
+    families: NDArray[np.int64]
 
 
 class BalancedPictures:
-    """Half real and half generated pictures, families weighted by the square root of their size.
+    """Half real and half generated pictures, drawn by their `balanced_weights`.
 
-    The two pictures of a pair of rows show like content, where the samples say what they show and both
-    classes have it, so that content does not predict the label. A generated picture is drawn with the
-    photograph that it was made from, and both get the same augmentation and crop, so only the generator's
-    changes tell them apart. Batch `i` depends on the seed alone, so a resumed run draws the same batches.
-    Raises ValueError when a class is missing.
+    A generated picture is drawn with the photograph that it was made from, and both get the same augmentation
+    and crop, so only the generator's changes tell them apart. Batch `i` depends on the seed alone, so a
+    resumed run draws the same batches. Raises ValueError when a class is missing.
     """
 
     def __init__(
@@ -55,12 +54,14 @@ class BalancedPictures:
         self.maker = CropMaker(augmentation, size)
         if {sample.generated for sample in samples} != {True, False}:
             raise ValueError("training needs pictures of both classes")
-        # By class, and by class and content; None is any content.
-        families: _FamiliesOfKind = defaultdict(lambda: defaultdict(list))
-        for sample in samples:
-            for content in (None, sample.content):
-                families[sample.generated, content][sample.family].append(sample)
-        self._families = {kind: list(named.values()) for kind, named in families.items()}
+        #: The names of all families.
+        self.families = sorted({sample.family for sample in samples})
+        self._numbers = {family: number for number, family in enumerate(self.families)}
+        weights = balanced_weights(samples)
+        self._classes: list[tuple[list[Sample], NDArray[np.float64]]] = []
+        for generated in (True, False):
+            own = [index for index, sample in enumerate(samples) if sample.generated == generated]
+            self._classes.append(([samples[index] for index in own], weights[own] / weights[own].sum()))
         photographs = {sample.pair: sample for sample in samples if sample.pair and not sample.generated}
         by_path = {sample.path: sample for sample in samples if not sample.generated}
         self._sources = {
@@ -71,8 +72,14 @@ class BalancedPictures:
 
     def batch(self, index: int) -> PictureBatch:
         """Return batch `index` of new crops."""
-        pictures = [self.maker(sample, seed) for sample, seed in self.draws(index)]
-        return PictureBatch(np.stack(pictures), np.tile(np.array([1, 0], dtype=np.float32), self._pairs))
+        draws = self.draws(index)
+        return self.labelled(np.stack([self.maker(sample, seed) for sample, seed in draws]), draws)
+
+    def labelled(self, pictures: NDArray[np.uint8], draws: list[tuple[Sample, int]]) -> PictureBatch:
+        """Return pictures (B, S, S, 3) of these `draws` with what they are of."""
+        labels = np.array([sample.generated for sample, _ in draws], dtype=np.float32)
+        families = np.array([self._numbers[sample.family] for sample, _ in draws])
+        return PictureBatch(pictures, labels, families)
 
     def draws(self, index: int) -> list[tuple[Sample, int]]:
         """Return what is in batch `index`: a generated picture and a photograph in turn, each with a seed.
@@ -80,27 +87,18 @@ class BalancedPictures:
         Equal seeds stand for crops that are made alike.
         """
         rng = np.random.default_rng([self._seed, index])
+        chosen = [
+            [samples[number] for number in rng.choice(len(samples), self._pairs, p=weights)]
+            for samples, weights in self._classes
+        ]
         drawn: list[tuple[Sample, int]] = []
-        for _ in range(self._pairs):
-            # Each class leads half of the pairs, so that what only one of them shows is drawn too.
-            leads = bool(rng.integers(2))
-            leader = self._draw(rng, generated=leads)
-            follower = self._draw(rng, generated=not leads, content=leader.content or None)
-            generated, real = (leader, follower) if leads else (follower, leader)
+        for generated, photograph in zip(*chosen, strict=True):
             source = self._sources.get(generated.path)
-            real = source or real
             seeds = rng.integers(0, 1 << 62, 2)
             if source:
                 seeds[1] = seeds[0]
-            drawn += [(generated, int(seeds[0])), (real, int(seeds[1]))]
+            drawn += [(generated, int(seeds[0])), (source or photograph, int(seeds[1]))]
         return drawn
-
-    def _draw(self, rng: Generator, *, generated: bool, content: str | None = None) -> Sample:
-        families = self._families.get((generated, content)) or self._families[generated, None]
-        # The square root favours small families, but not enough to memorise them.
-        weights = np.sqrt([len(family) for family in families])
-        family = families[int(rng.choice(len(families), p=weights / weights.sum()))]
-        return family[int(rng.integers(len(family)))]
 
 
 class CropMaker:

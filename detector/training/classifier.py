@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from detector.acceleration.inference import accelerate
 from detector.acceleration.precision import computes_bfloat16, training_precision
+from detector.bundle.manifest import needs_unet
 from detector.corpus.corpus import Sample
 from detector.images.decode import decode
 from detector.metrics import auroc
@@ -27,7 +28,7 @@ from detector.networks.resnet import ResNet
 from detector.networks.unet import Unet
 from detector.progress import Pace, Progress
 from detector.training.bank import CropBank
-from detector.training.batches import BalancedPictures, batches_from
+from detector.training.batches import BalancedPictures, CropMaker, PictureBatch, batches_from
 from detector.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from detector.training.cooccurrences import fit_cooccurrences
 from detector.training.curves import save_curves, training_state
@@ -41,12 +42,16 @@ _MAX_VALIDATION_PICTURES = 1024
 _MIN_LEARNING_RATE = 1e-6
 _WARM_UP_STEPS = 50
 _PICTURES_AT_ONCE = 32
+# Of the side of a view: the crops that a bank stores, and those that a step cuts from them.
+_STORED_EIGHTHS, _CUT_EIGHTHS = 12, 6
 
 
 @dataclass(frozen=True)
 class _Batch:
     features: Tensor
     labels: Tensor
+    #: Numbers of the families; None for pictures that are not trained on.
+    families: Tensor | None = None
 
 
 def train_classifier(
@@ -60,7 +65,9 @@ def train_classifier(
     banked: list[Sample] | None = None,
     initial: ResNet | None = None,
 ) -> TrainedClassifier:
-    """Train until the budget is used up, and return the network with the best AUROC on `validation`.
+    """Train until the budget is used up, and return the averaged network.
+
+    With a `patience` in the recipe it is the one with the best AUROC on `validation`, else the last one.
 
     `folder` gets the curves and the checkpoint from which an interrupted training resumes; stored crops and
     features go to `bank`, or below `folder`. A bank of all `banked` pictures, by default those of the
@@ -90,13 +97,17 @@ def _train_in_steps(
     # On a CPU a step takes four fifths of the time of contiguous weights, in float32 and in bfloat16.
     network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     averaged = deepcopy(network)
+    # Families are many questions about traces where the label is one; what answers them is not kept.
+    families = nn.Linear(network.fc.in_features, len(source.families)).to(recipe.device)
+    trained = nn.ModuleList([network, families] if recipe.family_weight else [network])
     make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    optimizer = make(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = make(trained.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     best = deepcopy(averaged)
     parts: dict[str, Stateful] = {
         "network": network,
         "averaged": averaged,
         "best": best,
+        "families": families,
         "optimizer": optimizer,
     }
     record = load_checkpoint(folder, parts)
@@ -116,7 +127,7 @@ def _train_in_steps(
         rate = _learning_rate(steps, progress, record["validation"], recipe)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        record["losses"].append(_step(network, optimizer, batch))
+        record["losses"].append(_step(network, families, optimizer, batch, recipe.family_weight))
         _average(averaged, network, min(recipe.ema, (1 + steps) / (10 + steps)))
         last = recipe.progress(steps + 1, seconds) >= 1 or (
             recipe.schedule == "plateau" and rate < _MIN_LEARNING_RATE
@@ -125,7 +136,8 @@ def _train_in_steps(
         if validated:
             value = _validate(averaged, held_out)
             record["validation"].append([steps + 1, value])
-            if value >= max(earlier for _, earlier in record["validation"]):
+            # A cosine ends well by itself, and pictures of known generators are no judge of new ones.
+            if recipe.patience is None or value >= max(earlier for _, earlier in record["validation"]):
                 best.load_state_dict(averaged.state_dict())
         if pace.due() or validated:
             record["seconds"] = time.monotonic() - began
@@ -136,8 +148,10 @@ def _train_in_steps(
         ):
             break
     save_curves(folder, "classifier", record["losses"], record["validation"])
-    auroc_of_best = max(value for _, value in record["validation"])
-    return TrainedClassifier(best.cpu().eval(), len(record["losses"]), auroc_of_best)
+    values = [value for _, value in record["validation"]]
+    return TrainedClassifier(
+        best.cpu().eval(), len(record["losses"]), values[-1] if recipe.patience is None else max(values)
+    )
 
 
 class _FeatureSource:
@@ -145,7 +159,7 @@ class _FeatureSource:
 
     def __init__(self, unet: Unet | None, training: list[Sample], recipe: ClassifierRecipe) -> None:
         self._recipe = recipe
-        self._unet = unet
+        self._unet = unet = unet if needs_unet(recipe.feature) else None
         device = torch.device(recipe.device)
         dtype = torch.bfloat16 if computes_bfloat16(device) else torch.float32
         # Training features are computed exactly as a worker computes them.
@@ -156,33 +170,51 @@ class _FeatureSource:
         self._bank: CropBank | None = None
 
     def open_bank(self, folder: Path, samples: list[Sample]) -> None:
-        """Use a bank of the crops of `samples`, and draw what it lacks."""
+        """Use a bank of `samples`, and draw what it lacks.
+
+        A U-Net's estimates are stored with crops of the views' size. Without one, each step cuts new crops
+        from larger ones.
+        """
         recipe = self._recipe
-        self._bank = CropBank(folder, samples, self._pictures.maker, recipe.bank, recipe.seed)
+        maker = self._pictures.maker
+        if self._unet is None:
+            maker = CropMaker(recipe.augmentation, recipe.size * _STORED_EIGHTHS // 8)
+        self._bank = CropBank(folder, samples, maker, recipe.bank, recipe.seed)
         self._bank.fill(loaders=recipe.loaders)
+
+    @property
+    def families(self) -> list[str]:
+        """The names of all families."""
+        return self._pictures.families
 
     def batches(self, first: int) -> Iterator[_Batch]:
         """Yield batches from number `first` on, without end."""
         recipe = self._recipe
         if self._bank is None:
             for fresh in batches_from(self._pictures.batch, first, recipe.loaders):
-                yield self._batch(self._features(torch.from_numpy(fresh.pictures)), fresh.labels)
+                yield self._batch(self._features(torch.from_numpy(fresh.pictures)), fresh)
             return
         name = self._stored_features()
         if name:
             self._bank.fill_features(name, self._estimates)
         crops, stored = self._bank.crops, self._bank.features(name) if name else None
-        labels = np.tile(np.array([1, 0], dtype=np.float32), recipe.batch // 2)
         for index in itertools.count(first):
-            rows = [self._bank.row(sample, seed) for sample, seed in self._pictures.draws(index)]
+            draws = self._pictures.draws(index)
+            rows = [self._bank.row(sample, seed) for sample, seed in draws]
+            if self._unet is None:
+                pictures = _cut([crops[row] for row in rows], draws, recipe.size * _CUT_EIGHTHS // 8)
+                batch = self._pictures.labelled(pictures, draws)
+                yield self._batch(self._features(torch.from_numpy(pictures)), batch)
+                continue
             mirrored = np.random.default_rng([recipe.seed, index, 1]).random() < 0.5  # noqa: PLR2004
             pictures = _rows_of(crops, rows, -2 if mirrored else None)
+            batch = self._pictures.labelled(pictures, draws)
             if stored is None:
-                yield self._batch(self._features(pictures), labels)
+                yield self._batch(self._features(torch.from_numpy(pictures)), batch)
                 continue
-            x = self._pixels(pictures)
-            estimates = _rows_of(stored, rows, -1 if mirrored else None).to(x)
-            yield self._batch(self._quantised(combined(recipe.feature, estimates, x)), labels)
+            x = self._pixels(torch.from_numpy(pictures))
+            estimates = torch.from_numpy(_rows_of(stored, rows, -1 if mirrored else None)).to(x)
+            yield self._batch(self._quantised(combined(recipe.feature, estimates, x)), batch)
 
     def _stored_features(self) -> str | None:
         """Return a name for stored features, unique to the U-Net and timesteps; None to store none.
@@ -210,9 +242,11 @@ class _FeatureSource:
         features = torch.cat(computed)
         return _Batch(features, torch.tensor([float(sample.generated) for sample in chosen]))
 
-    def _batch(self, features: Tensor, labels: NDArray[np.float32]) -> _Batch:
-        device = self._recipe.device
-        return _Batch(features.to(device), torch.from_numpy(labels).to(device))
+    def _batch(self, features: Tensor, of: PictureBatch) -> _Batch:
+        labels, families = (
+            torch.from_numpy(each).to(self._recipe.device) for each in (of.labels, of.families)
+        )
+        return _Batch(features.to(self._recipe.device), labels, families)
 
     def _pixels(self, pictures: Tensor) -> Tensor:
         return pictures.permute(0, 3, 1, 2).to(self._recipe.device).float() / 127.5 - 1
@@ -230,11 +264,22 @@ class _FeatureSource:
         return quantised(features) if self._recipe.dnf.quantise else features
 
 
-def _rows_of(values: NDArray[Any], rows: list[int], mirrored_axis: int | None) -> Tensor:
+def _rows_of(values: NDArray[Any], rows: list[int], mirrored_axis: int | None) -> NDArray[Any]:
     picked = values[rows]
-    return torch.from_numpy(
-        np.ascontiguousarray(picked if mirrored_axis is None else np.flip(picked, mirrored_axis))
-    )
+    return np.ascontiguousarray(picked if mirrored_axis is None else np.flip(picked, mirrored_axis))
+
+
+def _cut(
+    stored: Sequence[NDArray[np.uint8]], draws: Sequence[tuple[Sample, int]], side: int
+) -> NDArray[np.uint8]:
+    """Cut a random square from each stored crop, turned over at random; of both of a pair the same."""
+    cut: list[NDArray[np.uint8]] = []
+    for crop, (_, seed) in zip(stored, draws, strict=True):
+        rng = np.random.default_rng(seed)
+        top, left = rng.integers(0, crop.shape[0] - side + 1, 2)
+        down, across = rng.choice([-1, 1], 2)
+        cut.append(crop[top : top + side, left : left + side][::down, ::across])
+    return np.stack(cut)
 
 
 def _normalise_input(network: ResNet, features: Tensor) -> None:
@@ -263,13 +308,24 @@ def _stale(validation: list[tuple[int, float]], patience: int | None) -> bool:
     return patience is not None and len(values) - 1 - int(np.argmax(values)) > patience
 
 
-def _step(network: ResNet, optimizer: torch.optim.Optimizer, batch: _Batch) -> float:
+def _step(
+    network: ResNet,
+    families: nn.Linear,
+    optimizer: torch.optim.Optimizer,
+    batch: _Batch,
+    family_weight: float,
+) -> float:
+    """Take one step, and return the loss of the labels alone."""
     network.train()
     with training_precision(batch.features.device):
-        logits = network(batch.features).float().flatten()
-    loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)
+        embedding = network.embedding(batch.features)
+        logits = network.fc(embedding).float().flatten()
+        named = families(embedding).float() if family_weight else None
+    loss = total = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)
+    if named is not None and batch.families is not None:
+        total = loss + family_weight * nn.functional.cross_entropy(named, batch.families)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    total.backward()
     optimizer.step()
     return loss.item()
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import zlib
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -26,6 +25,7 @@ from detector.networks.cooccurrences import CooccurrenceClassifier, cooccurrence
 from detector.networks.features import compute_feature, network_input
 from detector.networks.unet import Unet
 from detector.progress import Pace, Progress
+from detector.training.balance import balanced_weights
 from detector.training.batches import CropMaker, batches_from
 from detector.training.recipe import SQUARES, ClassifierRecipe
 from detector.training.trained import LeftOutScores, TrainedClassifier
@@ -67,28 +67,6 @@ def fit_cooccurrences(
     value = auroc(_logits(network, bank.first(validation)), labels) if len(set(labels.tolist())) > 1 else 0.5
     log.info("classifier_fitted", pictures=len(training), squares=bank.each, validation_auroc=round(value, 4))
     return TrainedClassifier(network, 0, value, left_out)
-
-
-def balanced_weights(samples: Sequence[Sample]) -> NDArray[np.float64]:
-    """Return a weight (N,) of each sample, with the mean 1, so that only traces tell the classes apart.
-
-    Families of a class weigh the same, whatever their size; then both classes within each content, where it
-    has both; then the classes altogether.
-    """
-    sizes = Counter((sample.family, sample.generated) for sample in samples)
-    weights = np.array([1 / sizes[sample.family, sample.generated] for sample in samples])
-    totals: defaultdict[tuple[str, bool], float] = defaultdict(float)
-    for sample, weight in zip(samples, weights, strict=True):
-        totals[sample.content, sample.generated] += float(weight)
-    for index, sample in enumerate(samples):
-        real, generated = totals[sample.content, False], totals[sample.content, True]
-        # A content of one class says nothing of the traces, but its pictures do: they count a quarter.
-        common = np.sqrt(real * generated) if real and generated else (real + generated) / 4
-        weights[index] *= common / totals[sample.content, sample.generated]
-    labels = _labels(samples)
-    for label in (0, 1):
-        weights[labels == label] /= weights[labels == label].sum()
-    return np.asarray(weights / weights.mean())
 
 
 def ridge_regression(

@@ -22,11 +22,11 @@ class LeftOutScores:
 class TrainedClassifier:
     """A trained classifier."""
 
-    #: The network of the best validation, on the CPU.
+    #: On the CPU.
     network: ResNet | CooccurrenceClassifier
     #: Steps of the whole training; 0 for one that is solved at once.
     steps: int
-    #: AUROC of the best validation, 0..1.
+    #: AUROC of this network on the validation pictures, 0..1.
     validation_auroc: float
     #: For the calibration; None where nothing was left out.
     left_out: LeftOutScores | None = None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from detector.bundle.calibration import PlattScaling
+from detector.bundle.files import open_bundle, write_manifest
 from detector.cli import main
 from detector.corpus.corpus import Sample
 from detector.crossvalidation import ScoredSample, figures
+from detector.evaluation.conditions import DEGRADATIONS
 
 
 def scored(name: str, logit: float, *, label: str, content: str = "", fold: int = 1) -> ScoredSample:
@@ -106,3 +110,38 @@ def test_a_cross_validation_reports_new_generators_and_continues(corpus: Path, t
     wrong = CliRunner().invoke(main, [*command, *tiny, "--max-steps", "1", "--against", str(tmp_path)])
     assert wrong.exit_code == 2
     assert "has no finished cross-validation" in " ".join(wrong.output.split())
+
+
+def test_a_bundle_is_calibrated_on_photographs_under_every_degradation(corpus: Path, tmp_path: Path) -> None:
+    """No photograph that a fold never saw is flagged, whatever happened to it; other views are refused."""
+    trial = tmp_path / "trial"
+    recipe = ["--feature", "npr", "--size", "32", "--views", "1", "--batch", "4", "--max-steps", "1"]
+    command = ["crossvalidate", str(corpus), "--folds", "2", "--out", str(trial), *recipe]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    # A handful of pictures can be separable, and their calibration as steep as a float allows.
+    for fold in (trial / "fold-1" / "bundle", trial / "fold-2" / "bundle"):
+        manifest = open_bundle(fold).manifest
+        write_manifest(fold, manifest.model_copy(update={"calibration": PlattScaling(offset=0.1)}))
+    assert CliRunner().invoke(main, command).exit_code == 0
+    shutil.copytree(trial / "fold-1" / "bundle", bundle := tmp_path / "bundle")
+    before = open_bundle(bundle)
+    calibrate = ["train", "calibrate", str(bundle), "--crossvalidation", str(trial)]
+    result = CliRunner().invoke(main, calibrate)
+    assert result.exit_code == 0, result.output
+    assert all(each.name in result.output for each in DEGRADATIONS)
+    after = open_bundle(bundle)
+    assert after.digest != before.digest
+    slope = after.manifest.calibration.slope
+    # What the new calibration adds to log-odds of the folds, which are the logits plus 0.1.
+    offset = after.manifest.calibration.offset - slope * 0.1
+    scored = [json.loads(line)["score"] for line in (trial / "conditions.jsonl").read_text().splitlines()]
+    assert len(scored) == 24 * (1 + len(DEGRADATIONS))
+    for score in scored:
+        probability = 1 / (1 + np.exp(-(slope * (score["logit"] + 0.1) + offset)))
+        assert probability < after.manifest.thresholds.generated_from
+    manifest = after.manifest
+    views = manifest.preprocessing.model_copy(update={"views": 4})
+    write_manifest(bundle, manifest.model_copy(update={"preprocessing": views}))
+    refused = CliRunner().invoke(main, calibrate)
+    assert refused.exit_code == 2
+    assert "other views" in " ".join(refused.output.split())

@@ -35,6 +35,7 @@ FLOORS = {
     ],
     "detector": [
         ["cli"],
+        ["recalibration"],
         ["crossvalidation"],
         ["training", "evaluation", "benchmark"],
         ["scoring"],

@@ -38,11 +38,23 @@ def test_platt_scaling_recovers_the_slope_behind_the_labels() -> None:
 
 
 def test_thresholds_keep_the_false_positive_budget() -> None:
-    """Of 200 photographs 1 % are called generated and 10 % are not called real."""
-    scores = np.random.default_rng(0).random(200)
-    thresholds = thresholds_for_budget(scores, flagged=0.01, reviewed=0.10)
-    assert (scores >= thresholds.generated_from).sum() == 2
-    assert (scores >= thresholds.review_from).sum() == 20
+    """With 199 photographs the next one is flagged in 1 % of all cases, and not called real in 10 %."""
+    rng = np.random.default_rng(0)
+    flagged, not_real = [], []
+    for _ in range(2000):
+        *known, new = rng.random(200)
+        thresholds = thresholds_for_budget(np.array(known), flagged=0.01, reviewed=0.10)
+        flagged.append(new >= thresholds.generated_from)
+        not_real.append(new >= thresholds.review_from)
+    # Four standard deviations of 2,000 draws.
+    assert np.mean(flagged) == pytest.approx(0.01, abs=4 * (0.01 * 0.99 / 2000) ** 0.5)
+    assert np.mean(not_real) == pytest.approx(0.10, abs=4 * (0.1 * 0.9 / 2000) ** 0.5)
+
+
+def test_fewer_photographs_than_the_budget_needs_are_all_below_the_threshold() -> None:
+    """With 50 photographs 1 % is less than one: none of them is flagged."""
+    scores = np.random.default_rng(0).random(50)
+    assert (scores >= thresholds_for_budget(scores, flagged=0.01).generated_from).sum() == 0
 
 
 def test_logistic_regression_recovers_the_weights_behind_the_labels() -> None:

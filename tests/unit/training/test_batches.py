@@ -102,10 +102,7 @@ def test_an_error_in_a_loader_is_raised_in_the_training(loaders: int) -> None:
 
 
 def test_content_does_not_predict_the_label(tmp_path: Path) -> None:
-    """Nine in ten generated pictures are art, nine in ten photographs faces; half of each drawn one is art.
-
-    Each class leads half of the pairs with its own mix, and the other follows with the same content.
-    """
+    """Nine in ten generated pictures are art, nine in ten photographs faces; half of each drawn are art."""
     samples = []
     for label in ("real", "generated"):
         for index in range(10):
@@ -117,6 +114,6 @@ def test_content_does_not_predict_the_label(tmp_path: Path) -> None:
     chain = CodecChain(downscale=0, blur=0, encode=0)
     pictures = BalancedPictures(samples, chain, size=32, batch=400, seed=1).batch(0).pictures
     art = pictures[:, 0, 0, 0] > 100
-    np.testing.assert_array_equal(art[::2], art[1::2])
-    # Four standard deviations of 200 draws.
-    assert abs(art[::2].mean() - 0.5) < 4 * 0.5 / 200**0.5
+    for drawn in (art[::2], art[1::2]):
+        # Four standard deviations of 200 draws.
+        assert abs(drawn.mean() - 0.5) < 4 * 0.5 / 200**0.5

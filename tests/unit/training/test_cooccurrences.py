@@ -16,8 +16,9 @@ from detector.images.decode import decode
 from detector.networks.dnf import diffusion_noise_feature
 from detector.networks.features import network_input
 from detector.training.assembly import assemble
+from detector.training.balance import balanced_weights
 from detector.training.classifier import train_classifier
-from detector.training.cooccurrences import balanced_weights, ridge_regression
+from detector.training.cooccurrences import ridge_regression
 from detector.training.recipe import ClassifierRecipe
 from detector.training.unet import build_unet
 
