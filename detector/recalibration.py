@@ -24,6 +24,7 @@ from detector.scoring import Rewrite, ScoreJournal, as_is, score_samples
 FLAGGED, REVIEWED = 0.01, 0.10
 #: Most photographs that are scored under each condition.
 PHOTOGRAPHS = 1000
+_CALIBRATED_ON = "calibrated_on"
 
 Logits = NDArray[np.float64]
 
@@ -47,8 +48,10 @@ def recalibrate(
     ones; a threshold is the highest that one of these conditions needs, so that the budget is kept under all
     of them. The bundle's manifest is rewritten, and with it its digest. Returns the thresholds of each
     condition. Raises `CrossvalidationError` when the folder holds no finished cross-validation of the
-    bundle's feature, views and network.
+    bundle's feature, views and network, and for a bundle that was calibrated on one before.
     """
+    if _CALIBRATED_ON in bundle.manifest.provenance:
+        raise CrossvalidationError(f"{bundle.folder} is calibrated on a cross-validation already")
     report = _report(crossvalidation, bundle)
     pictures = report["pictures"]
     logits = np.array([picture["logit"] for picture in pictures])
@@ -70,9 +73,11 @@ def recalibrate(
                 review_from=max(each.thresholds.review_from for each in conditions),
                 generated_from=max(each.thresholds.generated_from for each in conditions),
             ),
+            # They were measured at other thresholds.
+            "figures": {},
             "provenance": {
                 **bundle.manifest.provenance,
-                "calibrated_on": {
+                _CALIBRATED_ON: {
                     "pictures_of_new_generators_and_sources": len(labels),
                     "photographs_flagged": FLAGGED,
                     "photographs_flagged_or_reviewed": REVIEWED,

@@ -139,7 +139,10 @@ def test_a_bundle_is_calibrated_on_photographs_under_every_degradation(corpus: P
     for score in scored:
         probability = 1 / (1 + np.exp(-(slope * (score["logit"] + 0.1) + offset)))
         assert probability < after.manifest.thresholds.generated_from
-    manifest = after.manifest
+    again = CliRunner().invoke(main, calibrate)
+    assert again.exit_code == 2
+    assert "already" in " ".join(again.output.split())
+    manifest = before.manifest
     views = manifest.preprocessing.model_copy(update={"views": 4})
     write_manifest(bundle, manifest.model_copy(update={"preprocessing": views}))
     refused = CliRunner().invoke(main, calibrate)
