@@ -236,6 +236,40 @@ def test_a_connection_serves_many_fetches(store: FaultyStore) -> None:
 
 
 @pytest.mark.parametrize(
+    "behaviour",
+    [
+        error(503, "SlowDown"),
+        reset,
+        reset_amid_body,
+        close_amid_body,
+        close_amid_chunk,
+        corrupt,
+        silent,
+        endless_headers,
+    ],
+    ids=lambda behaviour: behaviour.__name__ if behaviour.__name__ != "behave" else None,
+)
+def test_a_fault_of_a_kept_connection_raises_unavailable_and_the_next_fetch_succeeds(
+    store: FaultyStore, behaviour: Behaviour
+) -> None:
+    storage, check = _storage(store.url), ImageCheck(bucket="uploads", key="a.jpg")
+    store.behaviours = [serve(BODY)]
+    storage.fetch(check)
+    store.behaviours = [behaviour]
+    with pytest.raises(StorageUnavailableError):
+        storage.fetch(check)
+    store.behaviours = [serve(BODY)]
+    assert storage.fetch(check).data == BODY
+
+
+def test_a_connection_that_the_store_has_ended_meanwhile_is_replaced(store: FaultyStore) -> None:
+    storage, check = _storage(store.url), ImageCheck(bucket="uploads", key="a.jpg")
+    store.behaviours = [serve(BODY), reset, serve(BODY)]
+    assert [storage.fetch(check).data, storage.fetch(check).data] == [BODY, BODY]
+    assert store.connections == 2
+
+
+@pytest.mark.parametrize(
     "behaviour", [trickle_header, trickle_error], ids=lambda behaviour: behaviour.__name__
 )
 def test_the_whole_exchange_has_one_deadline(store: FaultyStore, behaviour: Behaviour) -> None:
