@@ -7,11 +7,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import redis
+from redis._parsers import Encoder
 from redis.backoff import ExponentialBackoff
+from redis.connection import PythonRespSerializer
 from redis.retry import Retry
 
 if TYPE_CHECKING:
     from worker.settings import BrokerSettings
+
+
+# An event and its thumbnail are sent in one call; redis-py's own six kB would make it three.
+_PIECE_BYTES = 1 << 17
 
 
 class _OutermostRetry(Retry):
@@ -63,6 +69,7 @@ def connect(
     if within_seconds is not None:
         timeout_seconds = min(timeout_seconds, within_seconds / 4)
         retry_seconds = within_seconds / 4
+    encoder = Encoder("utf-8", "strict", decode_responses=False)  # type: ignore[no-untyped-call]
     return redis.Redis.from_url(
         broker.url.get_secret_value(),
         socket_timeout=timeout_seconds,
@@ -70,6 +77,7 @@ def connect(
         health_check_interval=5,
         retry=_OutermostRetry(ExponentialBackoff(cap=2, base=0.1), retries=retries, seconds=retry_seconds),
         retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+        command_packer=PythonRespSerializer(_PIECE_BYTES, encoder.encode),
         **tls_options(broker),
     )
 

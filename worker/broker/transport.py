@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from queue import Empty
 from time import monotonic, sleep
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import redis
 from kombu.asynchronous import get_event_loop
@@ -43,6 +43,9 @@ log = get_logger(__name__)
 _PAUSE_SHARE, ACTIVE_SECONDS, IDLE_SECONDS = 0.25, 0.005, 0.05
 # Pause when the server refuses a command.
 REFUSED_SECONDS = 1.0
+
+# Stands for a tag in a command that is packed once; every tag has its length.
+_NO_TAG = str(UUID(int=0)).encode()
 
 # A note in `unacked` is kombu's: [entry, exchange, queue], and the exchange is empty.
 _NOTE_MIDDLE = b',"",'
@@ -325,6 +328,7 @@ class Channel(stock.Channel):
     _paused_until = 0.0
     _taken_at = 0.0
     _tag = ""
+    _take: tuple[list[str], bytes] | None = None
 
     def finish_taking(self) -> None:
         """Read the reply that is still due, so that a message in it is ours."""
@@ -360,15 +364,22 @@ class Channel(stock.Channel):
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
+        connection = self.client.connection
+        if self._take is None or self._take[0] != queues:
+            self._take = queues, self._take_command(connection, queues)
+        self._in_poll = connection
+        self._brpop_sent_at = monotonic()
+        self._tag = str(uuid4())
+        connection.send_packed_command([self._take[1].replace(_NO_TAG, self._tag.encode())])
+
+    def _take_command(self, connection: Any, queues: list[str]) -> bytes:
+        """Return the command that takes a message, as it is sent, but for the message's tag."""
         # Every list of a queue comes before the next queue: Celery's priorities order checks within a queue.
         lists = [(self._q_for_pri(queue, step), queue) for queue in queues for step in self.priority_steps]
         ends = [f"{_NOTE_MIDDLE.decode()}{dumps(queue)}]" for _, queue in lists]
         keys = [self.unacked_key, self.unacked_index_key, *(name for name, _ in lists)]
-        connection = self.client.connection
-        self._in_poll = connection
-        self._brpop_sent_at = monotonic()
-        self._tag = str(uuid4())
-        connection.send_command("EVAL", _TAKE, len(keys), *keys, self._tag, MAX_ENTRY_BYTES + 1, *ends)
+        command = ("EVAL", _TAKE, len(keys), *keys, _NO_TAG, MAX_ENTRY_BYTES + 1, *ends)
+        return b"".join(connection.pack_command(*command))
 
     def _brpop_read(self, **options: Any) -> bool:
         """Read the reply and deliver the message in it. Raises queue.Empty when there is none."""
