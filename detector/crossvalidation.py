@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from detector.metrics import Counts, Interval, Ranking, Scores, calibration_erro
 from detector.networks.unet import Unet
 from detector.progress import Progress
 from detector.scoring import ScoreJournal, score_samples
-from detector.training.assembly import assemble, augmented_square
+from detector.training.assembly import assemble, augmented_square, fuse
 from detector.training.classifier import train_classifier
 from detector.training.recipe import ClassifierRecipe
 
 REPORT_FILE = "crossvalidation.json"
-_SUMMARY_FILE = "fold.json"
+_SUMMARY_FILE, _BUNDLE = "fold.json", "bundle"
 #: A content counts from this number of pictures of each class.
 FEWEST = 10
 
@@ -62,7 +62,8 @@ class FoldResult:
     steps: int
     #: Minutes of training in this run; 0 when the fold was finished before.
     minutes: float
-    validation_auroc: float
+    #: AUROC on held-out pictures of known generators, 0..1; None for an ensemble.
+    validation_auroc: float | None
     #: AUROC on the held-out pictures, 0..1.
     auroc: float
 
@@ -165,23 +166,88 @@ def crossvalidate(
     when a fold lacks a class, and `CrossvalidationError` when the folder holds other folds or another recipe.
     """
     training = _Training(unet, recipe, bank or folder / "bank", list(samples))
+    return _crossvalidated(
+        samples,
+        folder,
+        _described(recipe),
+        lambda fold, number, place: _trained(fold, number, training, place),
+        count=count,
+        leave_out=leave_out,
+        device=recipe.device,
+        dtype=dtype,
+    )
+
+
+def crossvalidate_ensemble(
+    samples: Sequence[Sample],
+    trials: Sequence[Path],
+    folder: Path,
+    *,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> Crossvalidation:
+    """Score the ensembles of the folds of finished cross-validations, and write the result in `folder`.
+
+    Nothing is trained. Raises `CrossvalidationError` when the trials are not of these pictures and folds, and
+    `FusionRejectedError` when their classifiers do not fit together.
+    """
+    reports = [finished(trial) for trial in trials]
+    leave_out, count = reports[0]["leave_out"], len(reports[0]["folds"])
+    divided = {
+        str(s.path): n for n, fold in enumerate(folds(samples, count, leave_out), 1) for s in fold.held_out
+    }
+    for trial, report in zip(trials, reports, strict=True):
+        if {picture["path"]: picture["fold"] for picture in report["pictures"]} != divided:
+            raise CrossvalidationError(f"{trial} holds a cross-validation of other pictures or folds")
+
+    def fused(fold: Fold, number: int, place: Path) -> tuple[Bundle, FoldResult]:
+        parts = [open_bundle(trial / f"fold-{number}" / _BUNDLE) for trial in trials]
+        result = FoldResult(
+            training=len(fold.training),
+            held_out=len(fold.held_out),
+            steps=sum(report["folds"][number - 1]["steps"] for report in reports),
+            minutes=0.0,
+            validation_auroc=None,
+            auroc=math.nan,
+        )
+        return fuse(parts, place / _BUNDLE, name=f"fold-{number}", version="1"), result
+
+    described = {"ensemble": [report["recipe"] for report in reports]}
+    return _crossvalidated(
+        samples, folder, described, fused, count=count, leave_out=leave_out, device=device, dtype=dtype
+    )
+
+
+def _crossvalidated(
+    samples: Sequence[Sample],
+    folder: Path,
+    recipe: dict[str, Any],
+    trained: Callable[[Fold, int, Path], tuple[Bundle, FoldResult]],
+    *,
+    count: int,
+    leave_out: LeaveOut,
+    device: str,
+    dtype: Dtype,
+) -> Crossvalidation:
+    """Score each fold by the bundle that `trained` returns for it, its number and its folder."""
     divided = folds(samples, count, leave_out)
     _claim(folder, samples, recipe, f"{count} {leave_out}")
     scored: list[ScoredSample] = []
     results: list[FoldResult] = []
     cost: Cost | None = None
-    for number, fold in enumerate(divided):
-        bundle, summary = _trained(fold, number + 1, training, folder / f"fold-{number + 1}")
-        detector = Detector.load(bundle, device=recipe.device, dtype=dtype)
+    for number, fold in enumerate(divided, start=1):
+        place = folder / f"fold-{number}"
+        bundle, summary = trained(fold, number, place)
+        detector = Detector.load(bundle, device=device, dtype=dtype)
         cost = cost or cost_of(bundle)
-        own = _scores(detector, fold, folder / f"fold-{number + 1}", number + 1)
+        own = _scores(detector, fold, place, number)
         results.append(replace(summary, auroc=_auroc(own).value))
-        log.info("fold_scored", fold=number + 1, **asdict(results[-1]))
+        log.info("fold_scored", fold=number, **asdict(results[-1]))
         scored += own
     if cost is None:
         raise CorpusRejectedError("there are no folds")
     result = Crossvalidation(
-        recipe=_described(recipe),
+        recipe=recipe,
         leave_out=leave_out,
         cost=cost,
         figures=figures(scored),
@@ -284,10 +350,7 @@ class Margin:
 
 def margin(own: Crossvalidation, folder: Path) -> Margin:
     """Compare a result with that in another folder. Raises `CrossvalidationError` for other pictures."""
-    try:
-        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CrossvalidationError(f"{folder} has no finished cross-validation: {error}") from error
+    report = finished(folder)
     others = {picture["path"]: float(picture["logit"]) for picture in report["pictures"]}
     paths = [picture["path"] for picture in own.pictures]
     if set(paths) != set(others):
@@ -305,6 +368,15 @@ def margin(own: Crossvalidation, folder: Path) -> Margin:
         return Margin(pooled["margin"], None)
     matched = intervals({"margin": lambda counts: mine.auroc(counts) - theirs.auroc(counts)}, mine.strata)
     return Margin(pooled["margin"], matched["margin"])
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """Return the report in a folder. Raises `CrossvalidationError` where there is none."""
+    try:
+        report: dict[str, Any] = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CrossvalidationError(f"{folder} has no finished cross-validation: {error}") from error
+    return report
 
 
 def _families(scored: Sequence[ScoredSample]) -> list[FamilyRow]:
@@ -346,7 +418,7 @@ def _auroc(scored: Sequence[ScoredSample]) -> Interval:
 
 def _trained(fold: Fold, number: int, training: _Training, folder: Path) -> tuple[Bundle, FoldResult]:
     """Train one fold and calibrate it on groups held out of its own training, or return what is finished."""
-    summary, finished = folder / _SUMMARY_FILE, folder / "bundle"
+    summary, finished = folder / _SUMMARY_FILE, folder / _BUNDLE
     if summary.exists() and (finished / MANIFEST_FILE).exists():
         return open_bundle(finished), FoldResult(**json.loads(summary.read_text(encoding="utf-8")))
     split = training_split(fold.training)
@@ -412,12 +484,12 @@ def _described(recipe: ClassifierRecipe) -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, samples: Sequence[Sample], recipe: ClassifierRecipe, division: str) -> None:
+def _claim(folder: Path, samples: Sequence[Sample], recipe: dict[str, Any], division: str) -> None:
     """Note in `folder` what is validated there. Raises `CrossvalidationError` when that is something else."""
     identities = sorted(
         (str(s.path), s.generated, s.family, s.group, s.origin, s.content, s.generator) for s in samples
     )
-    text = repr((identities, _described(recipe), division))
+    text = repr((identities, recipe, division))
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "recipe.txt"
@@ -425,4 +497,4 @@ def _claim(folder: Path, samples: Sequence[Sample], recipe: ClassifierRecipe, di
         raise CrossvalidationError(
             f"{folder} holds a cross-validation of other pictures or of another recipe"
         )
-    note.write_text(f"{digest} {_described(recipe)}\n", encoding="utf-8")
+    note.write_text(f"{digest} {recipe}\n", encoding="utf-8")

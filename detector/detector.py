@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from detector.acceleration.memory import to_device
 from detector.bundle.files import Bundle, BundleError, resolve
-from detector.bundle.manifest import CooccurrenceConfig, Feature, needs_unet
+from detector.bundle.manifest import Feature, needs_unet
 from detector.images.domain import SQUARES, doubt_of
 from detector.images.doubt import Doubt
 from detector.images.views import (
@@ -86,8 +86,6 @@ class Detector:
         *,
         acceleration: str,
     ) -> None:
-        import torch
-
         #: What was loaded, with its manifest and digest.
         self.bundle = bundle
         #: Which layers the networks run on, for people.
@@ -97,9 +95,6 @@ class Detector:
         self._device = device
         self._dtype = dtype
         manifest = bundle.manifest
-        # Co-occurrences are counted in whole grey levels, which bfloat16 does not keep.
-        counts = isinstance(manifest.classifier, CooccurrenceConfig)
-        self._input_dtype = torch.float32 if counts else dtype
         self._dnf_channels = manifest.dnf.channels if unet else 3
         self._shows_unscored = unet is not None and not needs_unet(manifest.feature)
 
@@ -219,7 +214,7 @@ class Detector:
                 dnf = self.feature(views)  # (n, C, S, S)
                 computed = self._clock_ms()
                 seen = quantised(dnf) if manifest.dnf.quantise else dnf
-                logits += self._classifier(seen.to(self._input_dtype)).float().flatten().tolist()
+                logits += self._classifier(seen).float().flatten().tolist()
                 classified = self._clock_ms()
                 dnf_ms += computed - started
                 classify_ms += classified - computed

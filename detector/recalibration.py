@@ -1,7 +1,6 @@
 """Calibrate a bundle on a finished cross-validation: on pictures of generators and sources that are new."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from detector.bundle.calibration import PlattScaling, fit_platt, thresholds_for_
 from detector.bundle.files import Bundle, BundleError, open_bundle, write_manifest
 from detector.bundle.thresholds import Thresholds
 from detector.corpus.corpus import Sample
-from detector.crossvalidation import REPORT_FILE, CrossvalidationError
+from detector.crossvalidation import CrossvalidationError, finished
 from detector.detector import Detector, Dtype
 from detector.evaluation.conditions import DEGRADATIONS
 from detector.progress import Progress
@@ -91,10 +90,7 @@ def recalibrate(
 
 
 def _report(folder: Path, bundle: Bundle) -> dict[str, Any]:
-    try:
-        report: dict[str, Any] = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CrossvalidationError(f"{folder} has no finished cross-validation: {error}") from error
+    report = finished(folder)
     own = bundle.manifest
     for name, manifest in ((path.name, _fold(path).manifest) for path in _folds(folder)):
         if (manifest.feature, manifest.preprocessing, manifest.classifier) != (

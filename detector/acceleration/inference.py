@@ -9,6 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from detector.acceleration.cpu_layers import fuse_classifier, fused_unet
 from detector.acceleration.cuda_graphs import GRAPH_SIZES, CapturedGraphs, CompiledNetwork
 from detector.acceleration.kernels import KernelsUnavailableError, cpu_kernels
+from detector.networks.classifiers import Ensemble
 from detector.networks.cooccurrences import CooccurrenceClassifier
 from detector.networks.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -45,8 +46,7 @@ def accelerate(
     if device.type == "cpu" and not compiled and not plain:
         estimator, description = _on_kernels(unet, classifier, dtype)
     for network in networks:
-        exact = isinstance(network, CooccurrenceClassifier)
-        network.to(device=device, dtype=torch.float32 if exact else dtype).eval()
+        _convert(network.eval(), device, dtype)
     sizes: tuple[int, ...] = GRAPH_SIZES
     if unet is not None and compiled:
         estimator, sizes, description = CompiledNetwork(unet), GRAPH_SIZES[1:], "compiled U-Net"
@@ -54,6 +54,18 @@ def accelerate(
         description = f"{description}, CUDA graphs" if compiled else "CUDA graphs"
         return CapturedGraphs(estimator, sizes), classifier, description
     return estimator, classifier, description
+
+
+def _convert(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a network to a device, in `dtype` but for what adds up few numbers or counts grey levels."""
+    if isinstance(network, Ensemble):
+        network.to(device)
+        for branch in network.branches:
+            _convert(branch, device, dtype)
+    elif isinstance(network, CooccurrenceClassifier):
+        network.to(device)
+    else:
+        network.to(device=device, dtype=dtype)
 
 
 def _on_kernels(

@@ -1,14 +1,14 @@
 """The contents of bundle.json: a detector's parts, its operating point and its provenance."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from detector.bundle.calibration import PlattScaling
 from detector.bundle.thresholds import Thresholds
 
-Feature = Literal["dnf", "dnf+npr", "dnf+rgb", "dnf+npr+rgb", "rgb", "npr"]
+Feature = Literal["dnf", "dnf+npr", "dnf+rgb", "dnf+npr+rgb", "rgb", "npr", "npr+rgb"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 Variant = Literal["first", "last", "mean", "stack"]
 
@@ -81,7 +81,7 @@ def feature_channels(feature: Feature, dnf: DnfConfig) -> tuple[int, ...]:
 
 
 class ResNetConfig(_Frozen):
-    """A ResNet classifier or an ensemble of them; the defaults are the published network."""
+    """A ResNet classifier; the defaults are the published network."""
 
     depth: Literal[18, 50] = 50
     #: Channels after the stem.
@@ -90,14 +90,6 @@ class ResNetConfig(_Frozen):
     #: at half the width the cost is the same.
     stem_pool: bool = True
     in_channels: int = Field(default=3, ge=1)
-    #: Channels of each network of an ensemble, in their order; empty for a single network.
-    branches: tuple[Annotated[int, Field(ge=1)], ...] = ()
-
-    @model_validator(mode="after")
-    def _branches_share_the_channels(self) -> "ResNetConfig":
-        if self.branches and sum(self.branches) != self.in_channels:
-            raise ValueError("the branches must share all channels")
-        return self
 
 
 class CooccurrenceConfig(_Frozen):
@@ -108,7 +100,29 @@ class CooccurrenceConfig(_Frozen):
     in_channels: int = Field(default=3, ge=3, multiple_of=3)
 
 
-ClassifierConfig = ResNetConfig | CooccurrenceConfig
+class EnsembleConfig(_Frozen):
+    """Several classifiers, each on its part of the feature, and the weighted sum of their logits."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    branches: tuple[ResNetConfig | CooccurrenceConfig, ...] = Field(min_length=2)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the whole feature."""
+        return sum(branch.in_channels for branch in self.branches)
+
+
+def _ensemble_of_equals(config: Any) -> Any:
+    """Read how version 4 wrote an ensemble: one ResNet with the channels of each branch."""
+    if not isinstance(config, dict) or "kind" in config or "branches" not in config:
+        return config
+    shape = {name: value for name, value in config.items() if name not in {"branches", "in_channels"}}
+    if not config["branches"]:
+        return {**shape, "in_channels": config["in_channels"]}
+    return {"kind": "ensemble", "branches": [{**shape, "in_channels": each} for each in config["branches"]]}
+
+
+ClassifierConfig = ResNetConfig | CooccurrenceConfig | EnsembleConfig
 
 
 class UnetSource(_Frozen):
@@ -133,7 +147,7 @@ class Manifest(_Frozen):
     #: Beside a feature without "dnf" it makes the noise feature of the strongest view, to be shown; None for
     #: a baseline, which shows the classifier's input.
     unet: UnetSource | None
-    classifier: ClassifierConfig
+    classifier: Annotated[ClassifierConfig, BeforeValidator(_ensemble_of_equals)]
     classifier_file: InnerPath = "classifier.safetensors"
     calibration: PlattScaling
     thresholds: Thresholds
@@ -150,9 +164,16 @@ class Manifest(_Frozen):
             raise ValueError("a feature with dnf needs a U-Net")
         if self.dnf.quantise and self.feature != "dnf":
             raise ValueError("only the feature dnf alone can be quantised")
-        if isinstance(self.classifier, CooccurrenceConfig) and not self.feature.endswith("rgb"):
+        channels = feature_channels(self.feature, self.dnf)
+        if self.classifier.in_channels != sum(channels):
+            raise ValueError(f"the classifier must take the {sum(channels)} channels of the feature")
+        parts: list[tuple[str, ResNetConfig | CooccurrenceConfig]]
+        if isinstance(self.classifier, EnsembleConfig):
+            if tuple(branch.in_channels for branch in self.classifier.branches) != channels:
+                raise ValueError("an ensemble must have a branch for each part of the feature")
+            parts = list(zip(self.feature.split("+"), self.classifier.branches, strict=True))
+        else:
+            parts = [(self.feature, self.classifier)]
+        if any(isinstance(branch, CooccurrenceConfig) and not part.endswith("rgb") for part, branch in parts):
             raise ValueError("co-occurrences are counted in a picture: the feature must end with rgb")
-        expected = sum(feature_channels(self.feature, self.dnf))
-        if self.classifier.in_channels != expected:
-            raise ValueError(f"the classifier must take the {expected} channels of the feature")
         return self

@@ -68,6 +68,13 @@ Examples:
     click.option("--out", required=True, type=FOLDER, help="Folder of folds and report, also to resume."),
     bank_folder_option,
     click.option(
+        "--ensemble",
+        "trials",
+        multiple=True,
+        type=FOLDER,
+        help="Folder of a finished trial; of two or more the ensemble is measured, and nothing is trained.",
+    ),
+    click.option(
         "--against", multiple=True, type=FOLDER, help="Folder of a trial to compare with; may be repeated."
     ),
 )
@@ -95,6 +102,7 @@ def crossvalidate(
     unet_folder: str | None,
     dtype: Dtype,
     bank_folder: Path | None,
+    trials: tuple[Path, ...],
     against: tuple[Path, ...],
     **options: Any,
 ) -> None:
@@ -102,18 +110,22 @@ def crossvalidate(
 
     The budget is that of each fold. A U-Net is given, and must not have been trained on the corpus.
     """
-    from detector.crossvalidation import CrossvalidationError, margin
+    from detector.crossvalidation import CrossvalidationError, crossvalidate_ensemble, margin
     from detector.crossvalidation import crossvalidate as run
+    from detector.training.assembly import FusionRejectedError
 
-    unet = estimator_of(feature, unet_folder)
+    unet = None if trials else estimator_of(feature, unet_folder)
     recipe = classifier_recipe(feature, options)
     samples = readable_samples(corpus, options["splits"], options["layout"])
     try:
-        result = run(
-            samples, unet, recipe, out, count=count, leave_out=leave_out, dtype=dtype, bank=bank_folder
-        )
+        if trials:
+            result = crossvalidate_ensemble(samples, trials, out, device=options["device"], dtype=dtype)
+        else:
+            result = run(
+                samples, unet, recipe, out, count=count, leave_out=leave_out, dtype=dtype, bank=bank_folder
+            )
         margins = {folder.name: margin(result, folder) for folder in against}
-    except (CorpusRejectedError, CrossvalidationError) as error:
+    except (CorpusRejectedError, CrossvalidationError, FusionRejectedError) as error:
         raise WrongUsageError(str(error)) from error
     # Rich would fold the tables to 80 columns in a pipe.
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
@@ -147,7 +159,8 @@ def _tables(result: "Crossvalidation", margins: "dict[str, Margin]") -> list[Tab
     folds = _table("Folds", "Fold", "Trained on", "Held out", "Steps", "Minutes", "Validation", "AUROC")
     for number, fold in enumerate(result.folds, start=1):
         counts = str(number), str(fold.training), str(fold.held_out), str(fold.steps), f"{fold.minutes:.1f}"
-        folds.add_row(*counts, f"{fold.validation_auroc:.3f}", f"{fold.auroc:.3f}")
+        known = "-" if fold.validation_auroc is None else f"{fold.validation_auroc:.3f}"
+        folds.add_row(*counts, known, f"{fold.auroc:.3f}")
     families = _table(
         "Families", "Family", "Label", "Left out with", "Fold", "Pictures", "AUROC", "95 %", "Matched"
     )

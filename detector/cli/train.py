@@ -194,34 +194,21 @@ def whole(corpus: Path, *, work: Path | None, **options: Any) -> None:
     echo(f"{bundle.folder}: digest {bundle.digest}")
 
 
-@train.command(
-    cls=SectionedCommand,
-    epilog="Example: dnf-detector train fuse CORPUS dnf rgb --out mine --hold-out GLIDE --hold-out COCO",
-)
-@corpus_argument
+@train.command(cls=SectionedCommand, epilog="Example: dnf-detector train fuse npr cooccurrences --out mine")
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
-@section(
-    "Corpus",
-    layout_option,
-    split_option,
-    click.option(
-        "--hold-out", multiple=True, required=True, metavar="FAMILY", help="As in the bundles' training."
-    ),
-)
 @section("Output", *BUNDLE_OUT)
-def fuse(corpus: Path, *, bundles: tuple[str, ...], **options: Any) -> None:
-    """Combine the classifiers of several bundles into an ensemble, weighted on held-out families.
+def fuse(bundles: tuple[str, ...], **options: Any) -> None:
+    """Combine the classifiers of several bundles: the mean of their calibrated log-odds.
 
-    The bundles' features are dnf and one or both of npr and rgb, in this order.
+    The bundles' features are dnf, npr and rgb, two or more in this order. Calibrate the ensemble afterwards.
     """
     from detector.training.assembly import FusionRejectedError
     from detector.training.assembly import fuse as fuse_bundles
 
-    calibration = _samples(corpus, options).validation
     named = {name: options[name] for name in ("name", "version")}
     try:
         with plain_errors():
-            bundle = fuse_bundles([resolve(name) for name in bundles], calibration, options["out"], **named)
+            bundle = fuse_bundles([resolve(name) for name in bundles], options["out"], **named)
     except FusionRejectedError as error:
         raise WrongUsageError(str(error)) from error
     echo(f"{bundle.folder}: digest {bundle.digest}")

@@ -1,11 +1,10 @@
-"""The classifier: a ResNet with torchvision's parameter names, or an ensemble of them.
+"""A classifier: a ResNet with torchvision's parameter names.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; the bottleneck has its stride in the
 3x3 convolution (version 1.5), like the DNF authors' classifier.
 """
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -96,31 +95,7 @@ class ResNet(nn.Module):
 
     def embedding(self, x: Tensor) -> Tensor:
         """Return what the logit is a linear function of, (B, D)."""
+        x = x.to(self.fc.weight.dtype)
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean(dim=(2, 3))
-
-
-class Ensemble(nn.Module):
-    """A ResNet for each part of the feature, and the weights of their logits: (B, C, H, W) to (B, 1)."""
-
-    def __init__(self, config: ResNetConfig) -> None:
-        super().__init__()
-        self._channels = list(config.branches)
-        # The attribute's name is the prefix of the parameters in every classifier.safetensors.
-        self.towers = nn.ModuleList(
-            ResNet(config.model_copy(update={"in_channels": channels, "branches": ()}))
-            for channels in self._channels
-        )
-        self.mix = nn.Linear(len(self._channels), 1)
-
-    @property
-    def branches(self) -> list[ResNet]:
-        """The networks, in the order of the channels that they classify."""
-        return [cast("ResNet", branch) for branch in self.towers]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (B, 1) for a batch (B, in_channels, H, W)."""
-        parts = x.split(self._channels, dim=1)
-        logits = torch.cat([branch(part) for branch, part in zip(self.branches, parts, strict=True)], dim=1)
-        return cast("Tensor", self.mix(logits))

@@ -18,26 +18,23 @@ from torch import nn
 from detector.acceleration.precision import computes_bfloat16
 from detector.bundle.calibration import (
     PlattScaling,
-    fit_logistic,
     fit_platt,
     thresholds_for_budget,
 )
 from detector.bundle.files import Bundle, write_manifest
 from detector.bundle.manifest import (
     FEATURES,
+    DnfConfig,
+    EnsembleConfig,
     Feature,
     Manifest,
-    ResNetConfig,
     UnetSource,
-    feature_channels,
-    needs_unet,
 )
 from detector.bundle.thresholds import Thresholds
 from detector.corpus.corpus import Sample
 from detector.detector import Detector, Dtype, best_device
 from detector.images.degradations import Pixels
-from detector.networks.cooccurrences import CooccurrenceClassifier
-from detector.networks.resnet import Ensemble, ResNet
+from detector.networks.classifiers import Branch, Ensemble
 from detector.networks.unet import Unet, save_unet
 from detector.progress import Progress
 from detector.scoring import Rewrite, ScoreJournal, score_samples
@@ -58,7 +55,7 @@ class FusionRejectedError(ValueError):
 
 def assemble(
     unet: Unet | None,
-    classifier: ResNet | CooccurrenceClassifier,
+    classifier: Branch,
     calibration: list[Sample],
     folder: Path,
     recipe: ClassifierRecipe,
@@ -100,46 +97,46 @@ def assemble(
     return _calibrated(manifest, folder, logits, labels)
 
 
-def fuse(
-    bundles: Sequence[Bundle], calibration: list[Sample], folder: Path, *, name: str, version: str
-) -> Bundle:
-    """Write an ensemble of the networks of `bundles`, weighted and calibrated on `calibration`.
+def fuse(bundles: Sequence[Bundle], folder: Path, *, name: str, version: str) -> Bundle:
+    """Write an ensemble of the classifiers of `bundles`: its logit is the mean of their calibrated log-odds.
 
-    Their features must be `dnf`, then `npr`, `rgb` or both. A logistic regression on the calibration pictures
-    gives the weights of the logits. Raises `FusionRejectedError` when the bundles do not fit together.
+    Their features are its parts, in the order of a known feature, such as `npr`, then `rgb`. Its thresholds
+    are the highest of theirs, until it is calibrated itself. Raises `FusionRejectedError` when the bundles do
+    not fit together.
     """
     manifests = [bundle.manifest for bundle in bundles]
-    first = manifests[0]
-    feature, config = _fused_config(manifests)
-    if {sample.generated for sample in calibration} != {True, False}:
-        raise FusionRejectedError("there are no held-out pictures of both classes to weight the branches on")
-    journal = _journal(folder)
-    scored = [_logits(bundle, calibration, journal) for bundle in bundles]
-    values, labels = np.stack([logits for logits, _ in scored], axis=1), scored[0][1]
-    *weights, offset = fit_logistic(values, labels)
+    feature, dnf, config = _fused_config(manifests)
     network = Ensemble(config)
     for branch, bundle in zip(network.branches, bundles, strict=True):
         branch.load_state_dict(load_file(bundle.classifier_path))
-    network.mix.weight.data = torch.tensor([weights], dtype=torch.float32)
-    network.mix.bias.data = torch.tensor([offset], dtype=torch.float32)
+    scales = [manifest.calibration for manifest in manifests]
+    network.mix.weight.data = torch.tensor([[scale.slope / len(scales) for scale in scales]])
+    network.mix.bias.data = torch.tensor([sum(scale.offset for scale in scales) / len(scales)])
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(str(bundles[0].unet_folder), folder / "unet", dirs_exist_ok=True)
+    source = next((bundle for bundle in bundles if bundle.unet_folder), None)
+    if source:
+        shutil.copytree(str(source.unet_folder), folder / "unet", dirs_exist_ok=True)
     _save_classifier(network, folder)
-    others = {manifest.feature: manifest.provenance for manifest in manifests[1:]}
-    fusion_weights = {manifest.feature: float(w) for manifest, w in zip(manifests, weights, strict=True)}
+    first, *others = manifests
     manifest = first.model_copy(
         update={
             "name": name,
             "version": version,
             "created": _now(),
             "feature": feature,
+            "dnf": dnf,
+            "unet": UnetSource(folder="unet") if source else None,
             "classifier": config,
+            "calibration": PlattScaling(),
+            "thresholds": Thresholds(
+                review_from=max(each.thresholds.review_from for each in manifests),
+                generated_from=max(each.thresholds.generated_from for each in manifests),
+            ),
             "figures": {},
-            "provenance": {**first.provenance, "fusion_weights": fusion_weights, **others},
+            "provenance": {**first.provenance, **{each.feature: each.provenance for each in others}},
         }
     )
-    journal.remove()
-    return _calibrated(manifest, folder, values @ np.array(weights) + offset, labels)
+    return write_manifest(folder, manifest)
 
 
 def _journal(folder: Path) -> ScoreJournal:
@@ -147,26 +144,22 @@ def _journal(folder: Path) -> ScoreJournal:
     return ScoreJournal(folder.with_name(f"{folder.name}-calibration.jsonl"))
 
 
-def _fused_config(manifests: Sequence[Manifest]) -> tuple[Feature, ResNetConfig]:
+def _fused_config(manifests: Sequence[Manifest]) -> tuple[Feature, DnfConfig, EnsembleConfig]:
     """Return the feature and the classifier of the ensemble. Raises `FusionRejectedError`."""
-    first = manifests[0]
     name = "+".join(manifest.feature for manifest in manifests)
     feature = next((known for known in FEATURES if known == name and "+" in known), None)
-    if feature is None or not needs_unet(feature):
-        raise FusionRejectedError(f"the features must be dnf, then npr, rgb or both, not {name}")
-    if first.dnf.quantise or any(m.preprocessing != first.preprocessing for m in manifests):
-        raise FusionRejectedError("the bundles must have the same views and no quantisation")
-    branches = feature_channels(feature, first.dnf)
-    configs = [
-        m.classifier.model_copy(update={"in_channels": sum(branches), "branches": branches})
-        for m in manifests
-        if isinstance(m.classifier, ResNetConfig)
-    ]
-    if len(configs) < len(manifests) or any(config != configs[0] for config in configs):
+    if feature is None:
         raise FusionRejectedError(
-            "the classifiers of the bundles must be residual networks of the same shape"
+            f"the features must be two or more of dnf, npr and rgb, in this order, not {name}"
         )
-    return feature, configs[0]
+    # What makes the noise feature: of the branch that scores it, or of the one that shows it.
+    dnf = next((each.dnf for each in manifests if each.unet), manifests[0].dnf)
+    if any(each.dnf.quantise or each.preprocessing != manifests[0].preprocessing for each in manifests):
+        raise FusionRejectedError("the bundles must have the same views and no quantisation")
+    branches = [each.classifier for each in manifests if not isinstance(each.classifier, EnsembleConfig)]
+    if len(branches) < len(manifests):
+        raise FusionRejectedError("an ensemble cannot be a branch of another")
+    return feature, dnf, EnsembleConfig(branches=tuple(branches))
 
 
 def _now() -> str:

@@ -8,7 +8,7 @@ from typing import Literal, cast
 from pydantic import JsonValue
 
 from detector.bundle.files import MANIFEST_FILE, Bundle, open_bundle
-from detector.bundle.manifest import ClassifierConfig, ResNetConfig
+from detector.bundle.manifest import ClassifierConfig, EnsembleConfig, ResNetConfig
 from detector.corpus.corpus import (
     CorpusRejectedError,
     TrainingSplit,
@@ -34,9 +34,9 @@ def baseline_bundle(
 ) -> Bundle:
     """Train the baseline of a bundle on the corpus's train split, or reuse the one in `folder`.
 
-    The network (of an ensemble, one branch), the views, the batch size and the number of steps are those of
-    `own`, from its manifest and its provenance. An interrupted training resumes. `measured` are the pictures
-    of the evaluation, which must not be in the train split; `device` is where to train. Raises
+    The network (of an ensemble, its first residual one), the views, the batch size and the number of steps
+    are those of `own`, from its manifest and its provenance. An interrupted training resumes. `measured` are
+    the pictures of the evaluation, which must not be in the train split; `device` is where to train. Raises
     `BaselineRejectedError`.
     """
     budget = _budget(own)
@@ -53,7 +53,7 @@ def baseline_bundle(
 
 def _budget(own: Bundle) -> dict[str, JsonValue]:
     manifest = own.manifest
-    _residual_network(manifest.classifier)
+    network = _residual_network(manifest.classifier)
     steps = manifest.provenance.get("classifier_steps")
     if not isinstance(steps, int) or steps < 1:
         raise BaselineRejectedError(
@@ -68,13 +68,14 @@ def _budget(own: Bundle) -> dict[str, JsonValue]:
         "held_out_families": manifest.provenance.get("held_out_families", []),
         "seed": manifest.provenance.get("seed", 1),
         "preprocessing": manifest.preprocessing.model_dump(mode="json"),
-        "network": manifest.classifier.model_dump(mode="json", exclude={"in_channels", "branches"}),
+        "network": network.model_dump(mode="json", exclude={"in_channels"}),
     }
 
 
 def _residual_network(classifier: ClassifierConfig) -> ResNetConfig:
-    if isinstance(classifier, ResNetConfig):
-        return classifier
+    for branch in classifier.branches if isinstance(classifier, EnsembleConfig) else [classifier]:
+        if isinstance(branch, ResNetConfig):
+            return branch
     raise BaselineRejectedError(
         "the bundle has no residual network, so no baseline can have the same; "
         "train one and give it with --baseline-bundle"
@@ -123,9 +124,7 @@ def _recipe(feature: Baseline, own: Bundle, budget: dict[str, JsonValue], device
     preprocessing = own.manifest.preprocessing
     recipe = ClassifierRecipe(
         feature=feature,
-        network=_residual_network(own.manifest.classifier).model_copy(
-            update={"in_channels": 3, "branches": ()}
-        ),
+        network=_residual_network(own.manifest.classifier).model_copy(update={"in_channels": 3}),
         mode=preprocessing.mode,
         size=preprocessing.size,
         views=preprocessing.views,

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from detector.bundle.files import Bundle
-from detector.bundle.manifest import ResNetConfig
-from detector.networks.classifiers import build_classifier
-from detector.networks.resnet import Ensemble, ResNet
+from detector.bundle.manifest import ClassifierConfig, EnsembleConfig, ResNetConfig
+from detector.networks.classifiers import Ensemble, build_classifier
+from detector.networks.resnet import ResNet
 from detector.training.recipe import ClassifierRecipe
 
 CHECKPOINT_FILE = "training.pt"
@@ -58,23 +58,24 @@ def pretrained_network(bundle: Bundle, recipe: ClassifierRecipe) -> ResNet:
     `CheckpointRejectedError` when the bundle has no network on this feature, or one of another shape.
     """
     manifest = bundle.manifest
-    title = f"{manifest.name} {manifest.version}"
-    if not isinstance(manifest.classifier, ResNetConfig):
+    title, config = f"{manifest.name} {manifest.version}", manifest.classifier
+    configs: dict[str, ClassifierConfig] = {manifest.feature: config}
+    if isinstance(config, EnsembleConfig):
+        configs = dict(zip(manifest.feature.split("+"), config.branches, strict=True))
+    networks = {feature: each for feature, each in configs.items() if isinstance(each, ResNetConfig)}
+    if not networks:
         raise CheckpointRejectedError(f"{title} has no residual network")
-    features = manifest.feature.split("+") if manifest.classifier.branches else [manifest.feature]
-    if recipe.feature not in features:
+    if recipe.feature not in networks:
         raise CheckpointRejectedError(
-            f"{title} has no network on {recipe.feature} alone, but on {', '.join(features)}"
+            f"{title} has no network on {recipe.feature} alone, but on {', '.join(networks)}"
         )
     if "dnf" in recipe.feature and manifest.dnf != recipe.dnf:
         raise CheckpointRejectedError(
             f"{title} was trained on the noise feature of other timesteps or another variant"
         )
-    shape = recipe.network.model_copy(update={"in_channels": recipe.channels})
-    if manifest.classifier.model_copy(update={"in_channels": recipe.channels, "branches": ()}) != shape:
+    if networks[recipe.feature] != recipe.network.model_copy(update={"in_channels": recipe.channels}):
         raise CheckpointRejectedError(f"{title} has a network of another depth, width or stem")
-    network = build_classifier(manifest.classifier)
+    network = build_classifier(config)
     network.load_state_dict(load_file(bundle.classifier_path))
-    if isinstance(network, Ensemble):
-        return network.branches[features.index(recipe.feature)]
-    return cast("ResNet", network)
+    branches = network.branches if isinstance(network, Ensemble) else [network]
+    return cast("ResNet", branches[list(configs).index(recipe.feature)])

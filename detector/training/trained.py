@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.networks.cooccurrences import CooccurrenceClassifier
-from detector.networks.resnet import ResNet
+from detector.networks.classifiers import Branch
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class TrainedClassifier:
     """A trained classifier."""
 
     #: On the CPU.
-    network: ResNet | CooccurrenceClassifier
+    network: Branch
     #: Steps of the whole training; 0 for one that is solved at once.
     steps: int
     #: AUROC of this network on the validation pictures, 0..1.

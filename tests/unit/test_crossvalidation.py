@@ -148,3 +148,25 @@ def test_a_bundle_is_calibrated_on_photographs_under_every_degradation(corpus: P
     refused = CliRunner().invoke(main, calibrate)
     assert refused.exit_code == 2
     assert "other views" in " ".join(refused.output.split())
+
+
+def test_the_ensemble_of_two_trials_is_measured_without_training(corpus: Path, tmp_path: Path) -> None:
+    """Its log-odds are the mean of those of the trials; one trial is no ensemble."""
+    tiny = ["--size", "32", "--views", "1", "--batch", "4", "--max-steps", "1", "--folds", "2"]
+    logits = []
+    for name, feature, more in (
+        ("npr", "npr", []),
+        ("counts", "rgb", ["--classifier", "cooccurrences", "--bank", "1"]),
+        ("both", "dnf", ["--ensemble", str(tmp_path / "npr"), "--ensemble", str(tmp_path / "counts")]),
+    ):
+        command = ["crossvalidate", str(corpus), "--feature", feature, "--out", str(tmp_path / name)]
+        result = CliRunner().invoke(main, [*command, *tiny, *more])
+        assert result.exit_code == 0, result.output
+        report = json.loads((tmp_path / name / "crossvalidation.json").read_text())
+        logits.append(np.array([picture["logit"] for picture in report["pictures"]]))
+    # Stored in float16, a calibration as steep as a float allows has little left of its digits.
+    np.testing.assert_allclose(logits[2], (logits[0] + logits[1]) / 2, rtol=0.05, atol=0.05)
+    alone = ["crossvalidate", str(corpus), *tiny, "--ensemble", str(tmp_path / "npr")]
+    refused = CliRunner().invoke(main, [*alone, "--out", str(tmp_path / "alone")])
+    assert refused.exit_code == 2
+    assert "two or more" in " ".join(refused.output.split())

@@ -1,14 +1,22 @@
 """Features, the inputs of classifiers, and ensembles of classifiers."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from detector.bundle.manifest import DnfConfig, ResNetConfig
-from detector.networks.classifiers import build_classifier
-from detector.networks.features import compute_feature, neighbouring_pixel_residuals
-from detector.networks.resnet import Ensemble
+from detector.acceleration.inference import accelerate
+from detector.bundle.files import resolve
+from detector.bundle.manifest import CooccurrenceConfig, DnfConfig, EnsembleConfig, Manifest, ResNetConfig
+from detector.networks.classifiers import Ensemble, build_classifier
+from detector.networks.features import (
+    combined,
+    compute_feature,
+    neighbouring_pixel_residuals,
+    network_input,
+)
 
 
 def timestep_everywhere(x: Tensor, timesteps: Tensor) -> Tensor:
@@ -60,7 +68,7 @@ def test_residuals_are_what_nearest_neighbour_resampling_loses() -> None:
 def test_an_ensemble_weights_the_logits_of_its_branches() -> None:
     """The logit is the weighted sum of the logits that the branches compute on their own channels."""
     torch.manual_seed(0)
-    config = ResNetConfig(depth=18, width=8, in_channels=6, branches=(3, 3))
+    config = EnsembleConfig(branches=(ResNetConfig(depth=18, width=8), CooccurrenceConfig()))
     ensemble = build_classifier(config).eval()
     assert isinstance(ensemble, Ensemble)
     x = torch.rand(2, 6, 32, 32)
@@ -69,7 +77,49 @@ def test_an_ensemble_weights_the_logits_of_its_branches() -> None:
     torch.testing.assert_close(ensemble(x), weights[0] * first + weights[1] * second + offset)
 
 
-def test_branches_must_share_all_channels() -> None:
-    """A configuration whose branches leave a channel out is rejected."""
-    with pytest.raises(ValidationError, match="share all channels"):
-        ResNetConfig(in_channels=6, branches=(3,))
+def test_an_ensemble_counts_in_whole_grey_levels_whatever_the_precision() -> None:
+    """In bfloat16 the residual network is rounded, and the branch that counts co-occurrences is not."""
+    torch.manual_seed(0)
+    config = EnsembleConfig(branches=(ResNetConfig(depth=18, width=8), CooccurrenceConfig()))
+    views = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    x = combined("npr+rgb", None, network_input(views))
+    exact = build_classifier(config).eval()
+    assert isinstance(exact, Ensemble)
+    _, rounded, _ = accelerate(None, deepcopy(exact), torch.device("cpu"), torch.bfloat16)
+    counted, residual = exact.branches[1](x[:, 3:]), exact.branches[0](x[:, :3])
+    torch.testing.assert_close(rounded.branches[1](x[:, 3:]), counted)
+    assert not torch.equal(rounded.branches[0](x[:, :3]).float(), residual)
+    assert rounded(x).dtype == torch.float32
+
+
+def test_an_ensemble_of_an_earlier_version_is_read() -> None:
+    """Version 4 wrote one ResNet with the channels of each branch; its weights have the same names."""
+    manifest = resolve("default").manifest.model_dump(mode="json")
+    former = {"depth": 18, "width": 8, "stem_pool": False, "in_channels": 9, "branches": [3, 3, 3]}
+    read = Manifest.model_validate(
+        {**manifest, "feature": "dnf+npr+rgb", "dnf": {"timesteps": [0]}, "classifier": former}
+    )
+    branch = ResNetConfig(depth=18, width=8, stem_pool=False)
+    assert read.classifier == EnsembleConfig(branches=(branch, branch, branch))
+    alone = {**former, "in_channels": 3, "branches": []}
+    read = Manifest.model_validate(
+        {**manifest, "feature": "npr", "dnf": {"timesteps": [0]}, "classifier": alone}
+    )
+    assert read.classifier == branch
+
+
+@pytest.mark.parametrize(
+    ("feature", "branches", "reason"),
+    [
+        ("npr+rgb", (CooccurrenceConfig(in_channels=6), ResNetConfig(in_channels=3)), "9|channels"),
+        ("dnf+npr", (ResNetConfig(), CooccurrenceConfig()), "must end with rgb"),
+    ],
+)
+def test_an_ensemble_has_a_fitting_branch_for_each_part_of_the_feature(
+    feature: str, branches: tuple[ResNetConfig | CooccurrenceConfig, ...], reason: str
+) -> None:
+    """One with other channels is rejected, and one that counts co-occurrences in residuals."""
+    manifest = resolve("default").manifest.model_dump(mode="json")
+    fields = {"feature": feature, "dnf": {"timesteps": [0]}, "classifier": EnsembleConfig(branches=branches)}
+    with pytest.raises(ValidationError, match=reason):
+        Manifest.model_validate({**manifest, **fields})
