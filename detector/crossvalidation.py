@@ -201,7 +201,6 @@ def crossvalidate_ensemble(
             raise CrossvalidationError(f"{trial} holds a cross-validation of other pictures or folds")
 
     def fused(fold: Fold, number: int, place: Path) -> tuple[Bundle, FoldResult]:
-        parts = [open_bundle(trial / f"fold-{number}" / _BUNDLE) for trial in trials]
         result = FoldResult(
             training=len(fold.training),
             held_out=len(fold.held_out),
@@ -210,6 +209,9 @@ def crossvalidate_ensemble(
             validation_auroc=None,
             auroc=math.nan,
         )
+        if (place / _BUNDLE / MANIFEST_FILE).exists():
+            return open_bundle(place / _BUNDLE), result
+        parts = [open_bundle(trial / f"fold-{number}" / _BUNDLE) for trial in trials]
         return fuse(parts, place / _BUNDLE, name=f"fold-{number}", version="1"), result
 
     described = {"ensemble": [report["recipe"] for report in reports]}
