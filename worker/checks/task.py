@@ -178,7 +178,7 @@ class _Submitted:
 def _submitted(service: "Service", upload: "Upload", timings: Timings) -> _Submitted:
     """Decode the upload and cut its views, in memory reserved for that, and submit them to the model.
 
-    Raises `ImageRejectedError`, `LockTimeoutError`, `ModelFailedError`, and MemoryError when there is none.
+    Raises `ImageRejectedError`, `ModelFailedError`, and MemoryError when there is none.
     """
     encoded = open_picture(upload.data, ImageLimits(max_pixels=service.settings.max_pixels))
     for_a_pixel = max(service.detector.preparation_bytes, service.shadow.preparation_bytes)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from worker.checks.attempts import LockTimeoutError
+from detector.images.memory import MemoryBudgetError
 
 #: The most pixels of a small picture.
 SMALL_PIXELS = 1 << 20
@@ -22,12 +22,16 @@ class Turns:
 
     @contextmanager
     def turn(self, pixel_count: int, *, timeout_seconds: float) -> Iterator[None]:
-        """Run the block, for a small picture beside no other small one. Raises `LockTimeoutError`."""
+        """Run the block, for a small picture beside no other small one.
+
+        A turn is long only where its picture waits for memory. Raises `MemoryBudgetError` when the next does
+        not come in time.
+        """
         if pixel_count > SMALL_PIXELS:
             yield
             return
         if not self._lock.acquire(timeout=timeout_seconds):
-            raise LockTimeoutError(f"other pictures were prepared for {timeout_seconds:.0f} seconds")
+            raise MemoryBudgetError(f"another picture waits for memory since {timeout_seconds:.0f} s")
         try:
             yield
         finally:

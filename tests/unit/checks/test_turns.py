@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from detector.images.memory import MemoryBudgetError
 from tests.conftest import PATIENCE
-from worker.checks.attempts import LockTimeoutError
 from worker.checks.turns import SMALL_PIXELS, Turns
 
 
@@ -37,9 +37,9 @@ def test_large_pictures_wait_neither_for_small_ones_nor_for_each_other() -> None
         list(threads.map(prepare, range(2)))
 
 
-def test_a_small_picture_whose_turn_does_not_come_in_time_is_to_be_retried() -> None:
+def test_a_small_picture_whose_turn_does_not_come_in_time_is_retried_like_one_without_memory() -> None:
     turns = Turns()
-    with turns.turn(1, timeout_seconds=0), pytest.raises(LockTimeoutError), turns.turn(1, timeout_seconds=0):
+    with turns.turn(1, timeout_seconds=0), pytest.raises(MemoryBudgetError), turns.turn(1, timeout_seconds=0):
         pass
 
 
