@@ -84,7 +84,7 @@ class Storage:
         limit_exchanges(self._s3)
         # botocore follows a store's redirect to another region, which may be any host.
         self._s3.meta.events.register("before-send.s3", self._refuse_other_hosts)
-        self._requests = Requests(self._s3, timeout_seconds=settings.timeout_seconds)
+        self._requests = Requests(self._s3)
 
     @property
     def client(self) -> "S3Client":

@@ -20,8 +20,6 @@ from botocore.parsers import ResponseParserFactory
 from botocore.retries.standard import RetryContext, StandardRetryConditions
 from botocore.utils import percent_encode, percent_encode_sequence
 
-from worker.storage.connections import KeptConnections
-
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSResponse
     from botocore.signers import RequestSigner
@@ -60,11 +58,10 @@ class _Template:
 class Requests:
     """Requests of a client for objects, with its credentials, address, signature, connections and errors."""
 
-    def __init__(self, client: "S3Client", *, timeout_seconds: float) -> None:
+    def __init__(self, client: "S3Client") -> None:
         self._client = client
         # botocore has no public way to its connections; a test holds this one.
-        session = client._endpoint.http_session  # type: ignore[attr-defined] # noqa: SLF001
-        self._connections = KeptConnections(session, timeout_seconds=timeout_seconds)
+        self._connections = client._endpoint.http_session  # type: ignore[attr-defined] # noqa: SLF001
         self._parser = ResponseParserFactory().create_parser("rest-xml")
         self._retried = StandardRetryConditions(ATTEMPTS)
         self._templates: dict[tuple[Operation, str], _Template] = {}

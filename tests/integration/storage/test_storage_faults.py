@@ -262,13 +262,6 @@ def test_a_fault_of_a_kept_connection_raises_unavailable_and_the_next_fetch_succ
     assert storage.fetch(check).data == BODY
 
 
-def test_a_connection_that_the_store_has_ended_meanwhile_is_replaced(store: FaultyStore) -> None:
-    storage, check = _storage(store.url), ImageCheck(bucket="uploads", key="a.jpg")
-    store.behaviours = [serve(BODY), reset, serve(BODY)]
-    assert [storage.fetch(check).data, storage.fetch(check).data] == [BODY, BODY]
-    assert store.connections == 2
-
-
 @pytest.mark.parametrize(
     "behaviour", [trickle_header, trickle_error], ids=lambda behaviour: behaviour.__name__
 )
