@@ -24,6 +24,7 @@ FLAGGED, REVIEWED = 0.01, 0.10
 #: Most photographs that are scored under each condition.
 PHOTOGRAPHS = 1000
 _CALIBRATED_ON = "calibrated_on"
+_AS_UPLOADED = "as uploaded"
 
 Logits = NDArray[np.float64]
 
@@ -43,11 +44,13 @@ def recalibrate(
     """Fit the calibration and the thresholds of a bundle to the scores of a cross-validation of its recipe.
 
     The log-odds that the folds gave to pictures which they never saw become the bundle's probabilities. Each
-    fold then scores photographs that it never saw under every degradation, at its strongest of the quick
-    ones; a threshold is the highest that one of these conditions needs, so that the budget is kept under all
-    of them. The bundle's manifest is rewritten, and with it its digest. Returns the thresholds of each
-    condition. Raises `CrossvalidationError` when the folder holds no finished cross-validation of the
-    bundle's feature, views and network, and for a bundle that was calibrated on one before.
+    fold then scores photographs that it never saw as uploaded and under every degradation, at its strongest
+    of the quick ones. From the highest threshold that one of these conditions needs on, a picture is
+    *generated*: nobody is accused for what a resize or a codec did. From the one for uploads on it goes to
+    review, which only costs time. The bundle's manifest is rewritten, and with it its digest. Returns the
+    thresholds of each condition. Raises `CrossvalidationError` when the folder holds no finished
+    cross-validation of the bundle's feature, views and network, and for a bundle that was calibrated on one
+    before.
     """
     if _CALIBRATED_ON in bundle.manifest.provenance:
         raise CrossvalidationError(f"{bundle.folder} is calibrated on a cross-validation already")
@@ -69,7 +72,9 @@ def recalibrate(
                 slope=new.slope * own.slope, offset=new.slope * own.offset + new.offset
             ),
             "thresholds": Thresholds(
-                review_from=max(each.thresholds.review_from for each in conditions),
+                review_from=next(
+                    each.thresholds.review_from for each in conditions if each.condition == _AS_UPLOADED
+                ),
                 generated_from=max(each.thresholds.generated_from for each in conditions),
             ),
             # They were measured at other thresholds.
@@ -114,7 +119,7 @@ def _fold(folder: Path) -> Bundle:
 
 
 def _conditions() -> Iterator[tuple[str, Rewrite]]:
-    yield "as uploaded", as_is
+    yield _AS_UPLOADED, as_is
     for degradation in DEGRADATIONS:
         strength = degradation.quick[-1]
         yield f"{degradation.name} {strength:g}", degradation.at(strength)

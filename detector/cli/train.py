@@ -230,8 +230,8 @@ def fuse(bundles: tuple[str, ...], **options: Any) -> None:
 def calibrate(bundle: Path, *, folder: Path, device: str) -> None:
     """Fit calibration and thresholds of a bundle to pictures that the folds of a cross-validation never saw.
 
-    A threshold keeps its budget of photographs under every degradation of the quick evaluation: 1 % flagged,
-    and 10 % flagged or in review. The bundle is changed in place.
+    At most 1 % of photographs are flagged, as uploaded and under every degradation of the quick evaluation,
+    and at most 10 % of uploads are flagged or go to review. The bundle is changed in place.
     """
     from detector.crossvalidation import CrossvalidationError
     from detector.recalibration import recalibrate
