@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from detector.bundle.calibration import PlattScaling
 from detector.bundle.thresholds import Thresholds
 
-Feature = Literal["dnf", "dnf+npr", "dnf+rgb", "dnf+npr+rgb", "rgb", "npr", "npr+rgb"]
+Feature = Literal["dnf", "dnf+npr", "dnf+rgb", "dnf+npr+rgb", "rgb", "npr", "npr+rgb", "npr+npr+rgb"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 Variant = Literal["first", "last", "mean", "stack"]
 

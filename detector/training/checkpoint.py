@@ -59,23 +59,24 @@ def pretrained_network(bundle: Bundle, recipe: ClassifierRecipe) -> ResNet:
     """
     manifest = bundle.manifest
     title, config = f"{manifest.name} {manifest.version}", manifest.classifier
-    configs: dict[str, ClassifierConfig] = {manifest.feature: config}
+    configs: list[tuple[str, ClassifierConfig]] = [(manifest.feature, config)]
     if isinstance(config, EnsembleConfig):
-        configs = dict(zip(manifest.feature.split("+"), config.branches, strict=True))
-    networks = {feature: each for feature, each in configs.items() if isinstance(each, ResNetConfig)}
-    if not networks:
+        configs = list(zip(manifest.feature.split("+"), config.branches, strict=True))
+    features = [feature for feature, each in configs if isinstance(each, ResNetConfig)]
+    if not features:
         raise CheckpointRejectedError(f"{title} has no residual network")
-    if recipe.feature not in networks:
+    if recipe.feature not in features:
         raise CheckpointRejectedError(
-            f"{title} has no network on {recipe.feature} alone, but on {', '.join(networks)}"
+            f"{title} has no network on {recipe.feature} alone, but on {', '.join(features)}"
         )
     if "dnf" in recipe.feature and manifest.dnf != recipe.dnf:
         raise CheckpointRejectedError(
             f"{title} was trained on the noise feature of other timesteps or another variant"
         )
-    if networks[recipe.feature] != recipe.network.model_copy(update={"in_channels": recipe.channels}):
+    wanted = recipe.feature, recipe.network.model_copy(update={"in_channels": recipe.channels})
+    if wanted not in configs:
         raise CheckpointRejectedError(f"{title} has a network of another depth, width or stem")
     network = build_classifier(config)
     network.load_state_dict(load_file(bundle.classifier_path))
     branches = network.branches if isinstance(network, Ensemble) else [network]
-    return cast("ResNet", branches[list(configs).index(recipe.feature)])
+    return cast("ResNet", branches[configs.index(wanted)])
