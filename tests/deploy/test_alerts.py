@@ -87,7 +87,7 @@ HEALTHY = {
     'dnf_score_bucket{le="0.5"': "0+100000x400",
     'dnf_score_bucket{le="+Inf"': "0+200000x400",
     "dnf_score_count{": "0+200000x400",
-    'dnf_model_info{name="dnf-small",version="4"': "1x400",
+    'dnf_model_info{name="dnf-small",version="5"': "1x400",
     'dnf_shadow_disagreements_total{serving="real",shadow="review"': "0x400",
     "dnf_shadow_score_difference_count{": "0+60000x400",
 }
