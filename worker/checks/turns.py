@@ -1,6 +1,6 @@
 """Turns: small pictures are prepared one after the other, large ones side by side.
 
-Python runs one thread at a time. Small pictures side by side mostly hand its lock to and fro, which costs
+Python runs one thread at a time. Small pictures side by side mostly hand its lock back and forth, which costs
 more than a second core gains; the decoder of a large one runs for long without the lock.
 """
 
