@@ -280,7 +280,7 @@ def test_figures_are_recorded_for_each_split(corpus: Path, own_bundle: Path) -> 
         (["--record", "x", "--limit", "10"], "whole splits"),
         (["--baseline", "rgb"], "give it"),
         (["--baseline-bundle", "rgb"], "NAME=BUNDLE"),
-        (["--baseline-bundle", "rgb=default"], "feature dnf"),
+        (["--baseline-bundle", "rgb=default"], "feature npr+npr+rgb"),
         (["--baseline-bundle", "paper=default"], "--preset paper"),
         (["--baseline-bundle", "rgb=no-such-bundle"], "not_found"),
         (["--split", "nowhere"], "nowhere"),

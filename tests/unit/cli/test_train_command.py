@@ -130,7 +130,7 @@ def test_a_bundles_network_is_fine_tuned(corpus: Path, tmp_path: Path, *, fused:
         whole = ["train", "all", str(corpus), "--size", "32", "--batch", "4", "--max-steps", "2"]
         result = CliRunner().invoke(main, [*whole, "--channels", "16,32", "--out", str(tmp_path / "dnf")])
         assert result.exit_code == 0, result.output
-        fuse = ["train", "fuse", str(corpus), str(tmp_path / "dnf"), str(start), "--hold-out", "g1"]
+        fuse = ["train", "fuse", str(tmp_path / "dnf"), str(start)]
         assert CliRunner().invoke(main, [*fuse, "--out", str(tmp_path / "fused")]).exit_code == 0
         start = tmp_path / "fused"
     second = [*train, "--work", str(tmp_path / "b"), "--out", str(tmp_path / "more"), "--max-steps", "1"]
@@ -169,9 +169,9 @@ def test_the_help_has_an_example_and_sections_of_options(command: str) -> None:
     text = CliRunner().invoke(main, [*command.split(), "--help"]).output
     assert f"dnf-detector {command} " in text[text.index("Example") :]
     if command != "train":
-        titles = [title for title in ("Corpus:", "Output:", "Options:") if title in text]
+        # An ensemble needs no pictures.
+        titles = ["Output:", "Options:"] if command == "train fuse" else ["Corpus:", "Output:", "Options:"]
         assert [text.index(title) for title in titles] == sorted(text.index(title) for title in titles)
-        assert len(titles) == 3
 
 
 def test_the_commands_of_make_gpu_train_are_valid(tmp_path: Path) -> None:
