@@ -191,7 +191,7 @@ def crossvalidate_ensemble(
     Nothing is trained. Raises `CrossvalidationError` when the trials are not of these pictures and folds, and
     `FusionRejectedError` when their classifiers do not fit together.
     """
-    reports = [finished(trial) for trial in trials]
+    reports = [finished_report(trial) for trial in trials]
     leave_out, count = reports[0]["leave_out"], len(reports[0]["folds"])
     divided = {
         str(s.path): n for n, fold in enumerate(folds(samples, count, leave_out), 1) for s in fold.held_out
@@ -352,7 +352,7 @@ class Margin:
 
 def margin(own: Crossvalidation, folder: Path) -> Margin:
     """Compare a result with that in another folder. Raises `CrossvalidationError` for other pictures."""
-    report = finished(folder)
+    report = finished_report(folder)
     others = {picture["path"]: float(picture["logit"]) for picture in report["pictures"]}
     paths = [picture["path"] for picture in own.pictures]
     if set(paths) != set(others):
@@ -372,7 +372,7 @@ def margin(own: Crossvalidation, folder: Path) -> Margin:
     return Margin(pooled["margin"], matched["margin"])
 
 
-def finished(folder: Path) -> dict[str, Any]:
+def finished_report(folder: Path) -> dict[str, Any]:
     """Return the report in a folder. Raises `CrossvalidationError` where there is none."""
     try:
         report: dict[str, Any] = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from detector.bundle.calibration import PlattScaling, fit_platt, thresholds_for_
 from detector.bundle.files import Bundle, BundleError, open_bundle, write_manifest
 from detector.bundle.thresholds import Thresholds
 from detector.corpus.corpus import Sample
-from detector.crossvalidation import CrossvalidationError, finished
+from detector.crossvalidation import CrossvalidationError, finished_report
 from detector.detector import Detector, Dtype
 from detector.evaluation.conditions import DEGRADATIONS
 from detector.progress import Progress
@@ -95,7 +95,7 @@ def recalibrate(
 
 
 def _report(folder: Path, bundle: Bundle) -> dict[str, Any]:
-    report = finished(folder)
+    report = finished_report(folder)
     own = bundle.manifest
     for name, manifest in ((path.name, _fold(path).manifest) for path in _folds(folder)):
         if (manifest.feature, manifest.preprocessing, manifest.classifier) != (

@@ -40,12 +40,14 @@ def save_checkpoint(folder: Path, parts: Mapping[str, Stateful], record: Mapping
 def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> dict[str, Any] | None:
     """Restore the parts and return the record; None if there is no checkpoint.
 
-    Read with `weights_only=True`, so a checkpoint cannot run code.
+    Read with `weights_only=True`, so a checkpoint cannot run code. Raises ValueError when it lacks a part.
     """
     path = folder / CHECKPOINT_FILE
     if not path.exists():
         return None
     content = torch.load(path, map_location="cpu", weights_only=True)
+    if missing := sorted({*parts, "record"} - content.keys()):
+        raise ValueError(f"{path} is the checkpoint of another version: it has no {missing[0]}")
     for name, part in parts.items():
         part.load_state_dict(content[name])
     return dict(content["record"])

@@ -111,7 +111,8 @@ def test_an_ensemble_of_an_earlier_version_is_read() -> None:
 @pytest.mark.parametrize(
     ("feature", "branches", "reason"),
     [
-        ("npr+rgb", (CooccurrenceConfig(in_channels=6), ResNetConfig(in_channels=3)), "9|channels"),
+        ("npr+rgb", (ResNetConfig(), ResNetConfig(in_channels=6)), "must take the 6 channels"),
+        ("npr+npr+rgb", (ResNetConfig(in_channels=6), CooccurrenceConfig()), "a branch for each part"),
         ("dnf+npr", (ResNetConfig(), CooccurrenceConfig()), "must end with rgb"),
     ],
 )

@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import structlog
 import torch
 
 from detector.bundle.manifest import ResNetConfig
 from detector.corpus.corpus import grouped_split, read_corpus
+from detector.training.checkpoint import CHECKPOINT_FILE
 from detector.training.classifier import train_classifier
 from detector.training.recipe import ClassifierRecipe
 from detector.training.unet import build_unet
@@ -97,3 +99,32 @@ def test_a_training_that_is_interrupted_and_resumed_gives_the_same_network(
     assert steps == [("training_started", 3), (trained, 4), ("validated", 5), (trained, 6), ("validated", 7)]
     report = next(event for event in events if event["event"] == "classifier_steps_trained")
     assert report.keys() >= {"loss", "pictures_per_second", "remaining_minutes"}
+
+
+def test_a_bank_without_a_unet_has_crops_to_cut_from(corpus: Path, tmp_path: Path) -> None:
+    """They are half as large again as a view, so that each step can cut new ones."""
+    recipe = ClassifierRecipe(
+        feature="npr",
+        network=ResNetConfig(depth=18, width=8),
+        size=32,
+        batch=4,
+        bank=2,
+        max_steps=1,
+    )
+    training, validation = grouped_split(read_corpus(corpus))
+    train_classifier(None, training, validation, tmp_path / "work", recipe, bank=tmp_path / "bank")
+    assert np.load(tmp_path / "bank" / "pictures.npy").shape == (2 * len(training), 48, 48, 3)
+
+
+def test_a_checkpoint_of_another_version_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """One that lacks a part is named, instead of being continued in part."""
+    recipe = ClassifierRecipe(
+        feature="npr", network=ResNetConfig(depth=18, width=8), size=32, batch=4, max_steps=1
+    )
+    training, validation = grouped_split(read_corpus(corpus))
+    train_classifier(None, training, validation, tmp_path, recipe)
+    content = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
+    del content["families"]
+    torch.save(content, tmp_path / CHECKPOINT_FILE)
+    with pytest.raises(ValueError, match="another version: it has no families"):
+        train_classifier(None, training, validation, tmp_path, recipe)
