@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from detector.benchmark.speed import flops_per_picture
 from detector.bundle.files import MANIFEST_FILE, Bundle, open_bundle
 from detector.corpus.corpus import CorpusRejectedError, Sample, training_split
 from detector.corpus.folds import Fold, LeaveOut, folds
 from detector.detector import Detector, Dtype
-from detector.metrics import Counts, Interval, Ranking, Scores, calibration_errors, intervals
+from detector.evaluation.held_out import Figures, MatchedRanking, ScoredSample, auroc_of, figures
+from detector.metrics import Interval, Ranking, intervals
 from detector.networks.unet import Unet
 from detector.progress import Progress
 from detector.scoring import ScoreJournal, score_samples
@@ -32,9 +32,6 @@ from detector.training.recipe import ClassifierRecipe
 
 REPORT_FILE = "crossvalidation.json"
 _SUMMARY_FILE, _BUNDLE = "fold.json", "bundle"
-#: A content counts from this number of pictures of each class.
-FEWEST = 10
-
 log = structlog.get_logger(__name__)
 
 
@@ -69,48 +66,6 @@ class FoldResult:
 
 
 @dataclass(frozen=True)
-class ContentFigures:
-    """The AUROC among pictures of one content."""
-
-    content: str
-    real: int
-    generated: int
-    auroc: Interval
-
-
-@dataclass(frozen=True)
-class FamilyRow:
-    """One family: its generator or source, and its AUROC against pictures of the other class."""
-
-    family: str
-    is_generated: bool
-    pictures: int
-    #: What was left out together with it.
-    unit: str
-    fold: int
-    auroc: Interval
-    #: Against those of the same content only; None where there are none.
-    matched: float | None
-
-
-@dataclass(frozen=True)
-class Figures:
-    """The figures for pictures whose generator and source no training saw, in 0..1."""
-
-    #: AUROC over the scores of all folds, each calibrated on its own validation pictures.
-    pooled: Interval
-    #: The same with an interval over generators and sources instead of pictures.
-    pooled_by_unit: Interval
-    #: Mean AUROC within groups of like content; None where no content has both classes.
-    matched: Interval | None
-    tpr_at_fpr_5: Interval
-    #: Expected calibration error with both classes at the same weight.
-    calibration_error: Interval
-    contents: list[ContentFigures]
-    families: list[FamilyRow]
-
-
-@dataclass(frozen=True)
 class Crossvalidation:
     """The result of one cross-validation."""
 
@@ -121,20 +76,6 @@ class Crossvalidation:
     folds: list[FoldResult]
     #: Path, fold, label, content, calibrated log-odds and logits of the views of each picture.
     pictures: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class ScoredSample:
-    """A held-out picture with its score."""
-
-    sample: Sample
-    fold: int
-    unit: str
-    #: Calibrated log-odds of *generated*.
-    logit: float
-    probability: float
-    #: Logits of the views, before calibration.
-    views: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -243,7 +184,7 @@ def _crossvalidated(
         detector = Detector.load(bundle, device=device, dtype=dtype)
         cost = cost or cost_of(bundle)
         own = _scores(detector, fold, place, number)
-        results.append(replace(summary, auroc=_auroc(own).value))
+        results.append(replace(summary, auroc=auroc_of(own).value))
         log.info("fold_scored", fold=number, **asdict(results[-1]))
         scored += own
     if cost is None:
@@ -279,69 +220,6 @@ def cost_of(bundle: Bundle) -> Cost:
     )
 
 
-def figures(scored: Sequence[ScoredSample]) -> Figures:
-    """Return the figures of scored pictures of all folds. Raises ValueError when a class is missing."""
-    labels = np.array([int(item.sample.generated) for item in scored])
-    logits = np.array([item.logit for item in scored])
-    probabilities = np.array([item.probability for item in scored])
-    units = np.unique([item.unit for item in scored], return_inverse=True)[1]
-    ranking = Ranking(logits, labels)
-    measured = intervals(
-        {
-            "pooled": ranking.auroc,
-            "tpr_at_fpr_5": lambda counts: ranking.tpr_at_fpr(counts, 0.05),
-            "calibration_error": lambda counts: calibration_errors(
-                probabilities, labels, counts, balanced=True
-            ),
-        },
-        labels,
-    )
-    contents, matched = _matched(scored, logits, labels)
-    return Figures(
-        pooled_by_unit=intervals({"auroc": ranking.auroc}, labels, units=units)["auroc"],
-        matched=matched,
-        contents=contents,
-        families=_families(scored),
-        **measured,
-    )
-
-
-def _matched(
-    scored: Sequence[ScoredSample], logits: Scores, labels: NDArray[np.int64]
-) -> tuple[list[ContentFigures], Interval | None]:
-    """Return the figures by content, and the mean AUROC over the contents that have both classes."""
-    contents = np.array([item.sample.content for item in scored])
-    matched = _MatchedRanking(logits, labels, contents)
-    rows = [
-        ContentFigures(
-            content,
-            int((labels[own] == 0).sum()),
-            int((labels[own] == 1).sum()),
-            intervals({"auroc": ranking.auroc}, labels[own])["auroc"],
-        )
-        for content, (own, ranking) in matched.rankings.items()
-    ]
-    return rows, intervals({"auroc": matched.auroc}, matched.strata)["auroc"] if rows else None
-
-
-class _MatchedRanking:
-    """Scores ranked within each content that has at least `FEWEST` pictures of each class."""
-
-    def __init__(self, logits: Scores, labels: NDArray[np.int64], contents: NDArray[np.str_]) -> None:
-        self.rankings: dict[str, tuple[NDArray[np.bool_], Ranking]] = {}
-        for content in np.unique(contents):
-            own = contents == content
-            if content and min((labels[own] == label).sum() for label in (0, 1)) >= FEWEST:
-                self.rankings[str(content)] = own, Ranking(logits[own], labels[own])
-        #: Resamples are drawn within each content and class, so that none lacks one.
-        self.strata = np.unique(np.char.add(contents, labels.astype(str)), return_inverse=True)[1]
-
-    def auroc(self, counts: Counts) -> Scores:
-        """Return the mean AUROC over the contents of each resample, (R,); `counts` as for `Ranking`."""
-        each = [ranking.auroc(counts[:, own]) for own, ranking in self.rankings.values()]
-        return np.asarray(np.mean(each, axis=0))
-
-
 @dataclass(frozen=True)
 class Margin:
     """How much higher one cross-validation is than another, on the same resampled pictures."""
@@ -365,7 +243,7 @@ def margin(own: Crossvalidation, folder: Path) -> Margin:
     )
     first, second = (Ranking(values, labels) for values in scores)
     pooled = intervals({"margin": lambda counts: first.auroc(counts) - second.auroc(counts)}, labels)
-    mine, theirs = (_MatchedRanking(values, labels, contents) for values in scores)
+    mine, theirs = (MatchedRanking(values, labels, contents) for values in scores)
     if not mine.rankings:
         return Margin(pooled["margin"], None)
     matched = intervals({"margin": lambda counts: mine.auroc(counts) - theirs.auroc(counts)}, mine.strata)
@@ -379,43 +257,6 @@ def finished_report(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CrossvalidationError(f"{folder} has no finished cross-validation: {error}") from error
     return report
-
-
-def _families(scored: Sequence[ScoredSample]) -> list[FamilyRow]:
-    kinds = {(item.sample.generated, item.sample.family) for item in scored}
-    rows: list[FamilyRow] = []
-    for generated, family in sorted(kinds, key=lambda kind: (not kind[0], kind[1])):
-        own = [item for item in scored if (item.sample.generated, item.sample.family) == (generated, family)]
-        others = [item for item in scored if item.sample.generated != generated]
-        rows.append(
-            FamilyRow(
-                family,
-                generated,
-                len(own),
-                own[0].unit,
-                own[0].fold,
-                _auroc([*own, *others]),
-                _matched_auroc(own, others),
-            )
-        )
-    return rows
-
-
-def _matched_auroc(own: Sequence[ScoredSample], others: Sequence[ScoredSample]) -> float | None:
-    """Return the share of right orders among pairs of like content, equally weighted by pictures of `own`."""
-    shares: list[float] = []
-    for item in own:
-        like = np.array([other.logit for other in others if other.sample.content == item.sample.content])
-        if len(like) and item.sample.content:
-            below = float(((like < item.logit) + (like == item.logit) / 2).mean())
-            shares.append(below if item.sample.generated else 1 - below)
-    return float(np.mean(shares)) if shares else None
-
-
-def _auroc(scored: Sequence[ScoredSample]) -> Interval:
-    labels = np.array([int(item.sample.generated) for item in scored])
-    ranking = Ranking(np.array([item.logit for item in scored]), labels)
-    return intervals({"auroc": ranking.auroc}, labels)["auroc"]
 
 
 def _trained(fold: Fold, number: int, training: _Training, folder: Path) -> tuple[Bundle, FoldResult]:

@@ -14,8 +14,8 @@ from detector.bundle.calibration import PlattScaling
 from detector.bundle.files import open_bundle, write_manifest
 from detector.cli import main
 from detector.corpus.corpus import Sample
-from detector.crossvalidation import ScoredSample, figures
 from detector.evaluation.conditions import DEGRADATIONS
+from detector.evaluation.held_out import ScoredSample, figures
 
 
 def scored(name: str, logit: float, *, label: str, content: str = "", fold: int = 1) -> ScoredSample:
